@@ -1,0 +1,80 @@
+"""Every error that a user or a file can cause, in one tree.
+
+Each message says what was found, what was expected and what to do next. The command line prints it as one
+`Error:` line and exits with `exit_code`; nothing else in the project decides exit codes.
+
+    FastVLMError                  exit 2
+    ├── UsageError                an option, or a combination of options, that cannot work
+    ├── MissingDependency         something optional that this machine lacks (names what to install)
+    ├── OutputError               the place to write to: exists, is a file, cannot be written, no space
+    ├── CheckpointError           the folder is no checkpoint, or its files are damaged
+    │   ├── ConfigError           config.json: unknown model_type, missing or impossible fields
+    │   ├── TensorError           missing, extra or misshapen tensors (all of them listed)
+    │   └── TokenizerError        no tokenizer, or one that does not fit the vocabulary
+    ├── ImageError                not an image, truncated, too large, or a format whose plugin is missing
+    ├── PromptError               empty, or too long for the context (names the three numbers)
+    ├── BuildError                a build folder that is incomplete, changed, or of a newer schema
+    └── PackageError              an .mlpackage that cannot be opened
+        ├── UnsupportedOp         an op that the MIL runtime does not know (op, function, position)
+        └── ExecutionError        an op, input or state that is wrong at run time
+"""
+
+from __future__ import annotations
+
+
+class FastVLMError(Exception):
+    """Base of every error that a user or a file can cause."""
+
+    exit_code = 2
+
+
+class UsageError(FastVLMError):
+    """An option, or a combination of options, that cannot work."""
+
+
+class MissingDependency(FastVLMError):
+    """Something optional that this machine lacks."""
+
+
+class OutputError(FastVLMError):
+    """The place to write to exists, is of the wrong kind, or cannot be written."""
+
+
+class CheckpointError(FastVLMError):
+    """The folder is no checkpoint, or its files are damaged."""
+
+
+class ConfigError(CheckpointError):
+    """config.json names an unknown model or lacks a field."""
+
+
+class TensorError(CheckpointError):
+    """Tensors are missing, extra or misshapen; the message lists all of them."""
+
+
+class TokenizerError(CheckpointError):
+    """The tokenizer is missing or does not fit the vocabulary."""
+
+
+class ImageError(FastVLMError):
+    """The file is not an image that can be read whole."""
+
+
+class PromptError(FastVLMError):
+    """The prompt is empty or does not fit into the context."""
+
+
+class BuildError(FastVLMError):
+    """A build folder is incomplete, was changed, or has a newer schema."""
+
+
+class PackageError(FastVLMError):
+    """An .mlpackage cannot be opened."""
+
+
+class UnsupportedOp(PackageError):
+    """The program holds an op that the MIL runtime does not know."""
+
+
+class ExecutionError(PackageError):
+    """An op, an input or a state is wrong at run time."""
