@@ -1,0 +1,47 @@
+"""Who executes a package: the MIL runtime anywhere, or Core ML on a Mac, behind one interface.
+
+A backend opens one function of one package as a `Predictor`, with the surface of coremltools' MLModel. What a
+machine lacks is said by name; nothing falls back to another backend.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastvlm.errors import MissingDependency, UsageError
+
+BACKENDS = ("mil", "coreml")
+
+
+class Predictor(Protocol):
+    """One function of a package, ready to run; the surface of coremltools' MLModel that we use."""
+
+    def predict(self, data: dict[str, Any], state: Any = None) -> dict[str, Any]:
+        """Runs the function once: named inputs to named outputs; `state` is updated in place."""
+
+    def make_state(self) -> Any:
+        """Returns a fresh, zeroed state that every function of the package accepts."""
+
+
+def open_package(package: Path, function: str, backend: str, precision: str = "fp16") -> Predictor:
+    """Opens `function` of the .mlpackage with a backend of BACKENDS; `precision` is the MIL runtime's alone."""
+    if backend == "mil":
+        from validation.mil import MILModel
+
+        return MILModel(package, function_name=function, precision=precision)
+    if backend == "coreml":
+        return _open_coreml(package, function)
+    raise UsageError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
+
+
+def _open_coreml(package: Path, function: str) -> Predictor:
+    if sys.platform != "darwin":
+        raise MissingDependency(
+            f"backend coreml needs macOS, this machine is {sys.platform}; --backend mil runs the same files anywhere"
+        )
+    import coremltools
+
+    model: Predictor = coremltools.models.MLModel(str(package), function_name=function)
+    return model

@@ -1,0 +1,92 @@
+"""A build folder as an engine: pixels and embeddings in, features and logits out, through `predict` alone.
+
+It implements `fastvlm_ref.engine.Engine`, so that the loop that drives PyTorch drives the packages too. It knows
+nothing of text. What goes into the language model is prepared by `validation.host`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastvlm.errors import BuildError, UsageError
+from fastvlm.manifest import read_manifest
+from validation.backends import open_package
+from validation.host import EmbeddingTable, causal_mask, pad_rows, plan_prefill, rope_tables
+
+
+class PackageEngine:
+    """The packages of a build folder, executed by one backend at one image size.
+
+    `image_size` None takes the first exported; a size that was not exported is a UsageError that lists what is there.
+    `precision` is the MIL runtime's ("fp16", "fp16-accumulate" or "fp32").
+    """
+
+    def __init__(self, build: Path, backend: str = "mil", image_size: int | None = None, precision: str = "fp16") -> None:
+        self.build, self.backend, self.precision = build, backend, precision
+        self.manifest = read_manifest(build / "manifest.json")
+        sizes = self.manifest["image"]["sizes"]
+        if image_size is not None and image_size not in sizes:
+            raise UsageError(f"the build holds no encoder for --image-size {image_size}; it has {sizes}")
+        self.image_size: int = image_size or (sizes[0] if sizes else 0)
+        self.context: int = self.manifest["context"]
+        self.query: int = self.manifest["query_length"]
+        text = self.manifest["model"]["text"]
+        self.head_dim, self.rope_theta = int(text["head_dim"]), float(text["rope_theta"])
+        self._open_language()
+        self._encoder = self._open_part("encoder", f"encode_{self.image_size}")
+
+    def _open_part(self, part: str, function: str) -> Any:
+        names = self.manifest["packages"].get(part)
+        if not names:
+            raise BuildError(f"{self.build.name} holds no {part} package (exported with --only?); export it whole")
+        name = names if isinstance(names, str) else names[0]
+        return open_package(self.build / name, function, self.backend, self.precision)
+
+    def _open_language(self) -> None:
+        table = self.manifest["embeddings"]
+        self.embeddings = EmbeddingTable(self.build / table["file"], table["rows"], table["width"])
+        self._functions = {name: self._open_part("language", name) for name in ("prefill", "decode")}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything that was prefilled: a fresh state, position 0."""
+        self.state = self._functions["decode"].make_state()
+        self.position = 0
+
+    def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Returns image tokens float32 (T, H) of RGB bytes (N, N, 3)."""
+        features = self._encoder.predict({"image": Image.fromarray(pixels)})["imageFeatures"]
+        return np.asarray(features, np.float32)[0]
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Returns embedding rows float32 (S, H) of ids (S,)."""
+        return self.embeddings(ids).astype(np.float32)
+
+    def prefill(self, embeds: NDArray[np.float32]) -> None:
+        """Fills the cache with rows (S, H), in static chunks of Q and, at the end of the context, one by one."""
+        for chunk in plan_prefill(len(embeds), past=self.position, query=self.query, context=self.context):
+            rows = embeds[chunk.start : chunk.start + chunk.rows]
+            self._call(chunk.function, rows, self.query if chunk.function == "prefill" else 1)
+
+    def decode(self, embed: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns logits float32 (V,) after one more row (1, H)."""
+        return np.asarray(self._call("decode", embed, 1)["logits"], np.float32).reshape(-1)
+
+    def _call(self, function: str, rows: NDArray[np.float32], query: int) -> dict[str, Any]:
+        cos, sin = rope_tables(self.position, query, self.head_dim, self.rope_theta)
+        inputs = {
+            "inputsEmbeds": pad_rows(rows, query),
+            "ropeCos": cos,
+            "ropeSin": sin,
+            "causalMask": causal_mask(self.position, len(rows), query, self.context),
+            "position": np.array([self.position], np.int32),
+        }
+        outputs = self._functions[function].predict(inputs, self.state)
+        self.position += len(rows)
+        return outputs

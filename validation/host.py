@@ -1,0 +1,102 @@
+"""The host's half of the language model: everything between ids and `predict`, in numpy alone.
+
+This is the rule that a Swift runtime repeats (docs/host-contract): rotary tables, causal mask, the cutting of a
+prompt into prefill chunks, and rows of `embeddings.bin`. It knows neither torch nor coremltools nor any backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastvlm.errors import BuildError, PromptError
+
+MASKED = -1e4  # never −inf: fp16 sums of infinities are NaN (FACTS, AM rules)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One call of the language model: `rows` real rows from `start`, written at `position`, by `function`."""
+
+    function: str  # "prefill" | "decode"
+    start: int  # first row of the prompt's embeddings
+    rows: int  # real rows; the rest of a prefill call is padding
+    position: int  # where in the context they go
+
+
+def plan_prefill(length: int, *, past: int, query: int, context: int) -> Iterator[Chunk]:
+    """Cuts `length` rows that follow `past` filled positions into calls; raises PromptError when they do not fit.
+
+    A padded last chunk must stay inside the context: where position + query > context, `decode` finishes.
+    """
+    if past + length > context:
+        raise PromptError(
+            f"{past} positions are used and {length} more do not fit into the context of {context}; "
+            "shorten the prompt, or export with a larger --context"
+        )
+    start = 0
+    while start < length:
+        position = past + start
+        fits = position + query <= context
+        rows = min(query, length - start) if fits else 1
+        yield Chunk("prefill" if fits else "decode", start, rows, position)
+        start += rows
+
+
+def pad_rows(rows: NDArray[np.floating], query: int) -> NDArray[np.float16]:
+    """Returns fp16 [1, Q, H] of real rows (≤ Q, H), padded with the last real row.
+
+    Never with zeros: RMSNorm of a zero row is 0·rsqrt(eps), and an engine that flushes eps makes that NaN.
+    """
+    missing = query - len(rows)
+    padded = np.concatenate((rows, np.repeat(rows[-1:], missing, 0))) if missing else rows
+    return padded.astype(np.float16)[None]
+
+
+def rope_tables(position: int, query: int, head_dim: int, theta: float) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    """Returns ropeCos and ropeSin, fp16 [1, 1, Q, D], for positions position … position + Q − 1.
+
+    Angles are computed in float32 (theta 1e6 needs it) and only the tables are rounded to fp16.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(theta) ** -exponents  # (D/2,)
+    positions = np.arange(position, position + query, dtype=np.float32)
+    angles = positions[:, None] * frequencies  # (Q, D/2)
+    angles = np.concatenate((angles, angles), 1)[None, None]
+    return np.cos(angles).astype(np.float16), np.sin(angles).astype(np.float16)
+
+
+def causal_mask(position: int, rows: int, query: int, context: int) -> NDArray[np.float16]:
+    """Returns causalMask fp16 [1, 1, Q, C]: 0 where a row may look, −1e4 elsewhere.
+
+    Real row i looks at positions ≤ position + i. Padded rows look where the last real row looks, so that the
+    padding behind it stays invisible to everyone.
+    """
+    last_visible = position + np.minimum(np.arange(query), rows - 1)
+    visible = np.arange(context) <= last_visible[:, None]
+    return np.where(visible, 0.0, MASKED).astype(np.float16)[None, None]
+
+
+class EmbeddingTable:
+    """`embeddings.bin`, row-major fp16 [V, H], mapped: only the rows that are asked for are read."""
+
+    def __init__(self, path: Path, rows: int, width: int) -> None:
+        expected = rows * width * 2
+        found = path.stat().st_size if path.is_file() else None
+        if found != expected:
+            raise BuildError(
+                f"{path.name}: expected {expected} bytes for {rows} rows of {width} fp16, found "
+                f"{'no file' if found is None else f'{found} bytes'}; export again"
+            )
+        self.table = np.memmap(path, np.float16, "r", shape=(rows, width))
+
+    def __call__(self, ids: Sequence[int]) -> NDArray[np.float16]:
+        """Returns rows (S, H), fp16, of ids (S,); raises PromptError for an id outside the table."""
+        outside = [i for i in ids if not 0 <= i < len(self.table)]
+        if outside:
+            raise PromptError(f"ids {outside[:5]} are outside the embedding table of {len(self.table)} rows")
+        return np.asarray(self.table[np.asarray(ids, np.int64)])

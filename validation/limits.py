@@ -1,0 +1,118 @@
+"""The one table of limits: what is compared, by which metric, how far it may go, what was measured, and why.
+
+The command, the tests and the documents all read this table; a limit that stands anywhere else is a defect. Each
+limit keeps 3 to 10 times headroom over the measured value (in dB: 10 to 20 dB of error), so that it neither alarms
+on another CPU nor sleeps through a fault; tests plant faults to show the second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One row: `metric` of `quantity` must be at least (`min`) or at most (`max`) `limit`."""
+
+    quantity: str
+    metric: str
+    bound: Literal["min", "max"]
+    limit: float
+    measured: str  # on the embedded checkpoint unless it says otherwise
+    reason: str
+
+    @property
+    def key(self) -> str:
+        """`quantity.metric`, the name by which tests and reports speak of this row."""
+        return f"{self.quantity}.{self.metric}"
+
+    def holds(self, value: float) -> bool:
+        """Returns whether `value` is good; NaN never is."""
+        return value >= self.limit if self.bound == "min" else value <= self.limit
+
+
+TABLE: tuple[Limit, ...] = (
+    Limit(
+        "encoder", "psnr_db", "min", 60.0, "79",
+        "DESIGN: 20·log10(max |ref| / RMSE) of a picture's image tokens; rounding each op to fp16 costs 70–84 dB",
+    ),
+    Limit(
+        "encoder", "snr_loss_db", "max", 6.0, "0.5",
+        "how much worse than the reference with each op rounded to fp16: what the graph adds to what fp16 costs",
+    ),
+    Limit(
+        "encoder", "peak", "max", 32768.0, "under 100",
+        "largest value that any op returns; fp16 ends at 65,504, half of it is kept as margin",
+    ),
+    Limit(
+        "language", "kl", "max", 5e-5, "1e-6",
+        "DESIGN: KL in nats of the worst step; fp16 alone costs 7e-6 on 0.5B",
+    ),
+    Limit(
+        "language", "logit_error", "max", 0.05, "0.01",
+        "largest logit difference over the spread (standard deviation) of the reference's logits; bounds what may be a tie",
+    ),
+    Limit(
+        "language", "divergences", "max", 0.0, "0",
+        "greedy tokens that differ where the reference's margin exceeds twice that step's logit error",
+    ),
+    Limit(
+        "language", "peak", "max", 32768.0, "under 100",
+        "largest value that any op returns, the causal mask's −1e4 aside",
+    ),
+    Limit(
+        "answer", "divergences", "max", 0.0, "0",
+        "the same, from pixels to tokens with the package's own image tokens",
+    ),
+    Limit(
+        "embeddings", "max_error", "max", 0.0, "0",
+        "rows of embeddings.bin against the checkpoint's table rounded to fp16: a copy, so exact",
+    ),
+    Limit(
+        "prompt", "differing_ids", "max", 0.0, "0",
+        "ids made by the build's tokenizer and template against the checkpoint's",
+    ),
+)
+
+LIMITS: dict[str, Limit] = {limit.key: limit for limit in TABLE}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One value held against its row of the table; `subject` says which picture or prompt was worst."""
+
+    limit: Limit
+    value: float
+    subject: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limit holds."""
+        return self.limit.holds(self.value)
+
+    def as_json(self) -> dict[str, object]:
+        """The row as `validation.json` and `--json` show it, numbers to three significant digits."""
+        return {
+            "quantity": self.limit.quantity,
+            "metric": self.limit.metric,
+            "bound": self.limit.bound,
+            "limit": self.limit.limit,
+            "value": significant(self.value),
+            "subject": self.subject,
+            "passed": self.passed,
+            "reason": self.limit.reason,
+        }
+
+
+def significant(value: float) -> float | str:
+    """Returns `value` to three significant digits; inf, −inf and nan as words, which JSON numbers cannot say."""
+    return float(f"{value:.3g}") if abs(value) < float("inf") else str(value)
+
+
+def worst(key: str, values: dict[str, float]) -> Measurement:
+    """Returns the measurement of limit `key` for the worst of `values` (subject -> value); NaN is the worst of all."""
+    limit = LIMITS[key]
+    sign = 1.0 if limit.bound == "max" else -1.0
+    subject = max(values, key=lambda name: float("inf") if values[name] != values[name] else sign * values[name])
+    return Measurement(limit, values[subject], subject)

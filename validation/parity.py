@@ -1,0 +1,109 @@
+"""Package against reference: image tokens, logits, greedy tokens. Measures, never judges (`validation.limits` does).
+
+The decoder is compared on the reference's own image tokens, so that its error is its own; then once more from pixels,
+with the package's image tokens, which is what a user gets. Both are teacher-forced with the reference's greedy tokens:
+after a divergence the two would otherwise answer different questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastvlm_ref.engine import Engine
+from fastvlm_ref.image import pixels_to_tensor
+from fastvlm_ref.model.fastvlm import FastVLM
+from validation.metrics import cosine, kl_divergence, margin, max_error, psnr_db, snr_db, worst_row_snr_db
+from validation.rounding import RoundEachOp
+
+
+@dataclass(frozen=True)
+class EncoderParity:
+    """One picture's image tokens (T, H): package against reference, all in dB but the cosine."""
+
+    psnr_db: float
+    snr_db: float
+    rounded_snr_db: float  # of the reference with every op rounded to fp16
+    cosine: float
+    worst_token_db: float
+
+    @property
+    def snr_loss_db(self) -> float:
+        """How much the package is worse than fp16 alone; negative when it is better."""
+        return self.rounded_snr_db - self.snr_db
+
+
+def compare_encoder(model: FastVLM, engine: Engine, pixels: NDArray[np.uint8]) -> tuple[EncoderParity, NDArray[np.float32]]:
+    """Returns the comparison for RGB bytes (N, N, 3), and the reference's image tokens float32 (T, H)."""
+    tensor = pixels_to_tensor(pixels)
+    with torch.no_grad():
+        reference = model.encode_image(tensor)[0].numpy()
+        with RoundEachOp():
+            rounded = model.encode_image(tensor)[0].numpy()
+    actual = engine.encode_image(pixels)
+    parity = EncoderParity(
+        psnr_db(reference, actual),
+        snr_db(reference, actual),
+        snr_db(reference, rounded),
+        cosine(reference, actual),
+        worst_row_snr_db(reference, actual),
+    )
+    return parity, reference
+
+
+@dataclass
+class DecoderParity:
+    """The steps of one transcript: per step KL, logit error over the logits' spread, and whether the tokens agree."""
+
+    reference_ids: list[int] = field(default_factory=list)
+    package_ids: list[int] = field(default_factory=list)  # what the package would have said at each step
+    kl: list[float] = field(default_factory=list)
+    logit_error: list[float] = field(default_factory=list)
+    ties: int = 0  # differing tokens that a logit error of this size explains
+    divergences: int = 0  # differing tokens that it does not
+
+    def add(self, reference: NDArray[np.float32], actual: NDArray[np.float32]) -> None:
+        """Counts one step: logits (V,) of both sides."""
+        error = max_error(reference, actual)
+        expected, said = int(reference.argmax()), int(actual.argmax())
+        self.reference_ids.append(expected)
+        self.package_ids.append(said)
+        self.kl.append(kl_divergence(reference, actual))
+        self.logit_error.append(error / float(reference.std()))
+        if expected != said:
+            # a tie: an error of this size on both tokens can swap them, so nothing is shown to be wrong
+            tie = np.isfinite(error) and margin(reference) <= 2 * error
+            self.ties += int(tie)
+            self.divergences += int(not tie)
+
+
+def compare_decoder(
+    reference: Engine, package: Engine, embeds: tuple[NDArray[np.float32], NDArray[np.float32]],
+    stop_ids: Sequence[int], steps: int,
+) -> DecoderParity:
+    """Runs both sides over embeddings (S, H), one pair member each, for up to `steps` greedy tokens of the reference.
+
+    Stops after a stop id, which is compared like any other token.
+    """
+    parity = DecoderParity()
+    rows = []
+    for engine, prompt in zip((reference, package), embeds, strict=True):
+        engine.reset()
+        engine.prefill(prompt[:-1])
+        rows.append(prompt[-1:])
+    for _ in range(steps):
+        parity.add(reference.decode(rows[0]), package.decode(rows[1]))
+        token = parity.reference_ids[-1]
+        if token in stop_ids:
+            break
+        rows = [engine.embed([token]) for engine in (reference, package)]
+    return parity
+
+
+def splice(engine: Engine, ids: tuple[Sequence[int], Sequence[int]], image_tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns embeddings (S, H): ids before the image, its tokens (T, H), ids after it."""
+    return np.concatenate((engine.embed(ids[0]), image_tokens, engine.embed(ids[1])))
