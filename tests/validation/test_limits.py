@@ -1,0 +1,33 @@
+"""The table of limits judges, and cannot be talked into passing."""
+
+import math
+
+import pytest
+
+from validation.limits import LIMITS, TABLE, significant, worst
+
+
+def test_keys_are_unique_and_every_row_gives_a_reason():
+    assert len(LIMITS) == len(TABLE)
+    assert all(len(limit.reason) > 20 and limit.measured for limit in TABLE)
+
+
+def test_bounds_work_both_ways():
+    assert LIMITS["encoder.psnr_db"].holds(60.0) and not LIMITS["encoder.psnr_db"].holds(59.9)
+    assert LIMITS["language.kl"].holds(5e-5) and not LIMITS["language.kl"].holds(6e-5)
+
+
+@pytest.mark.parametrize("limit", TABLE, ids=lambda limit: limit.key)
+def test_nan_never_passes(limit):
+    assert not limit.holds(math.nan)
+    assert not worst(limit.key, {"good": limit.limit, "bad": math.nan}).passed
+
+
+def test_worst_picks_by_the_direction_of_the_bound():
+    assert worst("encoder.psnr_db", {"a": 80.0, "b": 61.0}).subject == "b"
+    assert worst("language.kl", {"a": 1e-6, "b": 1e-5}).subject == "b"
+
+
+def test_stored_numbers_have_three_digits():
+    assert significant(0.0123456) == 0.0123
+    assert significant(math.inf) == "inf"

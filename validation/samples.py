@@ -1,0 +1,44 @@
+"""Which pictures and prompts a comparison uses: the three shipped ones, or a folder of the user's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from fastvlm.errors import UsageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".heic", ".heif")
+DEFAULT_PROMPT = "Describe the picture."
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture and a question; `answer` is the true one where it is known."""
+
+    picture: Path
+    prompt: str
+    answer: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The picture's file name, as reports call it."""
+        return self.picture.name
+
+
+def shipped_samples() -> list[Sample]:
+    """Returns the shipped pictures with their questions and true answers."""
+    folder = Path(str(files("fastvlm_ref") / "tiny" / "pictures"))
+    rows = json.loads((folder / "examples.json").read_text("utf-8"))
+    return [Sample(folder / row["image"], row["prompt"], row.get("answer")) for row in rows]
+
+
+def samples_in(folder: Path) -> list[Sample]:
+    """Returns every picture of `folder`, by name, with the default prompt; raises UsageError when there is none."""
+    if not folder.is_dir():
+        raise UsageError(f"--images {folder} is not a folder")
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not pictures:
+        raise UsageError(f"--images {folder} holds no picture; known endings are {', '.join(SUFFIXES)}")
+    return [Sample(path, DEFAULT_PROMPT) for path in pictures]
