@@ -1,0 +1,143 @@
+"""manifest.json, the part of a build folder that says what the rest is and how to run it.
+
+The schema is MAJOR.MINOR. Readers ignore keys they do not know, accept older schemas, and refuse a newer MAJOR
+by naming it: that is what lets an old tool fail with a sentence instead of a wrong answer. The text is the same
+bytes for the same content: sorted keys, indent 1, one newline at the end, no time, no path, no machine.
+It knows nothing of packages or models beyond the names of the fields.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from fastvlm.errors import BuildError
+from fastvlm.hashes import list_tree, sha256_file
+from fastvlm.paths import contained
+
+SCHEMA = "0.1"
+NAME = "manifest.json"
+
+# What every reader may rely on; the other fields of DESIGN §3 depend on what was asked for (`--only encoder`).
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "schema": str,
+    "fastvlm_version": str,
+    "source": dict,
+    "model": dict,
+    "image": dict,
+    "prompt": dict,
+    "functions": dict,
+    "packages": dict,
+    "compression": dict,
+    "licence": str,
+    "files": dict,
+}
+_MAX_BYTES = 32 << 20
+# Written into a finished build by `validate` (and by macOS), therefore never in the manifest's own list.
+_ADDED_LATER = ("validation.json", "selftest", "report", "report.html", ".DS_Store")
+
+
+def significant(value: float, digits: int = 3) -> float:
+    """A measured number rounded to `digits` significant digits, as everything stored is."""
+    return float(f"{value:.{digits}g}")
+
+
+def dump(content: dict[str, Any]) -> bytes:
+    """The canonical bytes of a JSON document: sorted keys, indent 1, newline at the end; NaN is a ValueError."""
+    text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def write_manifest(path: str | Path, manifest: dict[str, Any]) -> None:
+    """Write `manifest` (stamped with this SCHEMA if it names none) to `path`; BuildError if a field is missing."""
+    complete = {"schema": SCHEMA, **manifest}
+    _check_fields(complete, Path(path))
+    Path(path).write_bytes(dump(complete))
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Read the manifest of a build, given the build folder or the file itself.
+
+    Raises BuildError: no such build, not JSON, a newer MAJOR schema, or required fields missing (all listed).
+    """
+    path = Path(path)
+    file = path / NAME if path.is_dir() else path
+    manifest = _load(file)
+    _check_schema(manifest, file)
+    _check_fields(manifest, file)
+    return manifest
+
+
+def is_build(folder: Path) -> bool:
+    """Whether `folder` holds a manifest that this tool, of any version, wrote."""
+    try:
+        manifest = _load(folder / NAME)
+    except BuildError:
+        return False
+    return isinstance(manifest.get("fastvlm_version"), str) and isinstance(manifest.get("schema"), str)
+
+
+def check_files(build: str | Path, manifest: dict[str, Any]) -> None:
+    """Compare every file of a build with its manifest; BuildError lists all that are missing, changed or foreign."""
+    root = Path(build)
+    problems = [problem for name, entry in manifest["files"].items() if (problem := _problem(root, name, entry))]
+    extra = set(list_tree(root, skip=_ADDED_LATER)) - set(manifest["files"]) - {NAME}
+    problems += [f"{name}: not in the manifest" for name in sorted(extra) if not name.endswith("/.DS_Store")]
+    if problems:
+        raise BuildError(
+            f"{root} is not the build its manifest describes ({len(problems)} of {len(manifest['files'])} files): "
+            f"{'; '.join(problems[:20])}{' …' if len(problems) > 20 else ''}; copy it again, or export it again"
+        )
+
+
+def _problem(root: Path, name: str, entry: Any) -> str | None:
+    """What is wrong with one listed file, or None."""
+    path = contained(root, name)
+    if not isinstance(entry, dict) or not {"sha256", "bytes"} <= entry.keys():
+        return f"{name}: its manifest entry lacks sha256 or bytes"
+    if not path.is_file():
+        return f"{name}: missing"
+    if (size := path.stat().st_size) != entry["bytes"]:
+        return f"{name}: {size:,} bytes, expected {entry['bytes']:,}"
+    if sha256_file(path) != entry["sha256"]:
+        return f"{name}: its bytes changed (sha256 differs)"
+    return None
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise BuildError(f"{file} is larger than {_MAX_BYTES >> 20} MiB, no manifest is; export the build again")
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError as missing:
+        raise BuildError(
+            f"{file.parent} is not a build folder: found no {NAME} in it; make one with `fastvlm export CHECKPOINT -o BUILD`"
+        ) from missing
+    except OSError as problem:
+        raise BuildError(f"{file} cannot be read ({problem.strerror}); check the path and its permissions") from problem
+    except (ValueError, RecursionError) as problem:
+        raise BuildError(f"{file} is not valid JSON ({str(problem)[:120]}); export the build again") from problem
+    if not isinstance(content, dict):
+        raise BuildError(f"{file} holds a JSON {type(content).__name__}, expected an object; export the build again")
+    return content
+
+
+def _check_schema(manifest: dict[str, Any], file: Path) -> None:
+    found = manifest.get("schema")
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", found) if isinstance(found, str) else None
+    if match is None:
+        raise BuildError(f"{file} has schema {found!r}, expected MAJOR.MINOR such as {SCHEMA!r}; export the build again")
+    if int(match[1]) > int(SCHEMA.split(".")[0]):
+        raise BuildError(
+            f"{file} has schema {found}, this fastvlm reads up to {SCHEMA.split('.')[0]}.x; "
+            f"install a fastvlm that reads schema {match[1]}.x"
+        )
+
+
+def _check_fields(manifest: dict[str, Any], file: Path) -> None:
+    wrong = [name for name, kind in _REQUIRED.items() if not isinstance(manifest.get(name), kind)]
+    if wrong:
+        raise BuildError(f"{file} lacks {', '.join(wrong)} (missing or of the wrong type); export the build again")
+

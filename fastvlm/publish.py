@@ -1,0 +1,248 @@
+"""Putting a finished folder into its place in one step, so that nobody ever sees half of one.
+
+The work happens in a hidden folder beside the target (same file system, unguessable name). Only when it is
+complete and on the disk does it take the target's name; an older build is exchanged with it atomically, so the
+name always leads to a whole build. A failure removes the stage; a killed process cannot, so every stage is held
+under a lock (`flock`) and the next run removes stages whose lock is free, that is, whose owner is dead.
+
+`--overwrite` replaces only what this tool made: `-o ~ --overwrite` must not cost anyone a home folder.
+It knows nothing of what a build contains; `is_build` is passed in where other folders are published.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fastvlm.errors import OutputError
+from fastvlm.manifest import is_build
+
+_RENAME_EXCHANGE = 2  # linux/fs.h
+_RENAME_SWAP = 2  # sys/stdio.h on macOS
+_AT_FDCWD = -100
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def check_output(target: str | Path, overwrite: bool, is_ours: Callable[[Path], bool] = is_build) -> Path:
+    """Decide before the work starts whether `target` may be written, and where it really lies (links resolved).
+
+    Raises OutputError: it exists (and `overwrite` is off, or it is nothing that this tool made), it is a file,
+    a link that leads nowhere, or its place cannot be written.
+    """
+    asked = Path(target).expanduser()
+    try:
+        place = _real_place(asked)
+        if os.path.lexists(place):
+            _check_existing(place, overwrite, is_ours)
+        _check_parent(place)
+    except OSError as problem:
+        raise OutputError(f"cannot write {asked} ({problem.strerror}); choose another place with -o") from problem
+    return place
+
+
+@contextmanager
+def staged_folder(
+    target: str | Path, overwrite: bool, is_ours: Callable[[Path], bool] = is_build
+) -> Iterator[Path]:
+    """Yield an empty folder that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Raises OutputError as `check_output` does, and when the disk is full.
+    """
+    place = check_output(target, overwrite, is_ours)
+    made = _make_parents(place.parent)
+    try:
+        _remove_stale_stages(place)
+        stage, lock = _new_stage(place)
+        try:
+            yield stage
+            _sync_tree(stage)
+            if os.path.lexists(place):
+                _check_existing(place, overwrite, is_ours)
+                _exchange(stage, place)
+            else:
+                os.rename(stage, place)
+            _sync(place.parent)
+            made = []
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)  # the failed work, or the build that was replaced
+            os.close(lock)
+    except OSError as problem:
+        raise _as_output_error(problem, place) from problem
+    finally:
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def replace_file(path: str | Path, data: bytes) -> None:
+    """Write a whole file atomically: readers see the old bytes or the new ones, never a part; OutputError if not."""
+    place = Path(path)
+    stage = place.parent / f".{place.name[:100]}.stage-{secrets.token_hex(8)}"
+    try:
+        try:
+            with open(stage, "xb") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(stage, place)
+        finally:
+            stage.unlink(missing_ok=True)
+    except OSError as problem:
+        raise OutputError(f"cannot write {place} ({problem.strerror}); check the disk and its permissions") from problem
+
+
+def _real_place(asked: Path) -> Path:
+    """Where a write to `asked` ends up: links are followed, so the link stays and the folder behind it changes."""
+    if asked.is_symlink() and not asked.exists():
+        raise OutputError(f"{asked} is a link that leads nowhere; remove it or choose another place with -o")
+    return asked.resolve()
+
+
+def _check_existing(place: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+    if not stat.S_ISDIR(place.lstat().st_mode):
+        raise OutputError(f"{place} is a file, expected a folder or nothing there; choose another place with -o")
+    if not overwrite:
+        raise OutputError(f"{place} exists; add --overwrite to replace it, or choose another place with -o")
+    if os.path.ismount(place):
+        raise OutputError(f"{place} is a mounted disk and cannot be replaced; choose a folder inside it with -o")
+    if any(place.iterdir()) and not is_ours(place):
+        raise OutputError(
+            f"{place} was not made by fastvlm, so --overwrite does not replace it; "
+            "choose another place with -o, or remove the folder yourself"
+        )
+
+
+def _check_parent(place: Path) -> None:
+    """The nearest existing ancestor must be a folder that may be written."""
+    parent = place.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise OutputError(f"{parent} is a file, so {place} cannot be made; choose another place with -o")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{parent} may not be written by this user; choose another place with -o")
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Create what is missing above the target; returns it, outermost first, so that a failure can take it back."""
+    missing = []
+    while not parent.exists():
+        missing.append(parent)
+        parent = parent.parent
+    missing.reverse()
+    for folder in missing:
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as problem:
+            raise OutputError(f"cannot make the folder {folder} ({problem.strerror}); choose another place") from problem
+    return missing
+
+
+def _stage_prefix(place: Path) -> str:
+    return f".{place.name[:100]}.stage-"
+
+
+def _new_stage(place: Path) -> tuple[Path, int]:
+    """A new folder beside `place` and the file descriptor that holds its lock."""
+    while True:
+        stage = place.parent / (_stage_prefix(place) + secrets.token_hex(8))
+        stage.mkdir()  # not mkdtemp: its mode 0700 would stay on the published build
+        lock = os.open(stage, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks: stages are then never taken for stale
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Another run may have taken the lock in between and removed the folder as stale: then start again.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), stage.stat()):
+                return stage, lock
+        os.close(lock)
+
+
+def _remove_stale_stages(place: Path) -> None:
+    for stage in place.parent.glob(_glob_literal(_stage_prefix(place)) + "*"):
+        with suppress(OSError):
+            lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the owner lives
+                shutil.rmtree(stage, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _glob_literal(text: str) -> str:
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in text)
+
+
+def _exchange(stage: Path, place: Path) -> None:
+    """Let the two folders trade names in one step; where the file system cannot, in two renames."""
+    try:
+        _rename_exchange(os.fsencode(stage), os.fsencode(place))
+    except OSError as problem:
+        if problem.errno not in _NOT_SUPPORTED:
+            raise
+        _exchange_in_two_steps(stage, place)
+
+
+def _rename_exchange(first: bytes, second: bytes) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        if sys.platform == "darwin":
+            failed = libc.renamex_np(first, second, ctypes.c_uint(_RENAME_SWAP))
+        else:
+            failed = libc.renameat2(_AT_FDCWD, first, _AT_FDCWD, second, ctypes.c_uint(_RENAME_EXCHANGE))
+    except AttributeError as absent:  # a libc without the call
+        raise OSError(errno.ENOSYS, "no atomic exchange of folders here") from absent
+    if failed:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _exchange_in_two_steps(stage: Path, place: Path) -> None:
+    aside = place.parent / (_stage_prefix(place) + secrets.token_hex(8))
+    os.rename(place, aside)
+    try:
+        os.rename(stage, place)
+    except OSError:
+        os.rename(aside, place)
+        raise
+    os.rename(aside, stage)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Bring every file and folder to the disk, so that after a power cut the new name never leads to empty files."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(parent) / name)
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    if path.is_symlink():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as problem:
+        if problem.errno not in _NOT_SUPPORTED:  # some network file systems refuse to sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def _as_output_error(problem: OSError, place: Path) -> OSError | OutputError:
+    """A full disk, and a target that changed meanwhile, are the user's to solve; other errors stay what they are."""
+    if problem.errno in _NO_SPACE:
+        free = shutil.disk_usage(place.parent if place.parent.exists() else "/").free
+        return OutputError(f"no space left for {place} ({free / 1e9:.2f} GB free); free some, or choose another disk")
+    if problem.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR} and os.path.lexists(place):
+        return OutputError(f"{place} appeared while the work ran; add --overwrite, or choose another place with -o")
+    return problem
