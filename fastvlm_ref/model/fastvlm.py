@@ -1,18 +1,30 @@
 """FastVLM whole: vision encoder, projector and decoder, and the one place where image and text meet.
 
 It takes ids and pixels; text, templates and image files belong to `fastvlm_ref.prompt` and `fastvlm_ref.image`,
-sampling to `fastvlm_ref.generate`.
+the loop and the sampling to `fastvlm_ref.generate`, which `generate` hands everything to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
+from fastvlm.errors import TokenizerError
 from fastvlm_ref.config import IMAGE_TOKEN, FastVLMConfig
 from fastvlm_ref.model.decoder import Decoder
 from fastvlm_ref.model.fastvithd import FastViTHD
 from fastvlm_ref.model.projector import projector
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fastvlm_ref.checkpoint.source import Source
+    from fastvlm_ref.generate import Timings
+    from fastvlm_ref.tokenizer import Tokenizer
 
 
 class FastVLM(nn.Module):
@@ -21,6 +33,8 @@ class FastVLM(nn.Module):
     def __init__(self, config: FastVLMConfig) -> None:
         super().__init__()
         self.config = config
+        self.tokenizer: Tokenizer | None = None  # both are set by load_checkpoint
+        self.source: Source | None = None
         self.vision_encoder = FastViTHD(config.vision)
         self.projector = projector(config.vision.features, config.text.hidden_size)
         self.decoder = Decoder(config.text)
@@ -48,3 +62,31 @@ class FastVLM(nn.Module):
         """Returns logits (B, S − 1 + T, V), or (B, S, V) without an image, of ids (B, S)."""
         image_tokens = None if pixels is None else self.encode_image(pixels)
         return self.decoder.head(self.decoder(self.embed(input_ids, image_tokens)))
+
+    def generate(
+        self, image: Image.Image | str | Path, prompt: str, max_new_tokens: int = 256, *, temperature: float = 0.0,
+        top_p: float = 1.0, seed: int = 0, context: int | None = None, timings: Timings | None = None,
+    ) -> Iterator[str]:
+        """Streams the answer to `prompt` about a picture (or its path) in pieces of text; greedy at temperature 0.
+
+        `context` is 2048 unless given, or what the checkpoint allows where that is less. Raises, at the call,
+        ImageError, PromptError, UsageError, and TokenizerError where the model was made without a tokenizer.
+        """
+        from fastvlm_ref.engine import TorchEngine  # here, because the engine imports this class
+        from fastvlm_ref.generate import generate_text
+        from fastvlm_ref.image import open_image
+        from fastvlm_ref.sampling import Sampling
+
+        if self.tokenizer is None:
+            raise TokenizerError("this model has no tokenizer; load it with load_checkpoint, or set model.tokenizer")
+        return generate_text(
+            TorchEngine(self, context or min(2048, self.config.text.max_positions)),
+            self.tokenizer,
+            open_image(image) if isinstance(image, (str, Path)) else image,
+            prompt,
+            prompt=self.config.prompt,
+            image_rule=self.config.image_rule,
+            sampling=Sampling(temperature, top_p, seed),
+            max_new_tokens=max_new_tokens,
+            timings=timings,
+        )

@@ -1,0 +1,105 @@
+"""What generation needs of a runtime: pictures to features, ids to rows, rows to logits. It knows nothing of text.
+
+`Engine` is the surface; `TorchEngine` is the reference behind it. The engine over Core ML packages has the same
+surface, so that one generation loop serves both and a difference in their answers is a difference in the numbers.
+Batch is 1 throughout: one picture, one conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastvlm.errors import ExecutionError
+from fastvlm_ref.image import pixels_to_tensor
+from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.model.kv_cache import KVCache
+
+
+class Engine(Protocol):
+    """One model with one context; `prefill` and `decode` move on from position 0, where `reset` puts it back."""
+
+    @property
+    def context(self) -> int:
+        """C, positions that prompt and answer share."""
+
+    @property
+    def image_size(self) -> int:
+        """N, the side that pictures are brought to."""
+
+    def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Returns image tokens (T, H) of pixels (N, N, 3)."""
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Returns rows (S, H) of the embedding table."""
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+
+    def prefill(self, embeds: NDArray[np.float32]) -> None:
+        """Fills the cache with S positions from embeddings (S, H)."""
+
+    def decode(self, embed: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fills one position from an embedding (1, H) and returns the logits (V,) behind it."""
+
+
+class TorchEngine:
+    """The PyTorch model behind `Engine`, with a KV cache of `context` positions in the weights' dtype."""
+
+    def __init__(self, model: FastVLM, context: int = 2048) -> None:
+        self.model = model
+        self.context = context
+        self.image_size = model.config.vision.image_size
+        self._cache = self._empty_cache()
+
+    def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Returns image tokens (T, H) of pixels (N, N, 3), N a multiple of the tower's stride."""
+        stride = self.model.config.vision.stride
+        if pixels.ndim != 3 or pixels.shape[0] != pixels.shape[1] or pixels.shape[2] != 3 or pixels.shape[0] % stride:
+            expected = f"(N, N, 3) with N a multiple of {stride}"
+            raise ExecutionError(f"pixels have the shape {pixels.shape}; expected {expected}")
+        with torch.inference_mode():
+            tokens = self.model.encode_image(pixels_to_tensor(pixels).to(self._dtype))
+        return _numpy(tokens[0])
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Returns rows (S, H) of the embedding table."""
+        with torch.inference_mode():
+            return _numpy(self.model.embed(torch.tensor([list(ids)], dtype=torch.long))[0])
+
+    def reset(self) -> None:
+        """Forgets all positions; the cache's memory is kept."""
+        self._cache.length = 0
+
+    def prefill(self, embeds: NDArray[np.float32]) -> None:
+        """Fills the cache with S positions from embeddings (S, H); the head is not computed."""
+        if len(embeds):
+            self._advance(embeds)
+
+    def decode(self, embed: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fills one position from an embedding (1, H) and returns the logits (V,) behind it."""
+        hidden = self._advance(embed)
+        with torch.inference_mode():
+            return _numpy(self.model.decoder.head(hidden[:, -1:])[0, 0])
+
+    def _advance(self, embeds: NDArray[np.float32]) -> torch.Tensor:
+        with torch.inference_mode():
+            rows = torch.from_numpy(np.ascontiguousarray(embeds)).to(self._dtype)[None]  # (1, S, H)
+            hidden: torch.Tensor = self.model.decoder(rows, self._cache)
+        return hidden
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.model.decoder.norm.weight.dtype
+
+    def _empty_cache(self) -> KVCache:
+        return KVCache(self.model.config.text, self.context, dtype=self._dtype)
+
+
+def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.float().numpy()
+    return array

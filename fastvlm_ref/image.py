@@ -1,0 +1,221 @@
+"""Pictures: any file that a phone or a trainer leaves -> upright RGB -> square uint8 pixels, the same bytes everywhere.
+
+Notable choices, one rule per kind of picture:
+- orientation: turned upright by EXIF, then forgotten, so that it cannot be turned twice;
+- alpha: laid over white. A transparent picture is made to be seen on a page; over black its dark lines would vanish,
+  and dropping alpha (what `convert("RGB")` does) shows whatever colour lies hidden under it;
+- 16-bit grey: scaled to 8 bits by v · 255 / 65535, rounded, where `convert("RGB")` clips at 255 (Pillow #3011);
+- CMYK, YCbCr, palettes: Pillow's conversion; colour profiles are not applied, as in Apple's predict.py;
+- animations and pages: the first one, with a note;
+- the pad rule is LLaVA's expand2square in black, then Pillow bicubic; the crop rule is the Hugging Face processor's,
+  shortest edge to N, then the centre.
+It does not know the model: N is a number that the caller has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from fastvlm.errors import ImageError, UsageError
+from fastvlm.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_PIXELS = 50_000_000  # of the header, before a byte is decoded: 200 MB in Pillow's memory
+MAX_SIDE = 30_000  # padding makes a square of the longest side: its cost grows with side², 5 s at this limit
+STRIP_PIXELS = 16_000_000  # of the padded square that exist at one time: 64 MB
+# Formats that are decoded by code in this process; EPS and WMF, among Pillow's others, start further programs
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF")
+STRATEGIES = ("pad", "crop")
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Progress = SILENT) -> Image.Image:
+    """Returns the picture in a file as upright RGB, decoded whole.
+
+    Raises ImageError when it is no picture, truncated, larger than `max_pixels` by its header, or of a format whose
+    plugin is missing (HEIC: pillow-heif). What was left out (further frames) is told to `progress.note`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "no file" if path.exists() else "not there"
+        raise ImageError(f"{path} is {found}; expected a picture ({', '.join(FORMATS)})")
+    formats = _formats(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of sizes and odd metadata; what matters is checked here
+            with Image.open(path, formats=formats) as image:
+                check_size(image.size, max_pixels, str(path))
+                if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO adds only a preview
+                    progress.note(f"{path.name} has several frames or pages; the first one is used")
+                image.load()
+                upright = to_rgb(image)
+        if path.suffix.lower() == ".png" or image.format == "PNG":
+            _verify_png(path)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path} is not a picture that can be read; expected one of {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} is too large ({error}); at most {max_pixels} pixels are read, shrink it") from error
+    except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
+        found = f"{type(error).__name__}: {error}"
+        raise ImageError(f"{path} is damaged or cut short ({found}); copy it or save it again") from error
+    return upright
+
+
+def check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
+    """Raises ImageError for a picture (width, height) that is empty, too large or too long."""
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is {width}×{height} pixels; it is empty")
+    if width * height > max_pixels:
+        count = width * height
+        raise ImageError(f"{name} has {width}×{height} = {count} pixels, at most {max_pixels} are read; shrink it")
+    if max(size) > MAX_SIDE:
+        raise ImageError(f"{name} is {width}×{height} pixels, at most {MAX_SIDE} a side are read; cut or shrink it")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns a decoded picture of any mode as upright RGB without metadata, by the rules above. Raises ImageError."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    rgb = _opaque(image) if image.has_transparency_data else _without_alpha(image)
+    if orientation in UPRIGHT:
+        rgb = rgb.transpose(UPRIGHT[orientation])
+    elif rgb is image:
+        rgb = image.copy()
+    rgb.info = {}  # holds the EXIF bytes otherwise, and the picture would be turned again
+    return rgb
+
+
+def preprocess(image: Image.Image, size: int, strategy: str = "pad") -> NDArray[np.uint8]:
+    """Returns pixels (N, N, 3) of a picture of any mode, N = `size`: padded ("pad") or cropped ("crop") to a square.
+
+    Raises ImageError for a picture that cannot be brought to RGB or is too large, UsageError for an unknown strategy.
+    """
+    if strategy not in STRATEGIES:
+        raise UsageError(f"image rule '{strategy}' is unknown; known are {', '.join(STRATEGIES)}")
+    if size < 1:
+        raise UsageError(f"image size is {size}; it must be at least 1")
+    check_size(image.size, MAX_SIDE * MAX_SIDE, "the picture")  # in memory already: only what follows is limited
+    rgb = to_rgb(image)
+    square = _pad(rgb, size) if strategy == "pad" else _crop(rgb, size)
+    return np.array(square, dtype=np.uint8)
+
+
+def pixels_to_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """Returns float32 (1, 3, N, N) in [0, 1] of pixels (N, N, 3): v / 255, mean 0 and std 1 in every FastVLM."""
+    import torch
+
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255.0
+
+
+def _pad(image: Image.Image, size: int) -> Image.Image:
+    """Black-pads to a centred square and resizes, in strips: the square of a long picture never exists whole.
+
+    Pillow resizes the width of every row first and rounds to uint8, then the height; rows are independent in the first
+    pass, so that strips give the same bytes.
+    """
+    width, height = image.size
+    side = max(width, height)
+    narrow = Image.new("RGB", (size, side))  # the padded square after the first pass; black rows stay black
+    rows = max(1, STRIP_PIXELS // side)
+    for top in range(0, height, rows):
+        strip = Image.new("RGB", (side, min(rows, height - top)))
+        strip.paste(image.crop((0, top, width, top + strip.height)), ((side - width) // 2, 0))
+        narrow.paste(strip.resize((size, strip.height), Image.Resampling.BICUBIC), (0, (side - height) // 2 + top))
+    return narrow.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    """Resizes the shortest edge to `size` and cuts out the centre (transformers, CLIPImageProcessor)."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    scaled = int(size * long / short)
+    if scaled > MAX_SIDE:
+        raise ImageError(
+            f"the picture is {width}×{height}; the crop rule would make it {scaled} pixels long, at most {MAX_SIDE} "
+            "are made; cut it, or use --image-rule pad"
+        )
+    resized = image.resize((size, scaled) if width <= height else (scaled, size), Image.Resampling.BICUBIC)
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    return resized.crop((left, top, left + size, top + size))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Lays a picture with transparency over white."""
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _grey16(image)
+    if image.mode == "F":
+        raise ImageError("the picture has 32-bit float pixels, of which white is unknown; save it with 8 or 16 bits")
+    try:
+        return image.convert("RGB")
+    except (ValueError, KeyError) as error:
+        raise ImageError(f"the picture's mode {image.mode} does not convert to RGB ({error}); save it so") from error
+
+
+def _grey16(image: Image.Image) -> Image.Image:
+    """Scales 16-bit grey to 8 bits, rounded to the nearest."""
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"the picture's grey runs from {low} to {high}; expected 0 to 65535, save it with 16 bits")
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+
+
+def _verify_png(path: Path) -> None:
+    """Reads every chunk's checksum up to the end; decoding stops where the last row is complete."""
+    with Image.open(path, formats=["PNG"]) as image:
+        image.verify()
+
+
+def _formats(path: Path) -> list[str]:
+    """Returns the formats to try: those of this Pillow, and HEIF where the file is one and its plugin is there."""
+    return [*(name for name in FORMATS if name in _registered()), *_plugin_formats(path)]
+
+
+def _registered() -> dict[str, object]:
+    Image.init()
+    return dict(Image.OPEN)
+
+
+def _plugin_formats(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[4:8] != b"ftyp":
+        return []
+    length = min(int.from_bytes(head[:4]), 64)
+    brands = {head[at : at + 4] for at in (8, *range(16, length, 4))}
+    if not brands & HEIF_BRANDS or brands & {b"avif", b"avis"}:
+        return []
+    try:
+        plugin = importlib.import_module("pillow_heif")
+    except ImportError as error:
+        raise ImageError(
+            f"{path} is a HEIC picture and its plugin is not installed; install it with `pip install pillow-heif`, "
+            "or save the picture as JPEG"
+        ) from error
+    plugin.register_heif_opener()
+    return ["HEIF"]

@@ -1,0 +1,243 @@
+"""Prompts: a template as data, text in, ids before and after the image out.
+
+Notable choices:
+- a template's own text is cut at its control tokens before any user text enters; each run of text between two
+  controls (or the image) is encoded by itself, and the ids are joined. So nothing that a user types can become a
+  control token, and the ids are those that training saw (its text, too, was cut there);
+- template text and user text that touch are one run: a sentencepiece vocabulary puts a space at the start of each run,
+  so that cutting there would change the ids;
+- a custom template is a JSON file with the fields of `Template`. `PromptConfig.template` holds a built-in name or, for
+  a custom one, that JSON itself: no path of one machine reaches a manifest.
+It does not know what a tokenizer is made of.
+Sources: ml-fastvlm `llava/conversation.py` (conv_qwen_2, conv_llava_plain, conv_vicuna_v1) and `mm_utils.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastvlm.errors import PromptError, UsageError
+from fastvlm_ref.config import PromptConfig
+
+MAX_TEMPLATE_BYTES = 65_536
+
+
+class Encoder(Protocol):
+    """What a template needs of a tokenizer."""
+
+    @property
+    def bos(self) -> int | None:
+        """The id that every sequence begins with, None where there is none."""
+
+    def encode(self, text: str) -> list[int]:
+        """Returns ids of plain text; never a control token."""
+
+    def control(self, name: str) -> int:
+        """Returns the id of a control token; raises TokenizerError when there is none."""
+
+    def has_control(self, name: str) -> bool:
+        """True where `control` would answer."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """One conversation turn about one image, which stands between `before` and `after`.
+
+    `{system}` stands for the system text, `{prompt}` for the user's. `system_turn` is left out whole when the system
+    text is empty. Only the strings in `controls` become control tokens, and only where the template itself has them.
+    """
+
+    name: str
+    before: str
+    after: str
+    system: str = ""
+    system_turn: str = ""
+    controls: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()  # controls that end an answer, those that the tokenizer has
+    needs_bos: bool = False  # a tokenizer without a begin-of-text token is then an error
+
+
+QWEN_2 = Template(
+    name="qwen_2",
+    system="You are a helpful assistant.",
+    system_turn="<|im_start|>system\n{system}<|im_end|>\n",
+    before="<|im_start|>user\n",
+    after="\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
+    controls=("<|im_start|>", "<|im_end|>"),
+    stops=("<|im_end|>", "<|endoftext|>"),
+)
+PLAIN = Template(name="plain", before="", after="\n{prompt}\n", stops=("<|im_end|>", "<|endoftext|>", "</s>"))
+VICUNA_V1 = Template(
+    name="vicuna_v1",
+    system="A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    system_turn="{system} ",
+    before="USER: ",
+    after="\n{prompt} ASSISTANT:",
+    stops=("</s>",),
+    needs_bos=True,
+)
+TEMPLATES: Mapping[str, Template] = {template.name: template for template in (QWEN_2, PLAIN, VICUNA_V1)}
+
+
+def encode_prompt(tokenizer: Encoder, text: str, prompt: PromptConfig | None = None) -> tuple[list[int], list[int]]:
+    """Returns (ids before the image, ids after it) of the user's text.
+
+    Without `prompt` the tokenizer's own (`tokenizer.prompt`, set by `load_checkpoint`) is used, else qwen_2.
+    Raises PromptError for an empty text, UsageError for an unknown template, TokenizerError for a control token that
+    the tokenizer lacks.
+    """
+    if not text.strip():
+        raise PromptError("the prompt is empty; type a question, for example 'Describe the image.'")
+    prompt = prompt or getattr(tokenizer, "prompt", None) or PromptConfig()
+    template = find_template(prompt.template)
+    system = template.system if prompt.system is None else prompt.system
+    values = {"{system}": system, "{prompt}": text}
+    before = (template.system_turn if system else "") + template.before
+    start = _begin(tokenizer, template)
+    return start + _encode(tokenizer, template, before, values), _encode(tokenizer, template, template.after, values)
+
+
+def stop_ids(tokenizer: Encoder, prompt: PromptConfig | None = None) -> tuple[int, ...]:
+    """Returns the ids that end an answer: those of the checkpoint and those of its template, sorted."""
+    prompt = prompt or getattr(tokenizer, "prompt", None) or PromptConfig()
+    names = [name for name in find_template(prompt.template).stops if tokenizer.has_control(name)]
+    return tuple(sorted({*prompt.stop_ids, *map(tokenizer.control, names)}))
+
+
+def find_template(template: str) -> Template:
+    """Returns the template of a built-in name or of a custom template's JSON. Raises UsageError for anything else."""
+    if template.lstrip().startswith("{"):
+        return _parse(template, "the template")
+    if template in TEMPLATES:
+        return TEMPLATES[template]
+    known = ", ".join(TEMPLATES)
+    raise UsageError(f"template '{template}' is unknown; known are {known}, or a JSON file (--template FILE)")
+
+
+def template_option(option: str) -> str:
+    """Returns what `PromptConfig.template` holds for `--template NAME|FILE`; a built-in name wins over a file.
+
+    Raises UsageError when it is neither, or when the file's fields are wrong (all of them listed).
+    """
+    if option in TEMPLATES or option.lstrip().startswith("{"):
+        return _canonical(find_template(option))
+    path = Path(option)
+    if not path.is_file():
+        raise UsageError(
+            f"template '{option}' is neither a name ({', '.join(TEMPLATES)}) nor a file; "
+            f"a template file is JSON with {', '.join(field.name for field in fields(Template))}"
+        )
+    if path.stat().st_size > MAX_TEMPLATE_BYTES:
+        raise UsageError(f"{path} has {path.stat().st_size} bytes; a template has at most {MAX_TEMPLATE_BYTES}")
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as a template ({error}); it must be UTF-8 JSON") from error
+    return _canonical(_parse(text, str(path)))
+
+
+def prompt_record(prompt: PromptConfig) -> dict[str, Any]:
+    """Returns what a runtime needs to build the same ids: the template's fields, with the system text in force."""
+    template = find_template(prompt.template)
+    record = asdict(template)
+    record["template"] = record.pop("name")
+    record["system"] = template.system if prompt.system is None else prompt.system
+    record |= {"stop_ids": list(prompt.stop_ids), "image_token_id": prompt.image_token_id}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in record.items()}
+
+
+def prompt_from_record(record: Mapping[str, Any]) -> PromptConfig:
+    """Returns the PromptConfig of a manifest's record, the inverse of `prompt_record`; unknown fields are ignored."""
+    known = {field.name for field in fields(Template)} - {"name", "system"}
+    turns = {key: value for key, value in record.items() if key in known}
+    name, system = str(record.get("template", "")), record.get("system")
+    built_in = TEMPLATES.get(name)
+    if turns:  # the record's own turns count, whatever the name is worth in this version
+        custom = _parse(json.dumps({"name": name, **turns}), "the manifest's prompt")
+        template = name if built_in and replace(custom, system=built_in.system) == built_in else _canonical(custom)
+    else:
+        template = find_template(name).name
+    return PromptConfig(
+        template=template,
+        system=system,
+        stop_ids=tuple(int(stop) for stop in record.get("stop_ids", ())),
+        image_token_id=int(record.get("image_token_id", PromptConfig.image_token_id)),
+    )
+
+
+def _begin(tokenizer: Encoder, template: Template) -> list[int]:
+    if tokenizer.bos is not None:
+        return [tokenizer.bos]
+    if template.needs_bos:
+        raise UsageError(
+            f"template {template.name} begins with a begin-of-text token and this tokenizer has none; "
+            f"choose another with --template ({', '.join(TEMPLATES)})"
+        )
+    return []
+
+
+def _encode(tokenizer: Encoder, template: Template, text: str, values: Mapping[str, str]) -> list[int]:
+    """Cuts `text` at the template's controls, fills in the values afterwards, and encodes run by run."""
+    longest_first = sorted(template.controls, key=len, reverse=True)
+    runs = re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if template.controls else [text]
+    ids: list[int] = []
+    for run in runs:
+        if run in template.controls:
+            ids.append(tokenizer.control(run))
+        elif run:
+            ids += tokenizer.encode(_fill(run, values))
+    return ids
+
+
+def _fill(run: str, values: Mapping[str, str]) -> str:
+    """Replaces the placeholders in one pass, so that a prompt that spells `{system}` stays as typed."""
+    return re.sub(r"\{system\}|\{prompt\}", lambda match: values[match.group()], run)
+
+
+def _canonical(template: Template) -> str:
+    if TEMPLATES.get(template.name) == template:
+        return template.name
+    return json.dumps(asdict(template), ensure_ascii=False, sort_keys=True)
+
+
+def _parse(text: str, where: str) -> Template:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{where} holds a {type(found).__name__}; expected a JSON object with a template's fields")
+    problems = _problems(found)
+    if problems:
+        raise UsageError(f"{where} is no template: {'; '.join(problems)}")
+    known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    return Template(**known)
+
+
+def _problems(found: dict[str, Any]) -> list[str]:
+    """Lists everything that is wrong with a template's fields."""
+    kinds = {field.name: type(getattr(QWEN_2, field.name)) for field in fields(Template)}
+    problems = [f"'{key}' is unknown (known: {', '.join(kinds)})" for key in found if key not in kinds]
+    problems += [f"'{key}' is missing" for key in ("name", "before", "after") if key not in found]
+    for key, kind in kinds.items():
+        if key in found and not _is_a(found[key], kind):
+            expected = {str: "a text", tuple: "a list of texts", bool: "true or false"}[kind]
+            problems.append(f"'{key}' is {json.dumps(found[key])[:60]}, expected {expected}")
+    if problems:
+        return problems
+    if found["after"].count("{prompt}") + found["before"].count("{prompt}") != 1:
+        problems.append("{prompt} must stand once in 'before' or 'after'")
+    turns = found.get("system_turn", "") + found["before"] + found["after"]
+    return problems + [f"control {name!r} stands in no turn" for name in found.get("controls", ()) if name not in turns]
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind is tuple:
+        return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+    return isinstance(value, kind)

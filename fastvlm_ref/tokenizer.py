@@ -1,0 +1,296 @@
+"""The checkpoint's own tokenizer, read from tokenizer.json, or from vocab.json and merges.txt as trainers leave them.
+
+Notable choices:
+- text runs through normalizer, pre-tokenizer and model by hand, never through the step that looks for added tokens:
+  user text cannot produce a control token, whatever it spells (transformers #47853 is this bug);
+- the number of tokens that counts is the highest id + 1, since ids are rows of the embedding table;
+- a stream holds back incomplete UTF-8, and its pieces joined are exactly the full decode.
+It does not know templates; `fastvlm_ref.prompt` does. No code from the checkpoint is run and no pickle is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from fastvlm.errors import TokenizerError
+from fastvlm_ref.config import PromptConfig
+
+# Qwen2's split into words (transformers, tokenization_qwen2.py, PRETOKENIZE_REGEX); digits stand alone
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+OWN_FILES = (  # what a checkpoint may hold of its tokenizer; copied into the build as they are
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "tokenizer.model", "chat_template.json", "chat_template.jinja",
+)  # fmt: skip
+
+
+class Tokenizer:
+    """Text to ids and back; `prompt` is the checkpoint's PromptConfig where one was set."""
+
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        *,
+        bos: int | None = None,
+        files: Sequence[Path] = (),
+        assumed: tuple[str, ...] = (),
+    ) -> None:
+        self._inner = inner
+        self._added = {token.content: id_ for id_, token in inner.get_added_tokens_decoder().items()}
+        self._control_ids = frozenset(id_ for id_, token in inner.get_added_tokens_decoder().items() if token.special)
+        self.bos = bos
+        self.files = tuple(files)
+        self.assumed = assumed
+        self.prompt: PromptConfig | None = None
+        self.size = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of plain text; strings such as `<|im_end|>` in it are spelled out, never matched.
+
+        Raises TokenizerError if the vocabulary itself would turn plain text into a control token.
+        """
+        if not text:
+            return []
+        inner = self._inner
+        text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate has no bytes: "?"
+        if inner.normalizer is not None:
+            text = inner.normalizer.normalize_str(text)
+        splitter = inner.pre_tokenizer
+        words = [text] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
+        ids = [token.id for word in words for token in inner.model.tokenize(word)]
+        made = self._control_ids.intersection(ids)
+        if made:
+            names = ", ".join(sorted(str(inner.id_to_token(id_)) for id_ in made))
+            raise TokenizerError(f"plain text became the control token {names}; this vocabulary is unsafe to use")
+        return ids
+
+    def has_control(self, name: str) -> bool:
+        """True where the tokenizer has the added token `name`."""
+        return name in self._added
+
+    def control(self, name: str) -> int:
+        """Returns the id of an added token such as `<|im_end|>`. Raises TokenizerError naming those that exist."""
+        if name not in self._added:
+            known = ", ".join(sorted(self._added)[:12]) or "none"
+            raise TokenizerError(
+                f"the tokenizer has no token {name!r} (it has {known}); this is another family's tokenizer, or its "
+                "added tokens were lost: copy tokenizer.json from the model that was fine-tuned, or choose --template"
+            )
+        return self._added[name]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
+        text: str = self._inner.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def is_byte(self, id_: int) -> bool:
+        """True for sentencepiece's one-byte tokens such as `<0xE4>`, which decode by the run that they stand in."""
+        return bool(re.fullmatch(r"<0x[0-9A-F]{2}>", self._inner.id_to_token(id_) or ""))
+
+    @property
+    def byte_level(self) -> bool:
+        """True where every token is a string of bytes, so that text decodes alike from any character's start."""
+        return isinstance(self._inner.decoder, decoders.ByteLevel)
+
+    def stream(self) -> TextStream:
+        """Returns a decoder that takes one id at a time."""
+        return TextStream(self)
+
+    def save(self, folder: Path) -> None:
+        """Copies the checkpoint's files into `folder`; writes tokenizer.json and tokenizer_config.json where absent."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self.files:
+            shutil.copyfile(file, folder / file.name)
+        if not (folder / "tokenizer.json").exists():
+            (folder / "tokenizer.json").write_text(self._inner.to_str(pretty=False) + "\n", "utf-8")
+        if not (folder / "tokenizer_config.json").exists():
+            text = json.dumps(self._config(), indent=1, sort_keys=True)
+            (folder / "tokenizer_config.json").write_text(text + "\n", "utf-8")
+
+    def _config(self) -> dict[str, Any]:
+        decoder = self._inner.get_added_tokens_decoder()
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": self.bos is not None,
+            "bos_token": None if self.bos is None else self._inner.id_to_token(self.bos),
+            "added_tokens_decoder": {
+                str(id_): {
+                    "content": token.content, "lstrip": token.lstrip, "normalized": token.normalized,
+                    "rstrip": token.rstrip, "single_word": token.single_word, "special": token.special,
+                }
+                for id_, token in sorted(decoder.items())
+            },
+        }  # fmt: skip
+
+
+class TextStream:
+    """Ids in one at a time, text out as soon as it is whole; the pieces joined equal `Tokenizer.decode` of all ids."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._sent = ""
+
+    def push(self, id_: int) -> str:
+        """Returns the text that `id_` completes, empty where a character is still incomplete."""
+        self._ids.append(id_)
+        text = self._tokenizer.decode(self._ids)
+        if text.endswith("\ufffd") or self._tokenizer.is_byte(id_):
+            return ""
+        piece = text[len(self._sent) :]
+        self._sent = text
+        if self._tokenizer.byte_level:  # what is out need not be decoded again
+            self._ids, self._sent = [], ""
+        return piece
+
+    def finish(self) -> str:
+        """Returns what was held back, with U+FFFD for bytes that never became a character."""
+        return self._tokenizer.decode(self._ids)[len(self._sent) :] if self._ids else ""
+
+
+def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
+    """Returns the tokenizer of a checkpoint folder whose embedding table has `vocab_rows` rows.
+
+    Fewer tokens than rows is fine (tables are padded); more raises TokenizerError with both numbers, as do missing or
+    damaged files and a lone sentencepiece model.
+    """
+    files = [folder / name for name in OWN_FILES if (folder / name).is_file()]
+    names = {file.name for file in files}
+    config = _read_json(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
+    assumed: tuple[str, ...] = ()
+    whole = folder / "tokenizer.json"
+    if whole.name in names:
+        inner = _guard(whole, lambda: tokenizers.Tokenizer.from_file(str(whole)))
+    elif {"vocab.json", "merges.txt"} <= names:
+        inner = _qwen2_from_parts(folder, config)
+        assumed = ("tokenizer.json is absent: built from vocab.json and merges.txt as Qwen2's byte-level BPE",)
+    else:
+        raise TokenizerError(_nothing_found(folder, names))
+    tokenizer = Tokenizer(inner, bos=_bos(inner, config), files=files, assumed=assumed)
+    if tokenizer.size > vocab_rows:
+        raise TokenizerError(
+            f"the tokenizer in {folder} has {tokenizer.size} tokens, the embedding table {vocab_rows} rows; each token "
+            "needs a row: this is another checkpoint's tokenizer, or the table was not resized when tokens were added"
+        )
+    return tokenizer
+
+
+def _nothing_found(folder: Path, names: set[str]) -> str:
+    if "tokenizer.model" in names:
+        return (
+            f"{folder} has a sentencepiece tokenizer.model and no tokenizer.json; convert it once with: python -c "
+            "\"from transformers import AutoTokenizer as T; T.from_pretrained('FOLDER').save_pretrained('OUT')\" "
+            "and copy OUT/tokenizer.json beside it"
+        )
+    found = ", ".join(sorted(names)) or "none of its files"
+    return (
+        f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt; found {found}; "
+        "copy them from the base model that was fine-tuned"
+    )
+
+
+def _qwen2_from_parts(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Builds what transformers' Qwen2Tokenizer builds from vocab.json, merges.txt and the added tokens."""
+    kind = config.get("tokenizer_class", "Qwen2Tokenizer")
+    if kind not in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):
+        raise TokenizerError(
+            f"{folder} has vocab.json and merges.txt of a {kind}; only Qwen2Tokenizer is built from these, "
+            "any other needs its tokenizer.json"
+        )
+    vocab = _read_json(folder / "vocab.json")
+    if not all(isinstance(id_, int) and id_ >= 0 for id_ in vocab.values()):
+        raise TokenizerError(f"{folder / 'vocab.json'} is damaged: expected a JSON object of token to id")
+    merges = _read_merges(folder / "merges.txt")
+    inner = _guard(folder / "merges.txt", lambda: tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges)))
+    inner.normalizer = normalizers.NFC()
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(QWEN2_WORDS), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()
+    _add_tokens(inner, folder, config)
+    return inner
+
+
+def _read_merges(file: Path) -> list[tuple[str, str]]:
+    try:
+        lines = file.read_text("utf-8").split("\n")  # not splitlines: a merge may hold U+0085 or U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{file} cannot be read ({error})") from error
+    pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip("\r") and not line.startswith("#version")]
+    bad = next((pair for pair in pairs if len(pair) != 2 or not all(pair)), None)
+    if bad is not None:
+        raise TokenizerError(f"{file} is damaged: expected two tokens in each line, found {' '.join(bad)[:60]!r}")
+    return [(left, right) for left, right in pairs]
+
+
+def _add_tokens(inner: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]) -> None:
+    """Adds the declared tokens in the order of their ids, and checks that each got the id that was declared for it."""
+    declared: dict[int, tokenizers.AddedToken] = {}
+    file = folder / "added_tokens.json"
+    try:
+        for content, id_ in (_read_json(file) if file.is_file() else {}).items():
+            declared[int(id_)] = tokenizers.AddedToken(content, special=content.startswith("<|"), normalized=False)
+        for id_, entry in config.get("added_tokens_decoder", {}).items():
+            flags = {key: bool(entry.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+            declared[int(id_)] = tokenizers.AddedToken(entry["content"], **flags)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(
+            f"the added tokens of {folder} are damaged ({error!r}); "
+            "copy added_tokens.json and tokenizer_config.json again"
+        ) from error
+    for id_, token in sorted(declared.items()):
+        (inner.add_special_tokens if token.special else inner.add_tokens)([token])
+        given = inner.token_to_id(token.content)
+        if given != id_:
+            raise TokenizerError(
+                f"{folder} declares the added token {token.content!r} with id {id_}, the vocabulary leads to {given}; "
+                "the ids must follow the vocabulary without a gap: save the tokenizer again as tokenizer.json"
+            )
+
+
+def _bos(inner: tokenizers.Tokenizer, config: dict[str, Any]) -> int | None:
+    """Returns the id that every sequence begins with, by the config where it says so, else by the post-processor."""
+    begun = inner.encode("", add_special_tokens=True).ids[:1]
+    wanted = config.get("add_bos_token", str(config.get("tokenizer_class", "")).startswith("Llama") or None)
+    if wanted is False:
+        return None
+    name = config.get("bos_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    if wanted and isinstance(name, str):
+        id_: int | None = inner.token_to_id(name)
+        if id_ is None:
+            raise TokenizerError(f"tokenizer_config.json begins texts with {name!r}, which the tokenizer does not have")
+        return id_
+    return begun[0] if begun else None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TokenizerError(f"{file} cannot be read as JSON ({error}); copy it again from the source") from error
+    if not isinstance(found, dict):
+        raise TokenizerError(f"{file} holds a {type(found).__name__}; expected a JSON object")
+    return found
+
+
+def _guard(file: Path, build: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tokenizer:
+    """Names what the tokenizers library refuses; it raises plain Exception, and its panics are not even that."""
+    try:
+        return build()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise TokenizerError(f"{file} is no tokenizer that can be read ({error}); copy it again") from error
