@@ -1,0 +1,41 @@
+"""FastVLM for Core ML: one import for users, nothing heavy until a name is used.
+
+    from fastvlm import load_checkpoint, preprocess, encode_prompt     # the PyTorch model (room fastvlm_ref)
+    from fastvlm import export                                         # checkpoint -> build folder
+    from fastvlm import MILModel, validate                             # run and check .mlpackage files
+
+Names are looked up in their rooms on first use, because torch and coremltools take seconds to import and
+`fastvlm --help` must not wait for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_ROOM_OF = {
+    "FastVLMConfig": "fastvlm_ref",
+    "encode_prompt": "fastvlm_ref",
+    "load_checkpoint": "fastvlm_ref",
+    "preprocess": "fastvlm_ref",
+    "export": "export",
+    "MILModel": "validation.mil",
+    "validate": "validation.validate",
+    "FastVLMError": "fastvlm.errors",
+}
+
+__all__ = ["__version__", *_ROOM_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_ROOM_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,56 @@
+# The two commands of the README are `make demo` and `make test`; both set up .venv first, once.
+# PYTHON=python3.12 chooses the interpreter; without it the newest usable one of 3.13, 3.12, 3.11 is taken.
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --require-virtualenv
+INPUTS := setup.cfg pyproject.toml constraints.txt
+BUILD := build/tiny
+
+# A Python that was removed or upgraded leaves an environment that cannot start: then it is made again.
+$(shell $(VENV)/bin/python -c '' 2>/dev/null || rm -f $(VENV)/.ready* $(VENV)/bin/python)
+
+.PHONY: help setup demo test lint clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   set up, export the embedded checkpoint, run the packages, compare them with PyTorch"
+	@echo "make test   set up, run the tests"
+	@echo "make setup  only set up .venv"
+	@echo "make lint   formatter, linter and types, in check mode"
+	@echo "make clean  remove what was built (make distclean: .venv too)"
+
+setup: $(VENV)/.ready
+
+demo: $(VENV)/.ready
+	$(VENV)/bin/python -m validation.demo $(BUILD)
+
+test: $(VENV)/.ready-test
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.ready-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+distclean: clean
+	rm -rf $(VENV)
+
+# A stamp is written only when pip succeeded, so an interrupted installation is taken up again by the next make.
+$(VENV)/.ready: $(INPUTS) | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready-test
+	$(PIP) install -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@python=$$(.ci/find-python) || exit 2; \
+	echo "setting up $(VENV) with $$($$python --version); the first time downloads about 0.5 GB"; \
+	$$python -m venv --clear $(VENV)
