@@ -1,0 +1,215 @@
+"""What a checkpoint states besides its sizes: image side and rule, conversation template, stop ids, licence.
+
+Each reader returns a value and, where the checkpoint is silent, the sentence that tells what was assumed; the
+caller's own choice wins and is not an assumption. A statement that this project cannot honour is an error.
+It does not know tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastvlm.errors import ConfigError
+from fastvlm_ref.checkpoint.folder import read_json
+from fastvlm_ref.checkpoint.text_config import LLAMA, text_section
+from fastvlm_ref.config import IMAGE_TOKEN
+from fastvlm_ref.prompt import find_template, template_option
+
+RULES = ("pad", "crop")
+STRIDE = 64
+SIDE_LIMIT = 4096
+BICUBIC = 3  # Pillow's number
+
+
+@dataclass
+class Statements:
+    """A checkpoint's side files, read once, and the sentences gathered while reading them."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    layout: str
+    family: str
+    assumed: list[str] = field(default_factory=list)
+
+    def _side(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        return read_json(path) if path.is_file() else {}
+
+    def preprocessor(self) -> dict[str, Any]:
+        """Returns preprocessor_config.json, or the image part of processor_config.json, or {}."""
+        found = self._side("preprocessor_config.json")
+        if found:
+            return found
+        inner = self._side("processor_config.json").get("image_processor")
+        return dict(inner) if isinstance(inner, dict) else {}
+
+    def image_size(self) -> int:
+        """Returns the image side N: the vision tower's name, else the preprocessor, else the config, else 1024."""
+        tower = self.config.get("mm_vision_tower")
+        if isinstance(tower, str) and (found := re.search(r"_(\d+)/?$", tower)):
+            return _side(int(found[1]), f"mm_vision_tower {tower!r}")
+        size = self.preprocessor()
+        for name in ("crop_size", "size"):
+            if (side := _square(size.get(name), f"preprocessor_config.json's {name}")) is not None:
+                return side
+        vision = self.config.get("vision_config")
+        if isinstance(vision, Mapping):
+            arguments = vision.get("model_args")
+            for section in (vision, arguments if isinstance(arguments, Mapping) else {}):
+                for name in ("image_size", "img_size"):
+                    if (side := _square(section.get(name), f"config.json's {name}")) is not None:
+                        return side
+        self.assumed.append("the checkpoint states no image size: 1024 assumed")
+        return 1024
+
+    def image_rule(self, asked: str | None) -> str:
+        """Returns `pad` or `crop`; `asked` wins. Raises ConfigError for a rule or values that cannot be honoured."""
+        self._check_values()
+        if asked is not None:
+            if asked not in RULES:
+                raise ConfigError(f"the image rule is {asked!r}, known are {', '.join(RULES)}")
+            return asked
+        stated = self.config.get("image_aspect_ratio")
+        if stated == "pad":
+            return "pad"
+        if stated in ("square", "crop"):
+            return "crop"  # LLaVA hands such images to its CLIP processor: shortest edge, centre crop
+        if stated is not None:
+            raise ConfigError(
+                f"config.json has image_aspect_ratio {stated!r}, supported are pad and square; "
+                "choose with --image-rule pad or --image-rule crop"
+            )
+        if self.layout == "hf":
+            return self._hugging_face_rule()
+        self.assumed.append("the checkpoint states no image rule: pad assumed, as Apple's predict.py does")
+        return "pad"
+
+    def _hugging_face_rule(self) -> str:
+        stated = self.preprocessor()
+        if stated.get("do_pad") and not stated.get("do_center_crop"):
+            return "pad"
+        if stated.get("do_center_crop"):
+            return "crop"
+        self.assumed.append("the checkpoint states no image rule: crop assumed, as the Hugging Face port does")
+        return "crop"
+
+    def _check_values(self) -> None:
+        """Raises ConfigError where the preprocessor's numbers are not those of the exported graph (scale 1/255, bias 0)."""
+        stated = self.preprocessor()
+        problems = []
+        if stated.get("do_normalize", True):
+            for name, value in (("image_mean", 0), ("image_std", 1)):
+                found = stated.get(name)
+                if found is not None and any(item != value for item in (found if isinstance(found, list) else [found])):
+                    problems.append(f"{name} is {found}, supported is {value} for every channel")
+        factor = stated.get("rescale_factor", 1 / 255)
+        if stated.get("do_rescale", True) is False or not isinstance(factor, (int, float)) or abs(factor * 255 - 1) > 1e-6:
+            problems.append(f"do_rescale/rescale_factor is {stated.get('do_rescale', True)}/{factor}, supported is 1/255")
+        if problems:
+            raise ConfigError(f"preprocessor_config.json cannot be honoured: {'; '.join(problems)}")
+        if stated.get("resample", BICUBIC) != BICUBIC:
+            self.assumed.append(f"preprocessor_config.json asks for resample {stated['resample']}: bicubic (3) is used")
+
+    def chat_template(self) -> str:
+        """Returns the text of the stored chat template, or an empty one."""
+        path = self.folder / "chat_template.jinja"
+        if path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace")
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            found = self._side(name).get("chat_template")
+            if isinstance(found, str):
+                return found
+        return ""
+
+    def template(self, asked: str | None) -> str:
+        """Returns what `PromptConfig.template` holds; `asked` (a name or a file) wins."""
+        if asked is not None:
+            return template_option(asked)
+        text = self.chat_template()
+        if "<|im_start|>" in text:
+            return "qwen_2"
+        if "USER:" in text and "ASSISTANT:" in text:
+            return "vicuna_v1"
+        name = "vicuna_v1" if self.family == LLAMA else "qwen_2"
+        self.assumed.append(f"the checkpoint states no conversation template: {name} assumed for a {self.family} decoder")
+        return name
+
+    def system(self, asked: str | None, template: str) -> str | None:
+        """Returns the system text, None for the template's own; `asked` wins."""
+        if asked is not None:
+            return asked
+        # A default system text stands in chat templates as a literal; anything with jinja in it is not one.
+        found = re.search(r"<\|im_start\|>system(?:\\n|\n)([^<{}'\"]{1,2000})<\|im_end\|>", self.chat_template())
+        if template == "qwen_2" and found:
+            return found[1]
+        self.assumed.append(f"the checkpoint states no system text: that of {find_template(template).name} assumed")
+        return None
+
+    def end_ids(self) -> list[int]:
+        """Returns the ids that generation_config.json and config.json name as the end, in that order, once each."""
+        found: list[int] = []
+        for section in (self._side("generation_config.json"), self.config, text_section(self.config)):
+            value = section.get("eos_token_id")
+            found += [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int)]
+        return list(dict.fromkeys(found))
+
+    def image_token_id(self) -> int:
+        """Returns the id that marks the image in the checkpoint's own ids: −200 in LLaVA, 151646 in Hugging Face ports."""
+        for name in ("image_token_index", "image_token_id"):
+            value = self.config.get(name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                return value
+        return IMAGE_TOKEN
+
+    def licence(self) -> str:
+        """Returns the licence's short name from README.md's front matter or a LICENSE file, or `unknown`."""
+        readme = self.folder / "README.md"
+        if readme.is_file():
+            if name := _front_matter_licence(readme.read_text(encoding="utf-8", errors="replace")):
+                return name
+        for path in sorted(self.folder.glob("LICENSE*")):
+            if path.is_file() and (name := _licence_of(path.read_text(encoding="utf-8", errors="replace"))):
+                return name
+        return "unknown"
+
+
+def _side(value: int, where: str) -> int:
+    if value < STRIDE or value % STRIDE or value > SIDE_LIMIT:
+        raise ConfigError(f"{where} states an image side of {value}, expected a multiple of {STRIDE} up to {SIDE_LIMIT}")
+    return value
+
+
+def _square(value: Any, where: str) -> int | None:
+    """Returns the one side that a preprocessor's size states (a number, {height, width} or {shortest_edge})."""
+    if isinstance(value, Mapping):
+        sides = {value[name] for name in ("height", "width", "shortest_edge") if isinstance(value.get(name), int)}
+        if len(sides) > 1:
+            raise ConfigError(f"{where} is {json.dumps(dict(value))}, expected a square")
+        value = sides.pop() if sides else None
+    if value is None or isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return _side(value, where)
+
+
+def _front_matter_licence(text: str) -> str | None:
+    front = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    if not front:
+        return None
+    stated = dict(re.findall(r"^(license|license_name)\s*:\s*[\"']?([\w.\-+]+)", front[1], re.MULTILINE))
+    return stated.get("license_name") or (stated.get("license") if stated.get("license") != "other" else None)
+
+
+def _licence_of(text: str) -> str | None:
+    head = text[:4000]
+    if "Apple Machine Learning Research Model" in text:
+        return "apple-amlr"
+    if "Apache License" in head and "Version 2.0" in head:
+        return "apache-2.0"
+    if "Permission is hereby granted, free of charge" in head:
+        return "mit"
+    return None
