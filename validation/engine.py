@@ -6,16 +6,19 @@ nothing of text. What goes into the language model is prepared by `validation.ho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from fastvlm.errors import BuildError, UsageError
 from fastvlm.manifest import read_manifest
+from fastvlm.paths import contained
 from validation.backends import open_package
 from validation.host import EmbeddingTable, causal_mask, pad_rows, plan_prefill, rope_tables
 
@@ -39,18 +42,19 @@ class PackageEngine:
         text = self.manifest["model"]["text"]
         self.head_dim, self.rope_theta = int(text["head_dim"]), float(text["rope_theta"])
         self._open_language()
-        self._encoder = self._open_part("encoder", f"encode_{self.image_size}")
+        self._encoders: dict[int, Any] = {}
+        self.peaks: dict[str, float] | None = None
 
     def _open_part(self, part: str, function: str) -> Any:
         names = self.manifest["packages"].get(part)
         if not names:
             raise BuildError(f"{self.build.name} holds no {part} package (exported with --only?); export it whole")
         name = names if isinstance(names, str) else names[0]
-        return open_package(self.build / name, function, self.backend, self.precision)
+        return open_package(contained(self.build, name), function, self.backend, self.precision)
 
     def _open_language(self) -> None:
         table = self.manifest["embeddings"]
-        self.embeddings = EmbeddingTable(self.build / table["file"], table["rows"], table["width"])
+        self.embeddings = EmbeddingTable(contained(self.build, table["file"]), table["rows"], table["width"])
         self._functions = {name: self._open_part("language", name) for name in ("prefill", "decode")}
         self.reset()
 
@@ -60,9 +64,17 @@ class PackageEngine:
         self.position = 0
 
     def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns image tokens float32 (T, H) of RGB bytes (N, N, 3)."""
-        features = self._encoder.predict({"image": Image.fromarray(pixels)})["imageFeatures"]
+        """Returns image tokens float32 (T, H) of RGB bytes (N, N, 3); N chooses among the exported sizes."""
+        encoder = self.encoder(pixels.shape[0])
+        inputs = {"image": Image.fromarray(pixels)}
+        features = self._predict("encoder", encoder, inputs)["imageFeatures"]
         return np.asarray(features, np.float32)[0]
+
+    def encoder(self, size: int) -> Any:
+        """Returns the predictor of `encode_<size>`, opened when it is first asked for."""
+        if size not in self._encoders:
+            self._encoders[size] = self._open_part("encoder", f"encode_{size}")
+        return self._encoders[size]
 
     def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Returns embedding rows float32 (S, H) of ids (S,)."""
@@ -87,6 +99,30 @@ class PackageEngine:
             "causalMask": causal_mask(self.position, len(rows), query, self.context),
             "position": np.array([self.position], np.int32),
         }
-        outputs = self._functions[function].predict(inputs, self.state)
+        outputs = self._predict("language", self._functions[function], inputs, self.state)
         self.position += len(rows)
         return outputs
+
+    def watch_peaks(self) -> dict[str, float]:
+        """From now on keeps the largest magnitude that any op of "encoder" and "language" returns; NaN counts as inf.
+
+        Only the MIL runtime shows what happens inside a package; other backends raise UsageError.
+        """
+        if self.backend != "mil":
+            raise UsageError(f"backend {self.backend} does not show the values inside a package; use --backend mil")
+        self.peaks = {"encoder": 0.0, "language": 0.0}
+        return self.peaks
+
+    def _predict(self, part: str, predictor: Any, inputs: dict[str, Any], state: Any = None) -> dict[str, Any]:
+        peaks = self.peaks
+        if peaks is None:
+            outputs: dict[str, Any] = predictor.predict(inputs, state)
+            return outputs
+
+        def keep(name: str, op: str, value: Any) -> None:
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                largest = float(value.abs().max())
+                peaks[part] = max(peaks[part], largest if largest == largest else math.inf)
+
+        watched: dict[str, Any] = predictor.predict(inputs, state, hook=keep)
+        return watched

@@ -7,8 +7,11 @@ on another CPU nor sleeps through a fault; tests plant faults to show the second
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from fastvlm.manifest import significant
 
 
 @dataclass(frozen=True)
@@ -98,21 +101,21 @@ class Measurement:
             "metric": self.limit.metric,
             "bound": self.limit.bound,
             "limit": self.limit.limit,
-            "value": significant(self.value),
+            "value": storable(self.value),
             "subject": self.subject,
             "passed": self.passed,
             "reason": self.limit.reason,
         }
 
 
-def significant(value: float) -> float | str:
-    """Returns `value` to three significant digits; inf, −inf and nan as words, which JSON numbers cannot say."""
-    return float(f"{value:.3g}") if abs(value) < float("inf") else str(value)
+def storable(value: float) -> float | str:
+    """Returns `value` to three significant digits; inf, -inf and nan as words, which JSON numbers cannot say."""
+    return significant(value) if math.isfinite(value) else str(value)
 
 
 def worst(key: str, values: dict[str, float]) -> Measurement:
     """Returns the measurement of limit `key` for the worst of `values` (subject -> value); NaN is the worst of all."""
     limit = LIMITS[key]
     sign = 1.0 if limit.bound == "max" else -1.0
-    subject = max(values, key=lambda name: float("inf") if values[name] != values[name] else sign * values[name])
+    subject = max(values, key=lambda name: math.inf if math.isnan(values[name]) else sign * values[name])
     return Measurement(limit, values[subject], subject)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +59,3 @@ class Verdict:
             "manifest_sha256": self.manifest_sha256,
             "reference_files": self.reference_files,
         }
-
-    def text(self) -> str:
-        """The file's bytes as text: sorted keys, one newline at the end."""
-        return json.dumps(self.as_json(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"

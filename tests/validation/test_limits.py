@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from validation.limits import LIMITS, TABLE, significant, worst
+from validation.limits import LIMITS, TABLE, storable, worst
 
 
 def test_keys_are_unique_and_every_row_gives_a_reason():
@@ -29,5 +29,5 @@ def test_worst_picks_by_the_direction_of_the_bound():
 
 
 def test_stored_numbers_have_three_digits():
-    assert significant(0.0123456) == 0.0123
-    assert significant(math.inf) == "inf"
+    assert storable(0.0123456) == 0.0123
+    assert storable(math.inf) == "inf"

@@ -1,0 +1,96 @@
+"""`selftest/` of a build: a picture and the numbers that a device must find for it at first start.
+
+    picture.png      the preprocessed picture, N×N, RGB, so that no decoder or resampler stands between
+    features.bin     the reference's image tokens, fp16, row-major [T, H]
+    selftest.json    pixel sha256, prompt ids, greedy ids, the eight best logits of each step, tolerances
+
+The numbers come from the reference, not from the packages: a device is tested against the truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastvlm.hashes import sha256_bytes
+from fastvlm.manifest import dump
+from fastvlm.publish import staged_folder
+from fastvlm_ref.engine import Engine
+from validation.limits import LIMITS, storable
+from validation.parity import splice
+
+FOLDER = "selftest"
+SCHEMA = "0.1"
+TOP = 8
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """One worked example: RGB bytes (N, N, 3), image tokens float32 (T, H), prompt ids and the reference's steps."""
+
+    prompt: str
+    pixels: NDArray[np.uint8]
+    features: NDArray[np.float32]
+    ids_before: tuple[int, ...]
+    ids_after: tuple[int, ...]
+    greedy_ids: tuple[int, ...]
+    top_logits: tuple[tuple[tuple[int, float], ...], ...]  # per step: (id, logit), best first
+
+    def as_json(self) -> dict[str, object]:
+        """The content of selftest.json."""
+        return {
+            "schema": SCHEMA,
+            "picture": "picture.png",
+            "pixels_sha256": sha256_bytes(self.pixels.tobytes()),
+            "features": {"file": "features.bin", "dtype": "float16", "shape": list(self.features.shape)},
+            "prompt": self.prompt,
+            "ids_before_image": list(self.ids_before),
+            "ids_after_image": list(self.ids_after),
+            "greedy_ids": list(self.greedy_ids),
+            "top_logits": [[[i, storable(value)] for i, value in step] for step in self.top_logits],
+            "tolerances": {
+                "features_psnr_db": LIMITS["encoder.psnr_db"].limit,
+                "logit_error_over_spread": LIMITS["language.logit_error"].limit,
+            },
+        }
+
+
+def top_logits(logits: NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
+    """Returns the eight best (id, logit) of logits (V,), best first, the lower id first among equals."""
+    order = np.argsort(-logits, kind="stable")[:TOP]
+    return tuple((int(i), float(logits[i])) for i in order)
+
+
+def work_example(
+    engine: Engine, prompt: str, pixels: NDArray[np.uint8], features: NDArray[np.float32],
+    ids: tuple[list[int], list[int]], stop_ids: tuple[int, ...], steps: int,
+) -> SelfTest:
+    """Runs the reference engine greedily over one prompt and keeps what a device is to find."""
+    engine.reset()
+    embeds = splice(engine, ids, features)
+    engine.prefill(embeds[:-1])
+    row, greedy, tops = embeds[-1:], [], []
+    for _ in range(steps):
+        logits = engine.decode(row)
+        tops.append(top_logits(logits))
+        greedy.append(tops[-1][0][0])
+        if greedy[-1] in stop_ids:
+            break
+        row = engine.embed(greedy[-1:])
+    return SelfTest(prompt, pixels, features, tuple(ids[0]), tuple(ids[1]), tuple(greedy), tuple(tops))
+
+
+def write_selftest(build: Path, test: SelfTest) -> None:
+    """Writes `selftest/` into the build, whole or not at all, in place of an older one."""
+    with staged_folder(build / FOLDER, overwrite=True, is_ours=_is_selftest) as stage:
+        Image.fromarray(test.pixels).save(stage / "picture.png")
+        test.features.astype(np.float16).tofile(stage / "features.bin")
+        (stage / "selftest.json").write_bytes(dump(test.as_json()))
+
+
+def _is_selftest(folder: Path) -> bool:
+    return (folder / "selftest.json").is_file()

@@ -1,0 +1,107 @@
+"""A question about a picture, answered by a checkpoint or by a build folder, whichever is given.
+
+`open_session` finds out which it is and who executes it; `Session.answer` runs photo → bytes → image tokens → ids →
+text through `fastvlm_ref.generate`, the loop that both engines share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fastvlm.errors import UsageError
+from fastvlm.manifest import NAME as MANIFEST
+from fastvlm.paths import contained
+from fastvlm.progress import SILENT, Progress
+from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.config import PromptConfig
+from fastvlm_ref.engine import Engine, TorchEngine
+from fastvlm_ref.generate import GREEDY, Timings, generate_text
+from fastvlm_ref.image import open_image
+from fastvlm_ref.prompt import prompt_from_record
+from fastvlm_ref.sampling import Sampling
+from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
+from validation.engine import PackageEngine
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came out: the text, seconds per stage, and who computed it."""
+
+    text: str
+    timings: Timings
+    backend: str
+
+
+@dataclass(frozen=True)
+class Session:
+    """An engine with what belongs to it: tokenizer, prompt rule, image rule."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    prompt: PromptConfig
+    image_rule: str
+    backend: str
+
+    def answer(
+        self, picture: Path | str | Image.Image, prompt: str, max_new_tokens: int = 256, *,
+        sampling: Sampling = GREEDY, on_text: Callable[[str], None] | None = None, progress: Progress = SILENT,
+    ) -> Answer:
+        """Answers one question about one picture; `on_text` receives the pieces as they come.
+
+        Raises ImageError and PromptError, before anything has run.
+        """
+        timings = Timings()
+        image = picture if isinstance(picture, Image.Image) else open_image(picture, progress=progress)
+        pieces: list[str] = []
+        for piece in generate_text(
+            self.engine, self.tokenizer, image, prompt, prompt=self.prompt, image_rule=self.image_rule,
+            sampling=sampling, max_new_tokens=max_new_tokens, timings=timings, progress=progress,
+        ):
+            pieces.append(piece)
+            if on_text is not None:
+                on_text(piece)
+        return Answer("".join(pieces), timings, self.backend)
+
+
+def is_build(target: str | Path) -> bool:
+    """Returns whether `target` is a build folder: a folder with a manifest, of whatever schema."""
+    return (Path(target) / MANIFEST).is_file()
+
+
+def open_session(
+    target: str | Path, backend: str | None = None, *, image_size: int | None = None, context: int | None = None,
+    progress: Progress = SILENT, **checkpoint_options: Any,
+) -> Session:
+    """Opens a build folder (backend mil unless told otherwise) or a checkpoint (backend torch).
+
+    `checkpoint_options` are those of `load_checkpoint`. Raises UsageError where an option does not fit the target.
+    """
+    if is_build(target):
+        fixed = {"context": context, **checkpoint_options}
+        given = ", ".join("--" + name.replace("_", "-") for name, value in fixed.items() if value)
+        if given:
+            raise UsageError(f"{given}: fixed when {target} was exported; give it to `fastvlm export`")
+        return build_session(Path(target), backend or "mil", image_size, progress)
+    if backend not in (None, "torch"):
+        raise UsageError(f"--backend {backend} runs a build folder, and {target} is a checkpoint; export it first")
+    model = load_checkpoint(target, progress=progress, **checkpoint_options)
+    engine = TorchEngine(model, context or min(2048, model.config.text.max_positions), image_size)
+    return Session(engine, model.tokenizer, model.config.prompt, model.config.image_rule, "torch")
+
+
+def build_session(
+    build: Path, backend: str = "mil", image_size: int | None = None, progress: Progress = SILENT
+) -> Session:
+    """Opens a build folder with its own tokenizer, prompt and image rule, as its manifest states them."""
+    if backend == "torch":
+        raise UsageError(f"--backend torch runs a checkpoint, and {build} is a build folder; use mil or coreml")
+    with progress.stage("Opening the packages"):
+        engine = PackageEngine(build, backend, image_size)
+    manifest = engine.manifest
+    tokenizer = load_tokenizer(contained(build, manifest["tokenizer"]["folder"]), manifest["embeddings"]["rows"])
+    return Session(engine, tokenizer, prompt_from_record(manifest["prompt"]), manifest["image"]["rule"], backend)
