@@ -49,7 +49,7 @@ def list_tree(folder: Path, skip: Collection[str] = ()) -> list[str]:
         folders[:] = sorted(name for name in folders if (base / name).as_posix() not in skip)
         for name in folders:
             if (Path(parent) / name).is_symlink():
-                raise FastVLMError(f"{Path(parent) / name} is a link to a folder, expected plain folders; copy it there")
+                raise FastVLMError(f"{Path(parent) / name} is a link to a folder, expected plain folders; copy it")
         found += [path for name in files if (path := (base / name).as_posix()) not in skip]
     return sorted(found)
 

@@ -63,7 +63,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     Raises BuildError: no such build, not JSON, a newer MAJOR schema, or required fields missing (all listed).
     """
     path = Path(path)
-    file = path / NAME if path.is_dir() else path
+    file = path if path.is_file() else path / NAME
     manifest = _load(file)
     _check_schema(manifest, file)
     _check_fields(manifest, file)
@@ -112,8 +112,9 @@ def _load(file: Path) -> dict[str, Any]:
             raise BuildError(f"{file} is larger than {_MAX_BYTES >> 20} MiB, no manifest is; export the build again")
         content = json.loads(file.read_bytes())
     except FileNotFoundError as missing:
+        found = f"a folder without {NAME}" if file.parent.is_dir() else "nothing there"
         raise BuildError(
-            f"{file.parent} is not a build folder: found no {NAME} in it; make one with `fastvlm export CHECKPOINT -o BUILD`"
+            f"{file.parent} is not a build folder: found {found}; make one with `fastvlm export CHECKPOINT -o BUILD`"
         ) from missing
     except OSError as problem:
         raise BuildError(f"{file} cannot be read ({problem.strerror}); check the path and its permissions") from problem
@@ -128,7 +129,7 @@ def _check_schema(manifest: dict[str, Any], file: Path) -> None:
     found = manifest.get("schema")
     match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", found) if isinstance(found, str) else None
     if match is None:
-        raise BuildError(f"{file} has schema {found!r}, expected MAJOR.MINOR such as {SCHEMA!r}; export the build again")
+        raise BuildError(f"{file} has schema {found!r}, expected MAJOR.MINOR such as {SCHEMA!r}; export again")
     if int(match[1]) > int(SCHEMA.split(".")[0]):
         raise BuildError(
             f"{file} has schema {found}, this fastvlm reads up to {SCHEMA.split('.')[0]}.x; "

@@ -144,7 +144,7 @@ def _make_parents(parent: Path) -> list[Path]:
         try:
             folder.mkdir(exist_ok=True)
         except OSError as problem:
-            raise OutputError(f"cannot make the folder {folder} ({problem.strerror}); choose another place") from problem
+            raise OutputError(f"cannot make {folder} ({problem.strerror}); choose another place with -o") from problem
     return missing
 
 

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 class TerminalProgress(Progress):
     """Shows stages as bars on a terminal and notes as lines; quiet bars when `stream` is no terminal."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, transient: bool = False) -> None:
         from rich.console import Console
 
         self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
+        self._transient = transient  # whether bars vanish when they are done
 
     def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Advance]:
         """One bar while the block runs; stages inside each other show one below the other."""
@@ -39,7 +40,7 @@ class TerminalProgress(Progress):
     def _bar(self, name: str, total: int | None) -> Iterator[Advance]:
         outermost = self._bars is None
         if self._bars is None:
-            self._bars = _new_bars(self._console)
+            self._bars = _new_bars(self._console, self._transient)
             self._bars.start()
         bars = self._bars
         task = bars.add_task(name, total=total)
@@ -54,8 +55,8 @@ class TerminalProgress(Progress):
                 self._bars = None
 
 
-def _new_bars(console: Console) -> Bars:
+def _new_bars(console: Console, transient: bool) -> Bars:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console)
+    return Progress(*columns, console=console, transient=transient)

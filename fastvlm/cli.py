@@ -1,0 +1,124 @@
+"""The `fastvlm` command: finds the command typed, and turns every way it can end into one line and an exit code.
+
+    0    good
+    1    the answer is no: a validation failed, this machine lacks something required
+    2    wrong usage or bad input: one `Error:` line that says what was found and what to do
+    70   a fault in this program (never used for what a user or a file can cause); says how to report it
+    130, 141, 143   interrupted by the keyboard, by a closed pipe, by a termination signal
+
+Tracebacks appear with --debug only. Command modules are imported when they are asked for, rooms when a command runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from fastvlm import __version__
+from fastvlm.commands.options import Settings, debug
+from fastvlm.errors import FastVLMError
+
+COMMANDS = ("export", "validate", "run", "inspect", "doctor")  # in the order they are typed
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+
+
+class Commands(click.Group):
+    """A group that imports a command's module when that command is asked for, and reports errors in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of use, not of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command `fastvlm.commands.<name>.<name>`, or None for a name that is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"fastvlm.commands.{cmd_name.replace('-', '_')}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As click's, with this project's exit codes and messages; also what `click.testing` calls."""
+        if not standalone_mode:
+            return super().main(args, prog_name, standalone_mode=False, **extra)
+        settings = Settings()
+        try:
+            code = super().main(args, prog_name, standalone_mode=False, obj=settings, **extra)
+            sys.stdout.flush()
+        except Exception as error:
+            code = _report(error, settings.debug)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="fastvlm", message="%(prog)s %(version)s")
+@debug
+def cli() -> None:
+    """Export FastVLM checkpoints to Core ML, run the packages on any machine, prove that they match PyTorch.
+
+    CHECKPOINT is a folder, `tiny` (the embedded one) or a Hub id (`id@revision`).
+
+    Exit codes: 0 good, 1 the answer is no, 2 wrong usage or bad input, 70 a fault in this program.
+    """
+
+
+def main() -> NoReturn:
+    """Entry point of the installed command."""
+    # A terminated run shall clean up like an interrupted one: SystemExit unwinds, the default action does not.
+    signal.signal(signal.SIGTERM, _terminated)
+    cli.main(prog_name="fastvlm")
+    sys.exit(0)
+
+
+def _terminated(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _report(error: Exception, show_traceback: bool) -> int:
+    """Tells an error in one line on stderr and returns the exit code."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if show_traceback:
+        traceback.print_exception(error)
+    if isinstance(error, click.Abort):  # what click makes of Ctrl-C
+        return _say("Interrupted.", 130)
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
+        return 128 + signal.SIGPIPE
+    if isinstance(error, FastVLMError):
+        return _say(f"Error: {error}", error.exit_code)
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "fastvlm"
+        return _say(f"Error: {error.format_message().rstrip('.')}; `{command} --help` explains the usage", 2)
+    if isinstance(error, click.ClickException):
+        return _say(f"Error: {error.format_message()}", 2)
+    if isinstance(error, MemoryError):
+        return _say("Error: not enough memory; close other programs, or use a smaller checkpoint or image size", 2)
+    if isinstance(error, OSError) and error.filename is not None:
+        return _say(f"Error: {error.filename}: {error.strerror}; check the path, its permissions and the disk", 2)
+    return _say(
+        f"Error: internal error ({type(error).__name__}: {error}); this is a fault of fastvlm {__version__}, not "
+        "yours: run it again with --debug and report what it prints",
+        INTERNAL_ERROR,
+    )
+
+
+def _say(text: str, code: int) -> int:
+    """Prints `text` as one printable line: file names may hold line breaks and terminal escapes."""
+    line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
+    click.echo("".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line), err=True)
+    return code

@@ -1,0 +1,117 @@
+"""`fastvlm inspect`: what is inside a package or a build, without executing anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastvlm.commands import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from validation.contents import Feature, FunctionContents, PackageContents
+
+
+@click.command(short_help="Show what is inside a package or a build.")
+@click.argument("path", metavar="PACKAGE_OR_BUILD")
+@options.as_json
+@options.debug
+def inspect(path: str, as_json: bool) -> None:
+    """Show functions, inputs, outputs, state, op counts, sizes and metadata of an .mlpackage, or of a whole build."""
+    from validation.contents import describe_build, describe_package, is_package
+
+    if is_package(path):
+        manifest, packages = None, [describe_package(path)]
+    else:
+        manifest, packages = describe_build(path)
+    if as_json:
+        content = {"manifest": manifest, "packages": [package.as_json() for package in packages]}
+        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if manifest is not None:
+        _show_manifest(manifest, Path(path), console)
+    for package in packages:
+        _show_package(package, console)
+    if manifest is None:
+        options.next_step("fastvlm inspect BUILD, for the manifest that says how to run it")
+    else:
+        options.next_step(options.validation_of(path))
+
+
+def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> None:
+    source, image, prompt = manifest["source"], manifest["image"], manifest["prompt"]
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    rows = {
+        "made by": f"fastvlm {manifest['fastvlm_version']}, schema {manifest['schema']}",
+        "source": f"{source.get('id')} ({source.get('layout')} layout, revision {source.get('revision') or 'unknown'})",
+        "image": f"rule {image.get('rule')}, sizes {', '.join(map(str, image.get('sizes') or []))}",
+        "prompt": f"template {prompt.get('template')}, stop ids {prompt.get('stop_ids')}",
+        "context": manifest.get("context"),
+        "compression": manifest["compression"].get("scheme"),
+        "licence": manifest["licence"],
+        "assumed": "; ".join(map(str, manifest.get("assumed") or [])) or "nothing",
+        "files": f"{len(manifest['files'])}, {_bytes(size)}",
+        "validated": _verdict(build),
+    }
+    console.print(f"{build}")
+    for name, value in rows.items():
+        console.print(f"  {name:<12} {value}")
+
+
+def _verdict(build: Path) -> str:
+    """What validation.json says, if it speaks of this very manifest."""
+    from fastvlm.hashes import sha256_file
+    from fastvlm.manifest import NAME
+
+    try:
+        verdict = json.loads((build / "validation.json").read_bytes())
+        same = verdict["manifest_sha256"] == sha256_file(build / NAME)
+        return str(verdict["verdict"]) if same else "no: validation.json speaks of another manifest"
+    except FileNotFoundError:
+        return "not yet"
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        return f"no: validation.json cannot be read ({type(problem).__name__})"
+
+
+def _show_package(package: PackageContents, console: Console) -> None:
+    console.print(f"\n{package.name}: {package.target} and later, default function {package.default_function}")
+    console.print(f"  program {_bytes(package.program_bytes)}, weights {_bytes(package.weight_bytes)}")
+    for name, value in package.metadata.items():
+        console.print(f"  {name}: {value}")
+    for function in package.functions:
+        _show_function(function, console)
+
+
+def _show_function(function: FunctionContents, console: Console) -> None:
+    from rich.table import Table
+
+    total = sum(function.ops.values())
+    console.print(f"\n  {function.name} ({function.opset}, {total} ops, {function.constants} constants)")
+    table = Table("", "name", "kind", "shape", "type", "what it is", box=None, padding=(0, 1, 0, 2))
+    sides = (("in", function.inputs), ("state", function.states), ("out", function.outputs))
+    for side, features in sides:
+        for feature in features:
+            table.add_row(side, *_cells(feature))
+    console.print(table)
+    most = sorted(function.ops.items(), key=lambda item: (-item[1], item[0]))
+    console.print("   ops: " + ", ".join(f"{name} {count}" for name, count in most))
+
+
+def _cells(feature: Feature) -> tuple[str, ...]:
+    shape = " × ".join(map(str, feature.shape)) or "scalar"
+    return feature.name, feature.kind, shape, feature.dtype, feature.text
+
+
+def _bytes(count: int) -> str:
+    """Bytes for a reader, in powers of ten as disks and shops count."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"

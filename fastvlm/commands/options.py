@@ -1,0 +1,102 @@
+"""The options that several commands share, declared once, so that they are spelled and explained alike everywhere.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass
+class Settings:
+    """What holds for the whole run of a command: travels in click's context."""
+
+    debug: bool = False
+
+
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.ensure_object(Settings).debug |= value
+
+
+debug = click.option(
+    "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug,
+    help="Show the traceback of an error.",
+)  # fmt: skip
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an older result of this tool at the same place.")
+context = click.option(
+    "--context", type=click.IntRange(min=1), metavar="C", help="Positions of the KV cache; default 2048."
+)
+only = click.option(
+    "--only", type=click.Choice(["encoder", "language"]), help="Make only one of the two packages."
+)
+image_sizes = click.option(
+    "--image-size", "image_sizes", type=click.IntRange(min=1), multiple=True, metavar="N",
+    help="Side of the square input in pixels, a multiple of 64; repeatable. Default: the checkpoint's own.",
+)  # fmt: skip
+image_size = click.option(
+    "--image-size", type=click.IntRange(min=1), metavar="N",
+    help="Which image side to use. Default: the first there is.",
+)  # fmt: skip
+backend = click.option(
+    "--backend", type=click.Choice(["torch", "mil", "coreml"]),
+    help="Who computes: torch (a checkpoint), mil (a build, on any machine) or coreml (a build, on a Mac). "
+    "Default: torch for a checkpoint, mil for a build.",
+)  # fmt: skip
+reference = click.option(
+    "--reference", metavar="CHECKPOINT", help="The checkpoint that the build was made from. Default: tiny, if it was."
+)
+
+_SOURCE_OPTIONS = (
+    click.option("--base", metavar="CHECKPOINT", help="The checkpoint that a LoRA adapter belongs to."),
+    click.option(
+        "--allow-pickle", is_flag=True,
+        help="Also read pickled tensors (.bin), restricted to weights; only for files whose origin you trust.",
+    ),
+)  # fmt: skip
+_HOST_OPTIONS = (
+    click.option(
+        "--image-rule", type=click.Choice(["pad", "crop"]),
+        help="How a photo becomes a square: black bars, or the middle cut out. Default: the checkpoint's, else pad.",
+    ),
+    click.option(
+        "--template", metavar="NAME|FILE",
+        help="Conversation template: qwen_2, vicuna_v1, plain, or a JSON file. Default: the checkpoint's, else qwen_2.",
+    ),
+    click.option("--system", metavar="TEXT", help="System text of the conversation. Default: the template's own."),
+)  # fmt: skip
+
+
+def source_options(command: Command) -> Command:
+    """Adds what may be needed to read a checkpoint's tensors."""
+    return _add(_SOURCE_OPTIONS, command)
+
+
+def checkpoint_options(command: Command) -> Command:
+    """Adds all options of `load_checkpoint`: what the host does with photo and prompt, then `source_options`."""
+    return _add(_HOST_OPTIONS + _SOURCE_OPTIONS, command)
+
+
+def _add(rows: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
+    for option in reversed(rows):
+        command = option(command)
+    return command
+
+
+def validation_of(build: str) -> str:
+    """The command that validates `build`: a build of the embedded checkpoint needs no reference."""
+    from fastvlm.manifest import read_manifest
+
+    reference = "" if read_manifest(build)["source"].get("id") == "tiny" else " --reference CHECKPOINT"
+    return f"fastvlm validate {shlex.quote(build)}{reference}"
+
+
+def next_step(text: str) -> None:
+    """Names the command to type next, on stderr, so that stdout holds the result alone."""
+    click.echo(f"next: {text}", err=True)

@@ -1,0 +1,145 @@
+"""What this machine is and can do, found out without importing anything heavy into this process.
+
+Versions come from the installed metadata; whether a library loads is tried in a child process, because a broken
+native part may end the process that imports it. The table of ranges repeats setup.cfg's; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastvlm.progress import SILENT, Progress
+
+# package -> (lowest version, first version that is too new or None)
+RANGES: dict[str, tuple[str, str | None]] = {
+    "click": ("8.1", None),
+    "coremltools": ("9.0", "10"),
+    "huggingface_hub": ("0.30", None),
+    "numpy": ("1.26", "2.4"),
+    "pillow": ("13", None),
+    "protobuf": ("4.25", None),
+    "rich": ("13.7", None),
+    "safetensors": ("0.5", None),
+    "tokenizers": ("0.21", None),
+    "torch": ("2.7", None),
+}
+_PYTHON = ((3, 11), (3, 13))
+_PLATFORMS = (("Linux", "x86_64"), ("Darwin", "arm64"))
+_STATEFUL_MACOS = 15  # a state needs the iOS 18 / macOS 15 runtime
+# Written by coremltools' native part; without it weights cannot be saved (a wheel for another platform lacks it).
+_LOADS = {"torch": "import torch", "coremltools": "import coremltools.libmilstoragepython, coremltools"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found, whether it is good, and what to do if it is not."""
+
+    name: str
+    found: str
+    status: str  # "ok" | "missing" (required) | "absent" (optional, or another machine's)
+    advice: str = ""
+
+
+def examine(progress: Progress = SILENT) -> list[Finding]:
+    """Look at everything; takes some seconds, because libraries are really loaded."""
+    findings = [_python(), _platform(), *_versions()]
+    with progress.stage("loading torch and coremltools", len(_LOADS)) as advance:
+        for name in _LOADS:
+            findings.append(_loads(name))
+            advance(1)
+    return [*findings, *_resources(), _core_ml(), _heic()]
+
+
+def _python() -> Finding:
+    found = platform.python_version()
+    low, high = _PYTHON
+    good = low <= sys.version_info[:2] <= high
+    advice = "" if good else "install Python 3.11, 3.12 or 3.13; coremltools 9 has no wheel for others"
+    return Finding("python", found, "ok" if good else "missing", advice)
+
+
+def _platform() -> Finding:
+    here = (platform.system(), platform.machine())
+    good = here in _PLATFORMS
+    advice = "" if good else "use Linux x86_64 or a Mac with Apple silicon; coremltools 9 has wheels for no other"
+    return Finding("platform", f"{platform.platform()}, {os.cpu_count()} cores", "ok" if good else "missing", advice)
+
+
+def _versions() -> Iterator[Finding]:
+    for name, (low, too_new) in RANGES.items():
+        wanted = f"{name}>={low}" + (f",<{too_new}" if too_new else "")
+        advice = f"pip install -c constraints.txt '{wanted}'"
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding(name, "not installed", "missing", advice)
+            continue
+        good = _order(low) <= _order(found) and (too_new is None or _order(found) < _order(too_new))
+        yield Finding(name, found, "ok" if good else "missing", "" if good else advice)
+
+
+def _order(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, enough to compare releases: "2.13.0+cpu" -> (2, 13, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _loads(name: str) -> Finding:
+    # -I: a torch.py or numpy.py in the current folder must not be taken for the library.
+    command = [sys.executable, "-I", "-c", _LOADS[name]]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        problem = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1] if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        problem = "did not finish loading within 120 s"
+    if problem:
+        return Finding(f"{name} loads", problem[:200], "missing", f"reinstall {name} (make distclean, then make setup)")
+    return Finding(f"{name} loads", "yes", "ok")
+
+
+def _resources() -> Iterator[Finding]:
+    memory = _memory()
+    if memory is None:
+        yield Finding("memory", "unknown", "absent", "an export of 0.5B needs about 2.5 GB")
+    else:
+        few = memory < 3e9
+        advice = "an export of 0.5B needs about 2.5 GB; the embedded checkpoint needs less" if few else ""
+        yield Finding("memory", f"{memory / 1e9:.1f} GB in all", "absent" if few else "ok", advice)
+    free = shutil.disk_usage(Path.cwd()).free
+    few = free < 3e9
+    advice = "a build takes about as much as its checkpoint in fp16 (0.5B: 1.3 GB)" if few else ""
+    yield Finding("disk", f"{free / 1e9:.1f} GB free here", "absent" if few else "ok", advice)
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+
+
+def _core_ml() -> Finding:
+    if platform.system() != "Darwin":
+        advice = "packages run here on this project's own runtime (--backend mil); Core ML itself needs a Mac"
+        return Finding("Core ML prediction", "not on this system", "absent", advice)
+    release = platform.mac_ver()[0]
+    if _order(release) < (_STATEFUL_MACOS,):
+        advice = f"the language model keeps state, which needs macOS {_STATEFUL_MACOS}; --backend mil works"
+        return Finding("Core ML prediction", f"macOS {release}", "absent", advice)
+    return Finding("Core ML prediction", f"macOS {release}", "ok")
+
+
+def _heic() -> Finding:
+    if find_spec("pillow_heif") is None:
+        return Finding("HEIC pictures", "plugin not installed", "absent", "pip install pillow-heif, or use JPEG or PNG")
+    return Finding("HEIC pictures", f"pillow-heif {metadata.version('pillow-heif')}", "ok")
