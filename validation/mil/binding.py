@@ -1,0 +1,189 @@
+"""Constants bound into a frame: converted once, when a function is first run.
+
+The frame is a list of slots; slot 0 holds the running frame itself, so that control flow takes it like any other
+argument. Stored blobs are shared between the functions of a package by what identifies them, and stay views of the
+mapped file wherever their op takes fp16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from fastvlm.errors import PackageError
+from validation.mil.package import Package
+from validation.mil.registry import OPS, Bools, Floats, Ints, Kind, Tensor
+from validation.mil.values import TensorType, decode_constant, decode_type
+
+
+class PlannedConstant(Protocol):
+    """A constant whose value is read, or decompressed, when it is first needed."""
+
+    @property
+    def type(self) -> Any: ...
+
+    @property
+    def key(self) -> Any: ...
+
+    def load(self) -> Any: ...
+
+
+def to_tensor(value: np.ndarray) -> torch.Tensor:
+    """A torch view of a numpy array (a copy where torch has no such type or the array cannot be written)."""
+    if value.dtype == np.uint16:
+        return torch.from_numpy(value.astype(np.int32))
+    if value.dtype in (np.uint32, np.uint64):
+        return torch.from_numpy(value.astype(np.int64))
+    array = value if value.flags.writeable else value.copy()
+    return torch.from_numpy(array)
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.size != 1:
+            raise PackageError(f"a parameter that takes one value holds {value.size}; the program is damaged")
+        return value.reshape(()).item()
+    return value
+
+
+def _flat(value: Any) -> tuple[Any, ...]:
+    return tuple(value.reshape(-1).tolist()) if isinstance(value, np.ndarray) else tuple(value)
+
+
+_CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
+    int: lambda value: int(_scalar(value)),
+    float: lambda value: float(_scalar(value)),
+    bool: lambda value: bool(_scalar(value)),
+    str: lambda value: str(_scalar(value)),
+    Ints: lambda value: tuple(int(item) for item in _flat(value)),
+    Floats: lambda value: tuple(float(item) for item in _flat(value)),
+    Bools: lambda value: tuple(bool(item) for item in _flat(value)),
+}
+
+
+class Binder:
+    """Hands out slots and remembers what each constant slot will hold."""
+
+    frame_slot = 0
+
+    def __init__(self, package: Package, precision: str):
+        self._package = package
+        self._precision = precision
+        self._size = 1
+        self._values: dict[int, Any] = {}
+        self._constants: dict[int, tuple[PlannedConstant, Any, bool]] = {}
+        self._known: dict[Any, int] = {}
+        self._template: list[Any] | None = None
+
+    def new_slot(self) -> int:
+        self._size += 1
+        return self._size - 1
+
+    def value(self, value: Any) -> int:
+        """A slot that holds `value` from the start."""
+        slot = self.new_slot()
+        self._values[slot] = value
+        return slot
+
+    def constant(self, constant: PlannedConstant, annotation: Any, kind: Kind | None) -> int:
+        """A slot for `constant` as its parameter takes it; fp16 tensors are raised to float32 for FLOAT ops."""
+        raised = kind is Kind.FLOAT or self._precision == "fp32"
+        known = (id(constant), annotation, raised)
+        if known not in self._known:
+            self._known[known] = self.new_slot()
+            self._constants[self._known[known]] = (constant, annotation, raised)
+        return self._known[known]
+
+    def frame(self) -> list[Any]:
+        """A fresh frame with every constant in its slot; the first call reads them.
+
+        Raises PackageError when a weight file contradicts the program.
+        """
+        if self._template is None:
+            template: list[Any] = [None] * self._size
+            for slot, value in self._values.items():
+                template[slot] = value
+            for slot, (constant, annotation, raised) in self._constants.items():
+                template[slot] = self._bind(constant, annotation, raised)
+            self._template = template
+        frame = self._template.copy()
+        frame[self.frame_slot] = frame
+        return frame
+
+    def _bind(self, constant: PlannedConstant, annotation: Any, raised: bool) -> Any:
+        if annotation in _CONVERSIONS:
+            return _CONVERSIONS[annotation](constant.load())
+        key = constant.key
+        if key is None:
+            return self._tensor(constant.load(), raised)
+        cache = self._package.cache
+        if (key, raised) not in cache:
+            cache[key, raised] = self._tensor(constant.load(), raised)
+        return cache[key, raised]
+
+    def _tensor(self, value: Any, raised: bool) -> Any:
+        tensor = to_tensor(value) if isinstance(value, np.ndarray) else value
+        if isinstance(tensor, Tensor) and tensor.dtype is torch.float16 and raised:
+            return tensor.float()
+        return tensor
+
+
+@dataclass(frozen=True)
+class _Decompressed:
+    """A constexpr_* op: a constant that is computed from constants when it is first needed."""
+
+    type: Any
+    key: Any
+    function: Callable[..., Any]
+    arguments: dict[str, tuple[PlannedConstant, Any]]
+    target: np.dtype
+
+    def load(self) -> Any:
+        values = {}
+        for name, (constant, annotation) in self.arguments.items():
+            loaded = constant.load()
+            values[name] = _CONVERSIONS[annotation](loaded) if annotation in _CONVERSIONS else to_tensor(loaded)
+        return self.function(**values).numpy().astype(self.target)
+
+
+def constexpr_constant(
+    operation: Any, constants: dict[str, PlannedConstant], package: Package, precision: str
+) -> PlannedConstant:
+    """The constant that a constexpr_* operation stands for; iOS16 stores its arguments as attributes, iOS18 as inputs.
+
+    With precision "fp32" a result declared fp16 is kept in float32, like every other computed value.
+    """
+    op = OPS[operation.type]
+    name = operation.outputs[0].name
+    arguments = {}
+    for parameter in op.parameters:
+        if parameter.name in operation.inputs:
+            binding = operation.inputs[parameter.name].arguments[0]
+            if binding.WhichOneof("binding") == "value":
+                found: PlannedConstant | None = decode_constant(binding.value, package)
+            else:
+                found = constants.get(binding.name)
+        elif parameter.name in operation.attributes:
+            found = decode_constant(operation.attributes[parameter.name], package)
+        elif not parameter.required:
+            continue
+        else:
+            found = None
+        if found is None:
+            raise PackageError(f"{operation.type} {name!r} has no constant {parameter.name}; the program is damaged")
+        arguments[parameter.name] = (found, parameter.annotation)
+    kind = decode_type(operation.outputs[0].type)
+    if not isinstance(kind, TensorType) or kind.dtype is None:
+        raise PackageError(f"{operation.type} {name!r} gives {kind}, expected a tensor; the program is damaged")
+    half = kind.dtype.numpy == np.float16 and precision == "fp32"
+    target = np.dtype(np.float32) if half else kind.dtype.numpy
+    key = None
+    keys = tuple((item, constant.key) for item, (constant, _) in arguments.items())
+    if any(part is not None for _, part in keys):
+        inline = tuple(str(constant.load()) for _, (constant, _) in arguments.items() if constant.key is None)
+        key = (operation.type, keys, inline, str(target))
+    return _Decompressed(kind, key, op.function, arguments, target)

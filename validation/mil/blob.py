@@ -1,0 +1,84 @@
+"""A weight file (`weight.bin`), memory-mapped: nothing is read before it is used.
+
+Layout (MILBlob, storage version 2): a 64-byte file header `count, version`; each blob has 64 bytes of metadata
+`<IIQQQ` = 0xDEADBEEF, dtype, bytes, offset, padding bits; offset points at the raw values. A program names a blob by
+the offset of its metadata. Every field is checked before a byte of the values is touched.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from fastvlm.errors import PackageError
+from validation.mil.dtypes import DType, unpack
+
+_HEADER = struct.Struct("<II")
+_METADATA = struct.Struct("<IIQQQ")
+_SENTINEL = 0xDEADBEEF
+_METADATA_BYTES = 64
+_VERSION = 2
+
+
+class BlobFile:
+    """Read-only view of one weight file.
+
+    Raises PackageError when the file is missing, shorter than its header, or not of storage version 2.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            # Copy-on-write: torch warns about read-only memory, and nothing here ever writes.
+            self._bytes: np.ndarray = np.memmap(path, dtype=np.uint8, mode="c")
+        except (OSError, ValueError) as error:
+            raise PackageError(
+                f"weight file {path} cannot be opened ({error}); copy the whole package again"
+            ) from error
+        if len(self._bytes) < _METADATA_BYTES:
+            raise PackageError(
+                f"weight file {path} has {len(self._bytes)} bytes, its header alone needs 64; it was cut"
+            )
+        _, version = _HEADER.unpack_from(self._bytes, 0)
+        if version != _VERSION:
+            raise PackageError(
+                f"weight file {path} has storage version {version}, expected 2; it is no Core ML weight file"
+            )
+
+    def read(self, offset: int, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
+        """The values at metadata `offset`, in numpy; a view of the file unless the type is narrower than a byte.
+
+        Raises PackageError when sentinel, dtype, size or offset contradict what the program declares.
+        """
+        start, size = self._locate(offset, dtype, shape)
+        raw = self._bytes[start : start + size]
+        count = int(np.prod(shape, dtype=np.int64))
+        if dtype.bits < 8:
+            return unpack(np.asarray(raw), dtype.bits, count, signed=dtype.name.startswith("int")).reshape(shape)
+        if start % dtype.numpy.itemsize:
+            raw = np.array(raw)  # an unaligned view would be slow or unsupported in torch
+        return np.asarray(raw).view(dtype.numpy).reshape(shape)
+
+    def _locate(self, offset: int, dtype: DType, shape: tuple[int, ...]) -> tuple[int, int]:
+        total = len(self._bytes)
+        where = f"weight file {self.path}, blob at offset {offset}"
+        if offset < 0 or offset + _METADATA_BYTES > total:
+            raise PackageError(f"{where}: the file ends at {total} bytes; it was cut or belongs to another program")
+        sentinel, code, size, start, _ = _METADATA.unpack_from(self._bytes, offset)
+        if sentinel != _SENTINEL:
+            raise PackageError(
+                f"{where}: sentinel {sentinel:#010x}, expected 0xdeadbeef; file and program do not match"
+            )
+        if code != dtype.blob:
+            raise PackageError(f"{where}: stored dtype {code}, the program declares {dtype.name} ({dtype.blob})")
+        count = 1
+        for length in shape:
+            count *= length
+        expected = (count * dtype.bits + 7) // 8
+        if size != expected:
+            raise PackageError(f"{where}: {size} bytes stored, {dtype.name} {list(shape)} needs {expected}")
+        if start + size > total:
+            raise PackageError(f"{where}: its values end at {start + size}, the file at {total} bytes; it was cut")
+        return start, size

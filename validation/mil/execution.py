@@ -1,0 +1,67 @@
+"""Running a plan: a loop of calls.
+
+With a hook every result is shown as (name, op type, value) after its op; the value is the runtime's own tensor and may
+be overwritten later, so a hook that keeps it copies it. Without a hook the loop does not mention hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastvlm.errors import ExecutionError, PackageError
+from validation.mil.plan import BlockPlan, Step
+
+Hook = Callable[[str, str, Any], None]
+
+_FAULTS = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, NotImplementedError)
+
+
+def run_steps(steps: list[Step], frame: list[Any]) -> None:
+    """Run `steps` on `frame`; ExecutionError names the op that failed and why."""
+    step = None
+    try:
+        for step in steps:
+            result = step.function(*step.take(frame))
+            if step.many:
+                for slot, value in zip(step.results, result or (), strict=True):
+                    frame[slot] = value
+            else:
+                frame[step.results[0]] = result
+            for slot in step.free:
+                frame[slot] = None
+    except PackageError as error:
+        raise _located(step, error) from error
+    except _FAULTS as error:
+        raise _located(step, error) from error
+
+
+def run_steps_hooked(steps: list[Step], frame: list[Any], hook: Hook) -> None:
+    """`run_steps`, showing every result to `hook`."""
+    for step in steps:
+        freed, step.free = step.free, ()
+        try:
+            run_steps([step], frame)
+        finally:
+            step.free = freed
+        for slot in step.results:
+            hook(step.name, step.type, frame[slot])
+        for slot in freed:
+            frame[slot] = None
+
+
+def run_block(frame: list[Any], block: BlockPlan, arguments: tuple[Any, ...] = ()) -> list[Any]:
+    """Run a nested block of the running frame on `arguments`; returns its results."""
+    for slot, value in zip(block.inputs, arguments, strict=True):
+        frame[slot] = value
+    run_steps(block.steps, frame)
+    return [frame[slot] for slot in block.outputs]
+
+
+def _located(step: Step | None, error: Exception) -> ExecutionError:
+    if step is None or getattr(error, "located", False):
+        return error if isinstance(error, ExecutionError) else ExecutionError(str(error))
+    reason = " ".join(str(error).split()) or type(error).__name__
+    found = ExecutionError(f"op {step.name!r} ({step.type}): {reason}")
+    found.located = True  # type: ignore[attr-defined]  # so that an enclosing block does not name itself too
+    return found

@@ -1,0 +1,161 @@
+"""MILModel: an ML program that answers `predict` on any machine, with the surface of coremltools' MLModel.
+
+It executes the bytes of the package: protobuf and mapped weights, never coremltools' converter objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvlm.errors import ExecutionError, PackageError
+from validation.mil.execution import Hook, run_steps, run_steps_hooked
+from validation.mil.features import Feature, array_to_tensor, default_tensor, describe, image_to_tensor, to_output
+from validation.mil.package import Package, open_package
+from validation.mil.plan import FunctionPlan, plan_function
+from validation.mil.rounding import PRECISIONS, held_type
+from validation.mil.state import MILState
+from validation.mil.values import StateType
+
+
+class Descriptions(dict[str, str]):
+    """Name -> description, in the package's order; prints as a mapping, like coremltools' feature descriptions."""
+
+
+class MILModel:
+    """One function of an ML program.
+
+    source: path of an .mlpackage, a spec (protobuf Model; `weights` names its weights folder), or a coremltools MLModel.
+    function_name: None takes the package's default function. precision: "fp16", "fp16-accumulate" or "fp32", see
+    `validation.mil.rounding`. Raises PackageError for anything damaged, UnsupportedOp (all unknown ops at once).
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        function_name: str | None = None,
+        precision: str = "fp16",
+        *,
+        weights: str | Path | None = None,
+    ):
+        if precision not in PRECISIONS:
+            raise ExecutionError(f"precision {precision!r} given, expected one of {', '.join(PRECISIONS)}")
+        self.precision = precision
+        self.package: Package = open_package(source, weights)
+        description = self.package.spec.description
+        self.function_names = sorted(self.package.program.functions)
+        self.function_name = function_name or description.defaultFunctionName or self._only_function()
+        self.plan: FunctionPlan = plan_function(self.package, self.function_name, precision)
+        self._describe(description)
+
+    def _only_function(self) -> str:
+        if "main" in self.function_names or len(self.function_names) != 1:
+            return "main"
+        return self.function_names[0]
+
+    def _describe(self, description: Any) -> None:
+        described = next((item for item in description.functions if item.name == self.function_name), description)
+        declared = self.plan.inputs
+        self.inputs: dict[str, Feature] = {
+            item.name: describe(item, declared[item.name]) for item in described.input if item.name in declared
+        }
+        self.states: dict[str, Feature] = {
+            name: Feature(name, kind.tensor) for name, kind in declared.items() if isinstance(kind, StateType)
+        }
+        missing = [name for name in declared if name not in self.inputs and name not in self.states]
+        outputs = self.plan.outputs
+        missing += [item.name for item in described.output if item.name not in outputs]
+        missing += [item.name for item in described.input if item.name not in declared]
+        if missing:
+            raise PackageError(
+                f"description and program of function {self.function_name!r} differ in {', '.join(missing)}"
+            )
+        self.outputs: dict[str, Feature] = {item.name: describe(item, outputs[item.name]) for item in described.output}
+        self.input_description = Descriptions({name: item.description for name, item in self.inputs.items()})
+        self.output_description = Descriptions({name: item.description for name, item in self.outputs.items()})
+
+    def get_spec(self) -> Any:
+        """The model's protobuf message (Model.proto)."""
+        return self.package.spec
+
+    def function(self, name: str) -> MILModel:
+        """Another function of the same package; it shares the mapped weights and everything converted from them."""
+        return MILModel(self.package, name, self.precision)
+
+    def make_state(self) -> MILState:
+        """Fresh zeros for every state of this function, to hand to `predict`."""
+        shapes = {name: tuple(int(n or 0) for n in item.shape) for name, item in self.states.items()}
+        return MILState(shapes, {name: self._held(item) for name, item in self.states.items()})
+
+    def _held(self, feature: Feature) -> torch.dtype:
+        if feature.type.dtype is None:
+            raise PackageError(f"{feature.name!r} is a string; the runtime takes numbers and images")
+        return held_type(feature.type.dtype, self.precision)
+
+    def predict(
+        self, data: Mapping[str, Any], state: MILState | None = None, *, hook: Hook | None = None
+    ) -> dict[str, Any]:
+        """Run the function.
+
+        data: input name -> array, number, torch tensor, or (image inputs) PIL image / uint8 (H, W, channels).
+        Returns output name -> numpy array in its declared type (fp16 as float16; precision "fp32": float32), PIL image
+        for image outputs. hook(name, op type, value) sees every result. Raises ExecutionError for a wrong input,
+        state, or value.
+        """
+        frame = self.plan.binder.frame()
+        self._bind_inputs(frame, data)
+        self._bind_states(frame, state)
+        with torch.inference_mode():
+            if hook is None:
+                run_steps(self.plan.body.steps, frame)
+            else:
+                run_steps_hooked(self.plan.body.steps, frame, hook)
+        names = list(self.plan.outputs)
+        results = {name: frame[slot] for name, slot in zip(names, self.plan.body.outputs, strict=True)}
+        return {name: to_output(results[name], feature) for name, feature in self.outputs.items()}
+
+    def _bind_inputs(self, frame: list[Any], data: Mapping[str, Any]) -> None:
+        unknown = [name for name in data if name not in self.inputs]
+        missing = [name for name, item in self.inputs.items() if name not in data and not item.optional]
+        if unknown or missing:
+            raise ExecutionError(
+                f"function {self.function_name!r} takes {', '.join(self.inputs) or 'no inputs'};"
+                + (f" unknown: {', '.join(unknown)};" if unknown else "")
+                + (f" missing: {', '.join(missing)};" if missing else "")
+            )
+        for name, slot in zip(self.plan.inputs, self.plan.body.inputs, strict=True):
+            if name in self.inputs:
+                frame[slot] = self._tensor(self.inputs[name], data.get(name))
+
+    def _tensor(self, feature: Feature, value: Any) -> torch.Tensor:
+        if value is None:
+            return default_tensor(feature, self.precision)
+        if feature.image is not None:
+            return image_to_tensor(value, feature, self.precision)
+        return array_to_tensor(value, feature, self.precision)
+
+    def _bind_states(self, frame: list[Any], state: MILState | None) -> None:
+        if self.states and state is None:
+            raise ExecutionError(
+                f"function {self.function_name!r} keeps state ({', '.join(self.states)}); pass make_state()"
+            )
+        if state is not None and not isinstance(state, MILState):
+            raise ExecutionError(f"state of type {type(state).__name__} given, expected one from make_state()")
+        for name, slot in zip(self.plan.inputs, self.plan.body.inputs, strict=True):
+            if name in self.states:
+                frame[slot] = self._state(self.states[name], state)
+
+    def _state(self, feature: Feature, state: MILState | None) -> Any:
+        box = state.boxes.get(feature.name) if state else None
+        if box is None:
+            raise ExecutionError(f"the state given has no {feature.name!r}; it was made by another model")
+        expected = (tuple(feature.shape), self._held(feature))
+        found = (tuple(box.tensor.shape), box.tensor.dtype)
+        if found != expected:
+            raise ExecutionError(
+                f"state {feature.name!r} is {found}, expected {expected}; it was made by another model"
+            )
+        return box

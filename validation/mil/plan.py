@@ -1,0 +1,287 @@
+"""From a function's protobuf to a plan: every argument a slot of one frame, every op one call.
+
+Constants are bound into the frame once; a computed value's slot is cleared after its last reader; the call of a step
+is a plain function of slots. Nested blocks (control flow) share the frame of their function. What is unknown or
+malformed is found here, before anything runs. This file does not know what any op computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+from fastvlm.errors import PackageError, UnsupportedOp
+from validation.mil import ops as _ops  # noqa: F401  (registers every op)
+from validation.mil.aliasing import Effect, writable_in_place
+from validation.mil.binding import Binder, PlannedConstant, constexpr_constant
+from validation.mil.package import Package
+from validation.mil.registry import OPS, Block, Blocks, Frame, Op, Parameter, Tensor, Tensors
+from validation.mil.rounding import rounded
+from validation.mil.values import StateType, TensorType, decode_constant, decode_type
+
+
+@dataclass
+class Step:
+    """One call: `function(*take(frame))`, its results stored in `results`, the slots in `free` cleared afterwards."""
+
+    name: str
+    type: str
+    function: Callable[..., Any]
+    take: Callable[[list[Any]], Any]
+    results: tuple[int, ...]
+    many: bool
+    free: tuple[int, ...] = ()
+
+
+@dataclass
+class BlockPlan:
+    """The steps of one block, the slots of its inputs and of its outputs."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    steps: list[Step]
+
+
+@dataclass
+class FunctionPlan:
+    """A function made ready: its steps, inputs and outputs by name with their types, and the constants to bind."""
+
+    name: str
+    opset: str
+    body: BlockPlan
+    inputs: dict[str, TensorType | StateType]
+    outputs: dict[str, Any]
+    binder: Binder
+
+
+def block_of(function: Any, name: str) -> Any:
+    """The block that the function's opset selects; PackageError when it lists none."""
+    if function.opset in function.block_specializations:
+        return function.block_specializations[function.opset]
+    raise PackageError(f"function {name!r} has opset {function.opset!r} but no block for it; the program is damaged")
+
+
+def _walk(block: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for index, operation in enumerate(block.operations):
+        position = f"{path}{index}"
+        yield position, operation
+        for inner in operation.blocks:
+            yield from _walk(inner, position + ".")
+
+
+def check_ops(block: Any, function: str) -> None:
+    """Raise UnsupportedOp that lists every op, or parameter of an op, that the runtime does not know."""
+    problems = []
+    for position, operation in _walk(block, ""):
+        if operation.type == "const":
+            continue
+        known = OPS.get(operation.type)
+        if known is None:
+            problems.append(f"{operation.type} (position {position})")
+            continue
+        names = {parameter.name for parameter in known.parameters}
+        unknown = sorted(set(operation.inputs) - names)
+        problems += [f"{operation.type} with parameter {name} (position {position})" for name in unknown]
+    if problems:
+        raise UnsupportedOp(f"function {function!r} holds what this runtime does not know: {'; '.join(problems)}")
+
+
+@dataclass
+class _Scope:
+    """Names visible in a block: slots of computed values with their types, and constants."""
+
+    slots: dict[str, int] = field(default_factory=dict)
+    types: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, PlannedConstant] = field(default_factory=dict)
+
+    def child(self) -> _Scope:
+        return _Scope(dict(self.slots), dict(self.types), dict(self.constants))
+
+
+class Planner:
+    """Plans one function; see `plan_function`."""
+
+    def __init__(self, package: Package, name: str, precision: str):
+        self._package = package
+        self._name = name
+        self._precision = precision
+        self.binder = Binder(package, precision)
+
+    def block(self, message: Any, scope: _Scope, top: bool = False) -> tuple[BlockPlan, set[str]]:
+        """Plan a block within `scope`; also returns the names it takes from outside."""
+        outside = set(scope.slots)
+        inputs = tuple(self._define(scope, item.name, decode_type(item.type)) for item in message.inputs)
+        outside -= {item.name for item in message.inputs}
+        effects: list[Effect] = []
+        pending: list[tuple[Any, Op]] = []
+        for index, operation in enumerate(message.operations):
+            if operation.type == "const" or operation.type.startswith("constexpr_"):
+                self._constant(operation, scope, index)
+                continue
+            step, effect = self._step(operation, scope, index)
+            effects.append(effect)
+            pending.append((step, OPS[operation.type]))
+        if top:
+            for index in writable_in_place(effects, set(message.outputs), outside):
+                step, op = pending[index]
+                step.function = op.inplace
+        outputs = tuple(self._read(name, scope, Parameter(name, Any, None), index) for name in message.outputs)
+        steps = [step for step, _ in pending]
+        self._free(steps, effects, set(message.outputs), outside, scope)
+        captured = {name for effect in effects for name in effect.reads if name in outside}
+        return BlockPlan(inputs, outputs, steps), captured | (set(message.outputs) & outside)
+
+    def _define(self, scope: _Scope, name: str, kind: Any) -> int:
+        slot = self.binder.new_slot()
+        scope.slots[name] = slot
+        scope.types[name] = kind
+        scope.constants.pop(name, None)
+        return slot
+
+    def _constant(self, operation: Any, scope: _Scope, index: int) -> None:
+        if len(operation.outputs) != 1:
+            raise PackageError(f"{self._where(operation, index)} has {len(operation.outputs)} outputs, expected 1")
+        name = operation.outputs[0].name
+        if operation.type == "const":
+            if "val" not in operation.attributes:
+                raise PackageError(f"{self._where(operation, index)} holds no value; the program is damaged")
+            scope.constants[name] = decode_constant(operation.attributes["val"], self._package)
+        else:
+            scope.constants[name] = constexpr_constant(operation, scope.constants, self._package, self._precision)
+
+    def _step(self, operation: Any, scope: _Scope, index: int) -> tuple[Step, Effect]:
+        op = OPS[operation.type]
+        where = self._where(operation, index)
+        reads: list[str] = []
+        sources: list[int | tuple[int, ...]] = []
+        dynamic: dict[int, tuple[Any, Any]] = {}
+        fixed = False
+        for place, parameter in enumerate(op.parameters):
+            if parameter.annotation in (Block, Blocks, Frame):
+                reads += self._nested(operation, parameter, scope, sources)
+                continue
+            bindings = operation.inputs[parameter.name].arguments if parameter.name in operation.inputs else ()
+            sources.append(self._argument(bindings, parameter, scope, where, op, reads))
+            computed = [binding.name for binding in bindings if binding.name in scope.slots]
+            fixed = fixed or (len(computed) < len(bindings) and parameter.annotation in (Tensor, Tensors))
+            if computed and parameter.annotation is not Tensors:
+                dynamic[place] = (parameter.annotation, scope.types[computed[0]])
+        types = [decode_type(item.type) for item in operation.outputs]
+        results = tuple(
+            self._define(scope, item.name, kind) for item, kind in zip(operation.outputs, types, strict=True)
+        )
+        function = rounded(op, self._precision, dynamic, types)
+        step = Step(str(self._title(operation)), operation.type, function, _taker(sources), results, len(results) != 1)
+        names = tuple(item.name for item in operation.outputs)
+        foreign = bool(operation.blocks) or (op.aliases and fixed)
+        can_write = op.inplace is not None and 0 in dynamic
+        aliases = op.aliases or bool(operation.blocks)
+        return step, Effect(operation.type, aliases, can_write, tuple(reads), names, foreign)
+
+    def _nested(self, operation: Any, parameter: Parameter, scope: _Scope, sources: list[Any]) -> list[str]:
+        if parameter.annotation is Frame:
+            sources.append(self.binder.frame_slot)
+            return []
+        plans, names = [], []
+        for message in operation.blocks:
+            plan, captured = self.block(message, scope.child())
+            plans.append(plan)
+            names += sorted(captured)
+        sources.append(self.binder.value(tuple(plans) if parameter.annotation is Blocks else plans[0]))
+        return names
+
+    def _argument(
+        self, bindings: Any, parameter: Parameter, scope: _Scope, where: str, op: Op, reads: list[str]
+    ) -> int | tuple[int, ...]:
+        if not bindings:
+            if parameter.required:
+                raise PackageError(f"{where} lacks its parameter {parameter.name}; the program is damaged")
+            return () if parameter.annotation is Tensors else self.binder.value(parameter.default)
+        slots = tuple(self._bound(binding, parameter, scope, where, op, reads) for binding in bindings)
+        if parameter.annotation is Tensors:
+            return slots
+        if len(slots) != 1:
+            raise PackageError(f"{where} binds {len(slots)} values to {parameter.name}, expected 1")
+        return slots[0]
+
+    def _bound(self, binding: Any, parameter: Parameter, scope: _Scope, where: str, op: Op, reads: list[str]) -> int:
+        if binding.WhichOneof("binding") == "value":
+            constant = decode_constant(binding.value, self._package)
+            return self.binder.constant(constant, parameter.annotation, op.kind)
+        name = binding.name
+        if name in scope.constants:
+            return self.binder.constant(scope.constants[name], parameter.annotation, op.kind)
+        if name not in scope.slots:
+            raise PackageError(f"{where} reads {name!r}, which nothing before it defines; the program is damaged")
+        reads.append(name)
+        return scope.slots[name]
+
+    def _read(self, name: str, scope: _Scope, parameter: Parameter, index: int) -> int:
+        if name in scope.constants:
+            return self.binder.constant(scope.constants[name], Tensors, None)
+        if name not in scope.slots:
+            raise PackageError(
+                f"function {self._name!r} returns {name!r}, which nothing defines; the program is damaged"
+            )
+        return scope.slots[name]
+
+    def _free(self, steps: list[Step], effects: list[Effect], kept: set[str], outside: set[str], scope: _Scope) -> None:
+        last: dict[str, int] = {}
+        for index, effect in enumerate(effects):
+            for name in (*effect.writes, *effect.reads):
+                last[name] = index
+        for name, index in last.items():
+            if name not in kept and name not in outside:
+                steps[index].free += (scope.slots[name],)
+
+    def _title(self, operation: Any) -> str:
+        if "name" in operation.attributes:
+            return str(decode_constant(operation.attributes["name"], self._package).load())
+        return str(operation.outputs[0].name) if operation.outputs else str(operation.type)
+
+    def _where(self, operation: Any, index: int) -> str:
+        return f"function {self._name!r}, position {index}: {operation.type} {self._title(operation)!r}"
+
+
+def _taker(sources: list[int | tuple[int, ...]]) -> Callable[[list[Any]], Any]:
+    if any(isinstance(source, tuple) for source in sources):
+
+        def gather(frame: list[Any]) -> list[Any]:
+            return [
+                tuple(frame[slot] for slot in source) if isinstance(source, tuple) else frame[source]
+                for source in sources
+            ]
+
+        return gather
+    if len(sources) == 1:
+        only = sources[0]
+        return lambda frame: (frame[only],)
+    return itemgetter(*sources) if sources else lambda frame: ()
+
+
+def plan_function(package: Package, name: str, precision: str) -> FunctionPlan:
+    """Plan the function `name` of the package's program.
+
+    Raises PackageError when the function is missing or malformed, UnsupportedOp when it holds unknown ops.
+    """
+    functions = package.program.functions
+    if name not in functions:
+        raise PackageError(f"the program has no function {name!r}; it has {', '.join(sorted(functions)) or 'none'}")
+    message = functions[name]
+    block = block_of(message, name)
+    check_ops(block, name)
+    planner = Planner(package, name, precision)
+    scope = _Scope()
+    inputs: dict[str, Any] = {}
+    for item in message.inputs:
+        inputs[item.name] = decode_type(item.type)
+        planner._define(scope, item.name, inputs[item.name])
+    body, _ = planner.block(block, scope, top=True)
+    body.inputs = tuple(scope.slots[item.name] for item in message.inputs)
+    types = {
+        output: scope.constants[output].type if output in scope.constants else scope.types[output]
+        for output in block.outputs
+    }
+    return FunctionPlan(name, message.opset, body, inputs, types, planner.binder)

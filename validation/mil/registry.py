@@ -1,0 +1,131 @@
+"""The table of ops that the runtime knows, and how each takes its arguments.
+
+An op is one function whose parameters carry MIL's parameter names; its annotations say how an argument arrives:
+
+    Tensor                 a torch tensor (constant or computed)
+    Tensors                all arguments bound to that name, as a tuple of tensors
+    int float bool str     one Python value
+    Ints Bools Floats      a tuple of Python values
+    Block(s), Frame        nested blocks and the running frame (control flow)
+    State                  the box that holds a state
+
+A parameter without default is required. Constants are converted once, when the function is planned. Three kinds:
+
+    FLOAT   (default) fp16 arguments are raised to float32, the result is rounded once to its declared type
+    NATIVE  torch's own fp16 kernel already computes in float32 and rounds once (tests hold it to that)
+    MOVE    values are moved or compared, never computed; the result may share memory with an argument
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+Tensors = typing.NewType("Tensors", tuple)  # type: ignore[type-arg]
+Ints = tuple[int, ...]
+Floats = tuple[float, ...]
+Bools = tuple[bool, ...]
+
+
+class Frame(list):  # type: ignore[type-arg]
+    """Annotation only: the running frame, for control flow."""
+
+
+class Block:
+    """Annotation only: an op's nested block, handed over as a planned block."""
+
+
+class Blocks(tuple):  # type: ignore[type-arg]
+    """Annotation only: an op's nested blocks, in order."""
+
+
+class State:
+    """A tensor that outlives a call: ops read and replace `tensor`."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
+class Kind(enum.Enum):
+    """How an op's numbers are rounded; see the file's docstring."""
+
+    FLOAT = "float"
+    NATIVE = "native"
+    MOVE = "move"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of an op: MIL's name, how the argument arrives, and its default (`inspect.Parameter.empty`: none)."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Op:
+    """A registered op: the function that computes it, its parameters, and how its result is rounded."""
+
+    name: str
+    function: Callable[..., Any]
+    parameters: tuple[Parameter, ...]
+    kind: Kind
+    aliases: bool
+    blocked: Callable[..., Any] | None = None
+    inplace: Callable[..., Any] | None = None
+
+
+OPS: dict[str, Op] = {}
+
+
+def _plain(annotation: Any) -> Any:
+    """The annotation without `| None`: an argument that is there arrives as its other half."""
+    rest = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return rest[0] if union and len(rest) == 1 else annotation
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
+    hints = typing.get_type_hints(function)
+    signature = inspect.signature(function)
+    return tuple(
+        Parameter(name, _plain(hints.get(name, Tensor)), value.default) for name, value in signature.parameters.items()
+    )
+
+
+def op(
+    *names: str,
+    kind: Kind = Kind.FLOAT,
+    aliases: bool | None = None,
+    blocked: Callable[..., Any] | None = None,
+    inplace: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function under MIL's op names.
+
+    kind: see the file's docstring. aliases: the result may share memory with an argument (default: MOVE does).
+    blocked: the same op with fp16 accumulation in blocks, for precision "fp16-accumulate".
+    inplace: the same op writing into its first argument, used where no reader of that argument remains.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        shares = kind is Kind.MOVE if aliases is None else aliases
+        for name in names:
+            if name in OPS:
+                raise ValueError(f"op {name} is registered twice")
+            OPS[name] = Op(name, function, _parameters(function), kind, shares, blocked, inplace)
+        return function
+
+    return register

@@ -1,0 +1,89 @@
+"""How an op's result reaches its declared type: the three precisions.
+
+    fp16             arguments raised to float32, computed in float32, rounded once to the declared type: what a good
+                     device does, and the least error that fp16 storage allows
+    fp16-accumulate  the same, but sums of products run in float32 over blocks of 32 and the blocks are added in fp16:
+                     a pessimistic device
+    fp32             everything declared fp16 is held in float32 and never rounded: separates a wrong conversion from
+                     a loss of precision
+
+Ops of kind NATIVE and MOVE need no wrapper; see `registry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from validation.mil.dtypes import DType
+from validation.mil.registry import Bools, Floats, Ints, Kind, Op
+from validation.mil.values import TensorType
+
+PRECISIONS = ("fp16", "fp16-accumulate", "fp32")
+_HALF = torch.float16
+
+# A parameter that is a plain Python value for the op, but computed in this program.
+_READERS: dict[Any, Callable[[torch.Tensor], Any]] = {
+    int: lambda value: int(value.item()),
+    float: lambda value: float(value.item()),
+    bool: lambda value: bool(value.item()),
+    Ints: lambda value: tuple(value.reshape(-1).tolist()),
+    Floats: lambda value: tuple(value.reshape(-1).tolist()),
+    Bools: lambda value: tuple(bool(item) for item in value.reshape(-1).tolist()),
+}
+
+
+def held_type(dtype: DType, precision: str) -> torch.dtype:
+    """The torch type that holds values declared as `dtype`."""
+    return torch.float32 if precision == "fp32" and dtype.torch is _HALF else dtype.torch
+
+
+def rounded(op: Op, precision: str, dynamic: dict[int, tuple[Any, Any]], results: list[Any]) -> Callable[..., Any]:
+    """The op's function, wrapped so that it takes what the frame holds and gives what the program declares.
+
+    dynamic: place of each computed argument -> (annotation, declared type). results: declared types of the results.
+    """
+    function = op.blocked if precision == "fp16-accumulate" and op.blocked is not None else op.function
+    readers = {place: _READERS[kind] for place, (kind, _) in dynamic.items() if kind in _READERS}
+    if readers:
+        function = _reading(function, readers)
+    if op.kind is not Kind.FLOAT:
+        return function
+    targets = [
+        held_type(kind.dtype, precision) if isinstance(kind, TensorType) and kind.dtype else None for kind in results
+    ]
+    raising = precision != "fp32"
+    return _float_many(function, targets, raising) if len(targets) != 1 else _float_one(function, targets[0], raising)
+
+
+def _reading(function: Callable[..., Any], readers: dict[int, Callable[[Any], Any]]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        return function(*[readers[i](item) if i in readers else item for i, item in enumerate(arguments)])
+
+    return call
+
+
+def _raised(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return argument.float() if argument.dtype is _HALF else argument
+    if isinstance(argument, tuple):
+        return tuple(_raised(item) for item in argument)
+    return argument
+
+
+def _float_one(function: Callable[..., Any], target: torch.dtype | None, raising: bool) -> Callable[..., Any]:
+    if target is None:
+        return function
+    if not raising:
+        return lambda *arguments: function(*arguments).to(target)
+    return lambda *arguments: function(*[_raised(item) for item in arguments]).to(target)
+
+
+def _float_many(function: Callable[..., Any], targets: list[torch.dtype | None], raising: bool) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        results = function(*([_raised(item) for item in arguments] if raising else arguments))
+        return [value if target is None else value.to(target) for value, target in zip(results, targets, strict=True)]
+
+    return call
