@@ -1,0 +1,70 @@
+"""`export.export`: a checkpoint becomes a build folder, published whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.build import BuildWriter
+from export.plan import check_options, make_plan
+from fastvlm.errors import OutputError
+from fastvlm.progress import SILENT, Progress
+from fastvlm.publish import check_output, staged_folder
+from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.model.fastvlm import FastVLM
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    image_sizes: Sequence[int] = (),
+    context: int = 2048,
+    query_length: int = 64,
+    only: str | None = None,
+    image_rule: str | None = None,
+    template: str | None = None,
+    system: str | None = None,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Path:
+    """Exports a checkpoint to Core ML and returns the build folder.
+
+    `image_sizes` N in pixels (none: the checkpoint's own), `context` C and `query_length` Q in positions, `only`
+    "encoder" or "language". Raises UsageError and OutputError before the checkpoint is read, CheckpointError while it
+    is, PackageError when the converter did not make what the contract says. Nothing is left behind on failure.
+    """
+    check_options(image_sizes, context, query_length, only)
+    _check_place(checkpoint, check_output(output, overwrite))
+    model = load_checkpoint(
+        checkpoint, base=base, allow_pickle=allow_pickle, image_rule=image_rule, template=template, system=system,
+        progress=progress,
+    )  # fmt: skip
+    return export_model(
+        model, output, image_sizes=image_sizes, context=context, query_length=query_length, only=only,
+        overwrite=overwrite, progress=progress,
+    )  # fmt: skip
+
+
+def export_model(
+    model: FastVLM, output: str | Path, *, image_sizes: Sequence[int] = (), context: int = 2048, query_length: int = 64,
+    only: str | None = None, overwrite: bool = False, progress: Progress = SILENT,
+) -> Path:
+    """As `export`, for a model that `load_checkpoint` returned."""
+    plan = make_plan(model.config, image_sizes, context, query_length, only)
+    limit = model.config.text.max_positions
+    if plan.language and plan.context > limit:
+        progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")
+    place = check_output(output, overwrite)
+    with staged_folder(place, overwrite) as folder:
+        BuildWriter(model, plan, folder, progress).write()
+    return place
+
+
+def _check_place(checkpoint: str | Path, place: Path) -> None:
+    """A build never goes into the checkpoint's own folder, nor over it."""
+    source = Path(checkpoint).expanduser()
+    if source.is_dir() and (source.resolve() == place or source.resolve() in place.parents):
+        raise OutputError(f"{place} lies in the checkpoint folder {source}; choose another place with -o")

@@ -1,0 +1,179 @@
+"""The build folder: both packages, embedding table, tokenizer and the manifest that says how to run them.
+
+Everything that a host must repeat is written once, into the manifest, from the same objects that made the graphs.
+It writes into the folder it is given; staging and publishing are `export.api`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export.contract import SCALE, FunctionSpec, encoder_functions, language_functions, state_spec
+from export.convert import Converted, converted, trace
+from export.decoder import LanguageGraph
+from export.embeddings import FILE as EMBEDDINGS
+from export.embeddings import write_embeddings
+from export.encoder import EncoderGraph
+from export.package import Labels, write_package
+from export.plan import ExportPlan
+from export.weights import saturate_parameters
+from fastvlm import __version__
+from fastvlm.hashes import hash_tree
+from fastvlm.manifest import NAME as MANIFEST
+from fastvlm.manifest import SCHEMA, write_manifest
+from fastvlm.progress import Progress
+from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.prompt import prompt_record
+
+ENCODER, LANGUAGE, TOKENIZER = "VisionEncoder.mlpackage", "LanguageModel.mlpackage", "tokenizer"
+TRACE_SIDE = 128  # the encoder's graph holds no size; this is the smallest side whose last stage is not 1×1
+AUTHOR = f"fastvlm {__version__}"
+APPLE_SENTENCE = (
+    "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License Agreement."
+)
+
+
+@dataclass
+class BuildWriter:
+    """Writes one build of `model` as `plan` says into an empty folder."""
+
+    model: FastVLM
+    plan: ExportPlan
+    folder: Path
+    progress: Progress
+    saturated: dict[str, int] = field(default_factory=dict)
+
+    def write(self) -> None:
+        """Writes everything, the manifest last."""
+        if self.plan.encoder:
+            self.write_encoder()
+        if self.plan.language:
+            self.write_language()
+            self.write_embeddings()
+        with self.progress.stage("Tokenizer, hashes and manifest"):
+            self.model.tokenizer.save(self.folder / TOKENIZER)
+            write_manifest(self.folder / MANIFEST, self.manifest())
+
+    @property
+    def encoder_specs(self) -> tuple[FunctionSpec, ...]:
+        config = self.model.config
+        return encoder_functions(config.vision, config.text.hidden_size, self.plan)
+
+    @property
+    def language_specs(self) -> tuple[FunctionSpec, ...]:
+        return language_functions(self.model.config.text, self.plan)
+
+    def write_encoder(self) -> None:
+        """Writes VisionEncoder.mlpackage: one trace, one conversion per size, one weight file."""
+        sizes = ", ".join(map(str, self.plan.image_sizes))
+        text = f"FastVLM vision encoder with projector: an RGB picture ({sizes} pixels a side) to image tokens."
+        specs = self.encoder_specs
+        write_package(self.folder / ENCODER, self._encoder_functions(specs), specs[0].name, self.labels(text, specs))
+
+    def _encoder_functions(self, specs: tuple[FunctionSpec, ...]) -> Iterator[Converted]:
+        with self.progress.stage("Vision encoder", len(specs) + 1) as advance:
+            graph = EncoderGraph(self.model)
+            self._saturate("vision_encoder", graph)
+            traced = trace(graph, ((1, 3, TRACE_SIDE, TRACE_SIDE),))
+            advance(1)
+            for spec in specs:
+                with converted(traced, spec) as function:
+                    yield function
+                advance(1)
+
+    def write_language(self) -> None:
+        """Writes LanguageModel.mlpackage: `prefill` and `decode` over one state and one weight file."""
+        text = "FastVLM language model: embeddings in, logits out; prefill all positions but the last, decode the last."
+        specs = self.language_specs
+        write_package(self.folder / LANGUAGE, self._language_functions(specs), "decode", self.labels(text, specs))
+
+    def _language_functions(self, specs: tuple[FunctionSpec, ...]) -> Iterator[Converted]:
+        with self.progress.stage("Language model", len(specs)) as advance:
+            for spec in specs:
+                query = spec.inputs[0].shape[1]
+                graph = LanguageGraph(self.model.decoder, query, self.plan.context, head=spec.name == "decode")
+                self._saturate("decoder", graph)
+                traced = trace(graph, tuple(tensor.shape for tensor in spec.inputs[:-1]), position=True)
+                del graph
+                with converted(traced, spec) as function:
+                    yield function
+                advance(1)
+
+    def write_embeddings(self) -> None:
+        """Writes embeddings.bin."""
+        with self.progress.stage("Embedding table"):
+            count = write_embeddings(self.folder / EMBEDDINGS, self.model.decoder.embed_tokens.weight)
+        self._report({"decoder.embed_tokens.weight": count} if count else {})
+
+    def _saturate(self, part: str, graph: Any) -> None:
+        self._report({f"{part}.{name}": count for name, count in saturate_parameters(graph).items()})
+
+    def _report(self, counts: dict[str, int]) -> None:
+        for name in sorted(counts.keys() - self.saturated.keys()):
+            self.progress.note(f"{name}: {counts[name]} values beyond 65,504 were clamped to what fp16 can hold")
+        self.saturated |= counts
+
+    def labels(self, text: str, specs: tuple[FunctionSpec, ...]) -> Labels:
+        """Returns what Xcode shows of a package; the contract goes along for readers that have the package alone."""
+        source = self.model.source
+        contract = {spec.name: spec.as_json() for spec in specs}
+        extra = {
+            "fastvlm.schema": SCHEMA,
+            "fastvlm.version": __version__,
+            "fastvlm.source": source.id + (f"@{source.revision}" if source.revision else ""),
+            "fastvlm.contract": json.dumps(contract, sort_keys=True),
+        }
+        return Labels(f"{text} Made from {extra['fastvlm.source']}; a derivative of it.", AUTHOR, self.licence_text, __version__, extra)
+
+    @property
+    def licence_text(self) -> str:
+        """The licence as a package states it; Apple's asks for its sentence in every derivative (FACTS)."""
+        licence = self.model.config.licence
+        return f"{licence}. {APPLE_SENTENCE}" if licence == "apple-amlr" else licence
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the manifest of what lies in the folder; schema of DESIGN §3."""
+        model, plan, config = self.model, self.plan, self.model.config
+        content: dict[str, Any] = {
+            "fastvlm_version": __version__,
+            "source": {
+                "id": model.source.id, "revision": model.source.revision, "layout": model.source.layout,
+                "files": model.source.files(),
+            },
+            "model": {"type": config.model_type, "vision": asdict(config.vision), "text": asdict(config.text)},
+            "image": {
+                "rule": config.image_rule, "sizes": list(plan.image_sizes), "scale": SCALE, "bias": [0, 0, 0], "color": "RGB",
+            },
+            "prompt": prompt_record(config.prompt),
+            "context": plan.context,
+            "query_length": plan.query_length,
+            "functions": {},
+            "packages": {},
+            "tokenizer": {"folder": TOKENIZER},
+            "compression": {"scheme": "fp16"},
+            "licence": config.licence,
+            "assumed": list(config.assumed),
+            "saturated": self.saturated,
+        }  # fmt: skip
+        if plan.encoder:
+            self._add_encoder(content)
+        if plan.language:
+            self._add_language(content)
+        return content | {"files": hash_tree(self.folder, skip=(MANIFEST,))}
+
+    def _add_encoder(self, content: dict[str, Any]) -> None:
+        content["packages"]["encoder"] = ENCODER
+        content["functions"]["encoder"] = {spec.name: spec.as_json() for spec in self.encoder_specs}
+
+    def _add_language(self, content: dict[str, Any]) -> None:
+        text = self.model.config.text
+        state = state_spec(text, self.plan.context)
+        content["packages"]["language"] = [LANGUAGE]
+        content["functions"]["language"] = {spec.name: spec.as_json() for spec in self.language_specs} | {
+            "state": {"name": state.name, "shape": list(state.shape), "dtype": state.dtype}
+        }
+        content["embeddings"] = {"file": EMBEDDINGS, "dtype": "float16", "rows": text.vocab_size, "width": text.hidden_size}

@@ -1,0 +1,91 @@
+"""The I/O contract of every function that an export makes, as data: one place for graph, package, manifest and check.
+
+Names, shapes and dtypes are DESIGN §3's; a Swift host is written against them. It knows neither torch nor coremltools.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from export.plan import ExportPlan
+from fastvlm_ref.config import TextConfig, VisionConfig
+
+SCALE = 1 / 255  # bytes to [0, 1]; FastVLM's mean is 0 and its std 1, so bias 0 is lossless
+STATE = "kvCache"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input, output or state: what a host must pass or will get."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # "float16" | "int32"; "uint8" for an image
+    text: str  # what it is, shown by Xcode
+    kind: str = "tensor"  # "tensor" | "image" (RGB N×N, scale 1/255, bias 0, shape (1, 3, N, N))
+
+    def as_json(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        return {"name": self.name, "kind": self.kind, "shape": list(self.shape), "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class FunctionSpec:
+    """One function of a package."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    state: TensorSpec | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The manifest's entry, without the state, which all functions of a package share."""
+        return {
+            "inputs": [tensor.as_json() for tensor in self.inputs],
+            "outputs": [tensor.as_json() for tensor in self.outputs],
+        }
+
+
+def encoder_function(vision: VisionConfig, hidden: int, side: int) -> FunctionSpec:
+    """Returns `encode_<N>`: an image N×N in, image tokens (1, T, H) out."""
+    tokens = vision.tokens_at(side)
+    image = TensorSpec(
+        "image", (1, 3, side, side), "uint8", f"RGB picture of {side}×{side} pixels, padded to a square and resized", "image"
+    )
+    features = TensorSpec("imageFeatures", (1, tokens, hidden), "float16", f"{tokens} image tokens, row by row, projected")
+    return FunctionSpec(f"encode_{side}", (image,), (features,))
+
+
+def encoder_functions(vision: VisionConfig, hidden: int, plan: ExportPlan) -> tuple[FunctionSpec, ...]:
+    """Returns one function per asked size, in the order asked."""
+    return tuple(encoder_function(vision, hidden, side) for side in plan.image_sizes)
+
+
+def state_spec(text: TextConfig, context: int) -> TensorSpec:
+    """Returns the one state: (2·layers, kv_heads, C, D); row 2l holds layer l's keys, row 2l + 1 its values."""
+    shape = (2 * text.layers, text.kv_heads, context, text.head_dim)
+    return TensorSpec(STATE, shape, "float16", "keys and values of every layer; make it once per conversation, pass it on")
+
+
+def language_inputs(text: TextConfig, query: int, context: int) -> tuple[TensorSpec, ...]:
+    """Returns the inputs of a function that takes Q = `query` positions at once."""
+    angles = "of the rotary angles, computed in float32 on the host"
+    return (
+        TensorSpec("inputsEmbeds", (1, query, text.hidden_size), "float16", "rows of embeddings.bin or image tokens"),
+        TensorSpec("ropeCos", (1, 1, query, text.head_dim), "float16", f"cosines {angles}"),
+        TensorSpec("ropeSin", (1, 1, query, text.head_dim), "float16", f"sines {angles}"),
+        TensorSpec("causalMask", (1, 1, query, context), "float16", "0 where a row may look, -1e4 elsewhere, never -inf"),
+        TensorSpec("position", (1,), "int32", f"where in the context the first row goes; position + {query} <= {context}"),
+    )
+
+
+def language_functions(text: TextConfig, plan: ExportPlan) -> tuple[FunctionSpec, FunctionSpec]:
+    """Returns `prefill` (Q rows, no head) and `decode` (one row, logits)."""
+    state = state_spec(text, plan.context)
+    done = TensorSpec("done", (1, 1, 1), "float16", "of no meaning; the result of prefill is the state")
+    logits = TensorSpec("logits", (1, 1, text.vocab_size), "float16", "one value per row of the vocabulary")
+    return (
+        FunctionSpec("prefill", language_inputs(text, plan.query_length, plan.context), (done,), state),
+        FunctionSpec("decode", language_inputs(text, 1, plan.context), (logits,), state),
+    )

@@ -1,0 +1,77 @@
+"""One graph to one Core ML function: trace, convert, hand over the protobuf and its weight file.
+
+Notable choices: `torch.jit.trace` without its re-check (which runs everything again), at a shape of the caller's
+choosing; coremltools gets the real shapes, so a size-free graph is traced small. Everything declared is fp16 or
+int32, so that coremltools inserts no cast at inputs and outputs.
+The package that coremltools writes is temporary; `export.package` writes the one that ships.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from export.contract import SCALE, FunctionSpec, TensorSpec
+from export.quiet import import_coremltools, quietly
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One function as coremltools made it: its contract, the Model protobuf and the weight file it points into."""
+
+    spec: FunctionSpec
+    proto: Any  # coremltools.proto.Model_pb2.Model
+    weights: Path
+
+
+def trace(graph: nn.Module, shapes: tuple[tuple[int, ...], ...], *, position: bool = False) -> Any:
+    """Returns the traced graph; inputs are float32 of `shapes`, then an int32 (1,) where `position` says so."""
+    inputs = [torch.zeros(shape) for shape in shapes]
+    if position:
+        inputs.append(torch.zeros(1, dtype=torch.int32))
+    with quietly(), torch.no_grad():
+        return torch.jit.trace(graph.eval(), tuple(inputs), check_trace=False)
+
+
+@contextmanager
+def converted(traced: Any, spec: FunctionSpec) -> Iterator[Converted]:
+    """Converts a traced graph at the shapes of `spec`; the weight file lives as long as the block."""
+    ct = import_coremltools()
+    with quietly():
+        model = ct.convert(
+            traced,
+            convert_to="mlprogram",
+            inputs=[_input(ct, tensor) for tensor in spec.inputs],
+            outputs=[ct.TensorType(name=tensor.name, dtype=_dtype(tensor)) for tensor in spec.outputs],
+            states=[_state(ct, spec.state)] if spec.state else None,
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=ct.precision.FLOAT16,
+            skip_model_load=True,
+        )
+    try:
+        yield Converted(spec, model._spec, Path(model.weights_dir) / "weight.bin")
+    finally:
+        shutil.rmtree(model.package_path, ignore_errors=True)
+
+
+def _dtype(tensor: TensorSpec) -> Any:
+    import numpy as np
+
+    return {"float16": np.float16, "int32": np.int32}[tensor.dtype]
+
+
+def _input(ct: Any, tensor: TensorSpec) -> Any:
+    if tensor.kind == "image":
+        return ct.ImageType(name=tensor.name, shape=tensor.shape, scale=SCALE, bias=[0, 0, 0], color_layout=ct.colorlayout.RGB)
+    return ct.TensorType(name=tensor.name, shape=tensor.shape, dtype=_dtype(tensor))
+
+
+def _state(ct: Any, state: TensorSpec) -> Any:
+    return ct.StateType(wrapped_type=ct.TensorType(shape=state.shape, dtype=_dtype(state)), name=state.name)

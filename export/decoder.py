@@ -1,0 +1,136 @@
+"""The language model as the graph that ships: static shapes, one state, host-made angles and mask.
+
+What differs from the reference, all of it exact in real numbers:
+- keys and values of all layers live in one buffer (2·layers, kv_heads, C, D) that becomes the Core ML state; a layer
+  writes both with one slice_update, because an engine may copy the state at each;
+- every step attends over all C positions, the mask hides those that are not yet written;
+- grouped-query attention reshapes the queries of a group into rows, (kv_heads, G·Q, D): keys are never repeated;
+- 1/√D goes into q_proj;
+- RMSNorm as in `export.norms`.
+`prefill` needs no head and nothing of the last layer but its keys and values.
+It knows nothing of Core ML, text or images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export.contract import STATE
+from export.norms import RMSNormGraph
+from fastvlm_ref.config import TextConfig
+from fastvlm_ref.model.decoder import MLP, Attention, Decoder, DecoderLayer, rotate
+
+
+def scaled_query(attention: Attention) -> nn.Linear:
+    """Returns q_proj with 1/√D folded in: exact for D = 64, rounded once for others."""
+    root = attention.config.head_dim**-0.5
+    old = attention.q_proj
+    new = nn.utils.skip_init(nn.Linear, old.in_features, old.out_features, bias=old.bias is not None)
+    new.weight = nn.Parameter(old.weight * root, requires_grad=False)
+    if old.bias is not None:
+        new.bias = nn.Parameter(old.bias * root, requires_grad=False)
+    return new
+
+
+class AttentionGraph(nn.Module):
+    """Grouped-query attention of Q rows over the C positions of the state."""
+
+    def __init__(self, attention: Attention, query: int, context: int, layer: int) -> None:
+        super().__init__()
+        self.config, self.query, self.context, self.layer = attention.config, query, context, layer
+        self.q_proj, self.k_proj, self.v_proj = scaled_query(attention), attention.k_proj, attention.v_proj
+        self.o_proj = attention.o_proj
+
+    def split(self, x: Tensor, heads: int) -> Tensor:  # (1, Q, heads·D) -> (1, heads, Q, D)
+        return x.reshape(1, self.query, heads, self.config.head_dim).transpose(1, 2)
+
+    def write(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, position: Tensor) -> None:
+        """Writes the keys and values of x (1, Q, H) at `position` into rows 2l and 2l + 1 of the state."""
+        keys = rotate(self.split(self.k_proj(x), self.config.kv_heads), *rope)
+        values = self.split(self.v_proj(x), self.config.kv_heads)
+        row = 2 * self.layer
+        cache[row : row + 2, :, position : position + self.query] = torch.cat((keys, values), 0)
+
+    def attend(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: Tensor) -> Tensor:
+        kv_heads, head_dim = self.config.kv_heads, self.config.head_dim
+        group = self.config.heads // kv_heads  # G
+        keys, values = cache[2 * self.layer], cache[2 * self.layer + 1]  # (kv_heads, C, D)
+        q = rotate(self.split(self.q_proj(x), self.config.heads), *rope)  # (1, heads, Q, D)
+        scores = torch.matmul(q.reshape(kv_heads, group * self.query, head_dim), keys.transpose(1, 2))
+        scores = scores.reshape(kv_heads, group, self.query, self.context) + mask  # mask (1, 1, Q, C)
+        weights = torch.softmax(scores, -1).reshape(kv_heads, group * self.query, self.context)
+        mixed = torch.matmul(weights, values).reshape(1, self.config.heads, self.query, head_dim)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(1, self.query, self.config.heads * head_dim))
+        return out
+
+
+class MLPGraph(nn.Module):
+    """down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, mlp: MLP) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class LayerGraph(nn.Module):
+    """x += attention(norm(x)); x += mlp(norm(x)), with the state written on the way."""
+
+    def __init__(self, layer: DecoderLayer, query: int, context: int, index: int) -> None:
+        super().__init__()
+        before, after = layer.input_layernorm, layer.post_attention_layernorm
+        self.input_layernorm = RMSNormGraph(before.weight, before.eps)
+        self.self_attn = AttentionGraph(layer.self_attn, query, context, index)
+        self.post_attention_layernorm = RMSNormGraph(after.weight, after.eps)
+        self.mlp = MLPGraph(layer.mlp)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: Tensor, position: Tensor
+    ) -> Tensor:
+        normed = self.input_layernorm(x)
+        self.self_attn.write(normed, rope, cache, position)
+        x = x + self.self_attn.attend(normed, rope, mask, cache)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+    def fill(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, position: Tensor) -> Tensor:
+        """Writes the state and nothing else; returns one written key (1, 1, 1), so that the write has a reader."""
+        self.self_attn.write(self.input_layernorm(x), rope, cache, position)
+        row = 2 * self.self_attn.layer
+        return cache[row : row + 1, 0, 0:1, 0:1]
+
+
+class LanguageGraph(nn.Module):
+    """One function of the language model: Q rows at `position`, over a state of C positions.
+
+    With `head` the logits (1, Q, V); without it `done` (1, 1, 1) and a filled state.
+    """
+
+    kvCache: Tensor
+
+    def __init__(self, decoder: Decoder, query: int, context: int, *, head: bool) -> None:
+        super().__init__()
+        text: TextConfig = decoder.config
+        self.layers = nn.ModuleList(LayerGraph(layer, query, context, i) for i, layer in enumerate(decoder.layers))
+        self.norm = RMSNormGraph(decoder.norm.weight, decoder.norm.eps) if head else None
+        self.lm_head = decoder.lm_head if head else None
+        self.register_buffer(STATE, torch.zeros(2 * text.layers, text.kv_heads, context, text.head_dim))
+
+    def forward(
+        self, inputs_embeds: Tensor, rope_cos: Tensor, rope_sin: Tensor, causal_mask: Tensor, position: Tensor
+    ) -> Tensor:
+        rope, at, x = (rope_cos, rope_sin), position[0], inputs_embeds
+        for layer in self.layers[:-1]:
+            x = layer(x, rope, causal_mask, self.kvCache, at)
+        last = self.layers[-1]
+        if self.norm is None or self.lm_head is None:
+            out: Tensor = last.fill(x, rope, self.kvCache, at)
+            return out
+        x = last(x, rope, causal_mask, self.kvCache, at)
+        out = self.lm_head(self.norm(x))
+        return out

@@ -1,0 +1,91 @@
+"""What one export is to make: image sizes, context, query length, parts; checked before any heavy work.
+
+Notable choices: all problems are listed at once; what needs the checkpoint (its own image size, how many tokens an
+image takes) is checked as soon as the checkpoint is open, before the first graph is built.
+It does not know graphs or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastvlm.errors import UsageError
+from fastvlm_ref.config import FastVLMConfig
+
+STRIDE = 64  # FastViTHD's: an image side must be a multiple of it
+LARGEST_SIDE = 4096
+ALIGNMENT = 32  # the last axis of a state, and with it C where a graph keeps C last (ct#2631)
+PARTS = ("encoder", "language")
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """One export: encoder sizes N in order (the first is the default function), C, Q, and which packages."""
+
+    image_sizes: tuple[int, ...]
+    context: int  # C
+    query_length: int  # Q of `prefill`
+    parts: tuple[str, ...] = PARTS
+
+    @property
+    def encoder(self) -> bool:
+        """Whether VisionEncoder.mlpackage is asked for."""
+        return "encoder" in self.parts
+
+    @property
+    def language(self) -> bool:
+        """Whether LanguageModel.mlpackage and embeddings.bin are asked for."""
+        return "language" in self.parts
+
+
+def check_options(image_sizes: Sequence[int], context: int, query_length: int, only: str | None) -> None:
+    """Checks what can be checked without a checkpoint; raises UsageError that lists every problem."""
+    problems = [p for side in image_sizes if (p := _side_problem(side))]
+    if only not in (None, *PARTS):
+        problems.append(f"--only is {only!r}, expected encoder or language")
+    if query_length < 1:
+        problems.append(f"the query length is {query_length}, expected at least 1 (64 unless asked)")
+    elif context < 1 or context % query_length or context % ALIGNMENT:
+        problems.append(
+            f"--context is {context}, expected a multiple of the query length {query_length} and of {ALIGNMENT}"
+            f"{_nearest(context, query_length)}"
+        )
+    if problems:
+        raise UsageError("; ".join(problems))
+
+
+def make_plan(
+    config: FastVLMConfig, image_sizes: Sequence[int] = (), context: int = 2048, query_length: int = 64,
+    only: str | None = None,
+) -> ExportPlan:
+    """Returns the plan for a checkpoint; without `image_sizes` its own size. Raises UsageError as `check_options`."""
+    sizes = tuple(dict.fromkeys(image_sizes)) or (config.vision.image_size,)
+    check_options(sizes, context, query_length, only)
+    plan = ExportPlan(sizes, context, query_length, PARTS if only is None else (only,))
+    problems = []
+    if plan.language and config.text.head_dim % ALIGNMENT:
+        problems.append(f"the decoder's head dim is {config.text.head_dim}, Core ML state needs a multiple of {ALIGNMENT}")
+    tokens = max(map(config.vision.tokens_at, sizes))
+    if plan.encoder and plan.language and tokens >= context:
+        problems.append(
+            f"an image of {max(sizes)} pixels takes {tokens} tokens, --context {context} leaves no room for text; raise it"
+        )
+    if problems:
+        raise UsageError("; ".join(problems))
+    return plan
+
+
+def _side_problem(side: int) -> str | None:
+    if side % STRIDE == 0 and STRIDE <= side <= LARGEST_SIDE:
+        return None
+    below = min(max(side // STRIDE * STRIDE, STRIDE), LARGEST_SIDE)
+    return (
+        f"--image-size is {side}, expected a multiple of {STRIDE} from {STRIDE} to {LARGEST_SIDE} (the nearest below is {below})"
+    )
+
+
+def _nearest(context: int, query_length: int) -> str:
+    step = query_length * ALIGNMENT // math.gcd(query_length, ALIGNMENT)
+    return f"; the next that fits is {max(1, -(-context // step)) * step}"

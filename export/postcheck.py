@@ -1,0 +1,124 @@
+"""What a finished package must be, checked on its protobuf before anybody calls it exported.
+
+A converter can put in a cast, fall back to float32, or rename an input without saying so; then a phone runs it on the
+CPU, or not at all. All problems are listed at once; one of them is a defect of this tool or of an untested
+coremltools, never of the checkpoint.
+It knows the contract (`export.contract`), not what the numbers mean; parity is `validation`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from export.contract import FunctionSpec, TensorSpec
+from export.quiet import import_coremltools
+from fastvlm.errors import PackageError
+
+# The one float32 region: an image input is float32 bytes, scaled by one `mul` and brought to fp16 by one `cast`.
+IMAGE_OPS = {"mul": 1, "cast": 1}
+FORBIDDEN = {"tile", "pow", "while_loop", "cond", "scatter", "scatter_nd"}
+RANK_CAP = 5
+
+
+def check_package(proto: Any, specs: Sequence[FunctionSpec], default: str) -> None:
+    """Raises PackageError that lists everything in `proto` that the contract does not allow."""
+    problems = _function_problems(proto, specs, default)
+    if not problems:
+        for spec in specs:
+            problems += [f"{spec.name}: {problem}" for problem in _problems(proto, spec)]
+    if problems:
+        shown = "; ".join(problems[:20])
+        raise PackageError(
+            f"the converted package breaks its contract in {len(problems)} places: {shown}; install the coremltools and "
+            "torch of constraints.txt, and report it if it stays"
+        )
+
+
+def operations(function: Any) -> Iterator[Any]:
+    """Every operation of a function, in order."""
+    for block in function.block_specializations.values():
+        yield from block.operations
+
+
+def _function_problems(proto: Any, specs: Sequence[FunctionSpec], default: str) -> list[str]:
+    wanted = [spec.name for spec in specs]
+    described = [function.name for function in proto.description.functions]
+    problems = []
+    if described != wanted or sorted(proto.mlProgram.functions) != sorted(wanted):
+        problems.append(f"functions {described} / {sorted(proto.mlProgram.functions)}, expected {wanted}")
+    if proto.description.defaultFunctionName != default:
+        problems.append(f"default function {proto.description.defaultFunctionName!r}, expected {default!r}")
+    return problems
+
+
+def _problems(proto: Any, spec: FunctionSpec) -> list[str]:
+    description = next(f for f in proto.description.functions if f.name == spec.name)
+    problems = _feature_problems("input", description.input, spec.inputs)
+    problems += _feature_problems("output", description.output, spec.outputs)
+    problems += _feature_problems("state", description.state, (spec.state,) if spec.state else ())
+    return problems + _op_problems(proto.mlProgram.functions[spec.name], spec)
+
+
+def _feature_problems(role: str, features: Any, specs: Sequence[TensorSpec]) -> list[str]:
+    found, wanted = [feature.name for feature in features], [spec.name for spec in specs]
+    if found != wanted:
+        return [f"{role}s {found}, expected {wanted}"]
+    declared = [(spec, _declared(feature.type)) for feature, spec in zip(features, specs, strict=True)]
+    return [
+        f"{role} {spec.name} is {kind} {list(shape)}, expected {_expected_kind(spec)} {list(spec.shape)}"
+        for spec, (kind, shape) in declared
+        if (kind, shape) != (_expected_kind(spec), spec.shape)
+    ]
+
+
+def _expected_kind(spec: TensorSpec) -> str:
+    return "RGB image" if spec.kind == "image" else spec.dtype
+
+
+def _declared(kind: Any) -> tuple[str, tuple[int, ...]]:
+    """Returns (dtype or "RGB image", shape) of a feature type."""
+    proto = import_coremltools().proto.FeatureTypes_pb2
+    which = kind.WhichOneof("Type")
+    if which == "imageType":
+        image = kind.imageType
+        rgb = image.colorSpace == proto.ImageFeatureType.RGB
+        return ("RGB image" if rgb else "other image"), (1, 3, image.height, image.width)
+    array = kind.stateType.arrayType if which == "stateType" else kind.multiArrayType
+    name: str = proto.ArrayFeatureType.ArrayDataType.Name(array.dataType)
+    return {"FLOAT16": "float16", "INT32": "int32"}.get(name, name.lower()), tuple(array.shape)
+
+
+def _op_problems(function: Any, spec: FunctionSpec) -> list[str]:
+    image = any(tensor.kind == "image" for tensor in spec.inputs)
+    allowed = dict(IMAGE_OPS) if image else {}
+    problems = []
+    for op in operations(function):
+        if op.type in FORBIDDEN:
+            problems.append(f"op {op.type} ({_name(op)})")
+        # a scalar constant in float32 is harmless by itself: the op that reads it tells
+        float32 = op.type != "const" and any(_is_float32(output.type) for output in op.outputs)
+        if float32 or op.type == "cast":
+            allowed[op.type] = allowed.get(op.type, 0) - 1
+            if allowed[op.type] < 0:
+                problems.append(f"{'float32 ' if float32 else ''}op {op.type} ({_name(op)})")
+        problems += [f"{op.type} ({_name(op)}) is {wrong}" for output in op.outputs if (wrong := _shape_problem(output.type))]
+    return problems
+
+
+def _is_float32(kind: Any) -> bool:
+    data = import_coremltools().proto.MIL_pb2.DataType
+    return bool(kind.WhichOneof("type") == "tensorType" and kind.tensorType.dataType == data.FLOAT32)
+
+
+def _shape_problem(kind: Any) -> str | None:
+    if kind.WhichOneof("type") != "tensorType":
+        return None
+    if kind.tensorType.rank > RANK_CAP:
+        return f"of rank {kind.tensorType.rank}, expected at most {RANK_CAP}"
+    dynamic = any(dimension.WhichOneof("dimension") != "constant" for dimension in kind.tensorType.dimensions)
+    return "of a dynamic shape, expected a static one" if dynamic else None
+
+
+def _name(op: Any) -> str:
+    return op.outputs[0].name if op.outputs else "?"

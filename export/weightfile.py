@@ -1,0 +1,75 @@
+"""weight.bin, read blob by blob and written in one fixed order, every distinct blob once.
+
+Layout (MILBlob, storage version 2): a 64-byte file header `count, version`; each blob has 64 bytes of metadata
+`<IIQQQ` = 0xDEADBEEF, dtype, bytes, offset of the values, padding bits; metadata and values start at multiples of 64.
+A program names a blob by the offset of its metadata. Two blobs are the same when dtype and bytes are.
+It does not know programs: who points where is `export.package`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+HEADER = struct.Struct("<II")
+METADATA = struct.Struct("<IIQQQ")
+SENTINEL = 0xDEADBEEF
+VERSION = 2
+ALIGNMENT = 64
+
+
+class WeightReader:
+    """The blobs of a weight file that coremltools has just written, one in memory at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = path.open("rb")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._handle.close()
+
+    def read(self, offset: int) -> tuple[int, int, bytes]:
+        """Returns dtype code, padding bits and bytes of the blob whose metadata lies at `offset`."""
+        self._handle.seek(offset)
+        sentinel, dtype, size, start, padding = METADATA.unpack(self._handle.read(METADATA.size))
+        if sentinel != SENTINEL:
+            raise RuntimeError(f"weight file: sentinel {sentinel:#x} at {offset}, expected {SENTINEL:#x}")
+        self._handle.seek(start)
+        return dtype, padding, self._handle.read(size)
+
+
+class WeightWriter:
+    """A weight file in the making; `add` returns where a blob lies, the same place for the same content."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self._places: dict[tuple[int, int, bytes], int] = {}
+        self._handle.write(bytes(ALIGNMENT))
+
+    @property
+    def count(self) -> int:
+        """How many distinct blobs the file holds."""
+        return len(self._places)
+
+    def add(self, dtype: int, padding: int, data: bytes) -> int:
+        """Writes a blob unless it is there already; returns the offset of its metadata."""
+        key = (dtype, padding, hashlib.sha256(data).digest())
+        if key not in self._places:
+            self._align()
+            at = self._handle.tell()
+            metadata = METADATA.pack(SENTINEL, dtype, len(data), at + ALIGNMENT, padding)
+            self._handle.write(metadata.ljust(ALIGNMENT, b"\0"))
+            self._handle.write(data)
+            self._places[key] = at
+        return self._places[key]
+
+    def finish(self) -> None:
+        """Pads the end and writes the header, which counts the blobs."""
+        self._align()
+        self._handle.seek(0)
+        self._handle.write(HEADER.pack(self.count, VERSION))
+
+    def _align(self) -> None:
+        self._handle.write(bytes(-self._handle.tell() % ALIGNMENT))
