@@ -1,0 +1,96 @@
+"""What all tests share: where data lies, one exported build, no network, and the same random numbers every time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The same examples in every run, and no time limit per example: other work on the machine must not fail a test.
+hypothesis.settings.register_profile("project", derandomize=True, deadline=None, database=None, max_examples=50)
+hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Goldens and small inputs that are committed with the tests."""
+    return ROOT / "tests" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The embedded checkpoint, a LLaVA folder; never written to (copy it)."""
+    return ROOT / "fastvlm_ref" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Reference data that lies beside some checkouts; tests that need it are skipped elsewhere."""
+    folder = ROOT.parent / "shared" / "reference"
+    if not folder.is_dir():
+        pytest.skip("no reference data beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint, exported once for all tests; never written to (use `tiny_build`)."""
+    from export import export
+
+    return export("tiny", tmp_path_factory.mktemp("exported") / "tiny")
+
+
+@pytest.fixture
+def tiny_build(exported_tiny: Path, tmp_path: Path) -> Path:
+    """A build of the embedded checkpoint that this test may damage."""
+    return Path(shutil.copytree(exported_tiny, tmp_path / "build"))
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Seeds torch where a test uses it; a test of the hall does not import it for that."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One torch thread: convolutions give other bytes on two."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """A test that reaches for the network fails at once instead of waiting, or passing by luck."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX:
+            raise AssertionError(f"a test tried to reach {address}")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        yield
