@@ -17,6 +17,7 @@ from fastvlm.errors import CheckpointError
 from fastvlm_ref.checkpoint.tensors import LazyTensor, TensorFile
 
 INDEX = "model.safetensors.index.json"
+PICKLES = ("pytorch_model*.bin", "mm_projector*.bin", "consolidated*.pth", "model*.pt")
 JSON_LIMIT = 64 * 1024 * 1024  # bytes; an index of 7B has 0.1 MB, a tokenizer.json 11
 
 
@@ -43,10 +44,16 @@ def check_folder(path: Path) -> None:
 
 def _no_checkpoint(path: Path, missing: str) -> NoReturn:
     """Raises the error for a folder without `missing`, naming what a trainer may have left inside instead."""
-    numbered = [(int(found[1]), entry.name) for entry in path.iterdir() if (found := re.fullmatch(r"checkpoint-(\d+)", entry.name))]
+    numbered = [
+        (int(found[1]), entry.name)
+        for entry in path.iterdir()
+        if (found := re.fullmatch(r"checkpoint-(\d+)", entry.name))
+    ]
     if numbered:
         name = max(numbered)[1]
-        raise CheckpointError(f"{path} holds no {missing}, but found {name}/ inside it: pass that folder, {path / name}")
+        raise CheckpointError(
+            f"{path} holds no {missing}, but found {name}/ inside it: pass that folder, {path / name}"
+        )
     raise CheckpointError(f"{path} is not a checkpoint: found no {missing}; expected config.json and *.safetensors")
 
 
@@ -77,7 +84,9 @@ def open_folder(path: Path) -> Folder:
     if (path / "model.safetensors").is_file():
         files, placed = [path / "model.safetensors"], None
         if index.is_file():
-            notes.append(f"{path.name} holds model.safetensors and {INDEX}; the single file is read, as transformers does")
+            notes.append(
+                f"{path.name} holds model.safetensors and {INDEX}; the single file is read, as transformers does"
+            )
     elif index.is_file():
         files, placed = _shards(path, index)
     else:
@@ -89,7 +98,7 @@ def _unindexed(path: Path) -> list[Path]:
     files = sorted(entry for entry in path.glob("*.safetensors") if not entry.name.startswith("adapter_"))
     if files:
         return files
-    pickles = sorted(entry.name for pattern in ("*.bin", "*.pth", "*.pt") for entry in path.glob(pattern))
+    pickles = sorted(entry.name for pattern in PICKLES for entry in path.glob(pattern))
     if pickles:
         raise CheckpointError(
             f"{path} holds its weights in {pickles[0]}, a pickle, which can run code and is not read; "
@@ -105,7 +114,9 @@ def _shards(path: Path, index: Path) -> tuple[list[Path], dict[str, str]]:
     names = sorted(set(placed.values()))
     foreign = [name for name in names if Path(name).name != name or name in (".", "..") or "\\" in name]
     if foreign:
-        raise CheckpointError(f"{index} names files outside its folder: {', '.join(foreign)}; expected plain file names")
+        raise CheckpointError(
+            f"{index} names files outside its folder: {', '.join(foreign)}; expected plain file names"
+        )
     missing = [name for name in names if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"{path} lacks {len(missing)} of {len(names)} shards: {', '.join(missing)}; fetch them")
@@ -117,9 +128,13 @@ def _join(files: list[Path], placed: dict[str, str] | None, index: Path) -> dict
     for file in files:
         for name, tensor in TensorFile(file).tensors.items():
             if name in tensors:
-                raise CheckpointError(f"tensor {name!r} is in {tensors[name].where} and in {file.name}; expected it once")
+                raise CheckpointError(
+                    f"tensor {name!r} is in {tensors[name].where} and in {file.name}; expected it once"
+                )
             if placed is not None and placed.get(name) != file.name:
-                raise CheckpointError(f"{file} holds {name!r}, which {index.name} places in {placed.get(name, 'no file')}")
+                raise CheckpointError(
+                    f"{file} holds {name!r}, which {index.name} places in {placed.get(name, 'no file')}"
+                )
             tensors[name] = tensor
     absent = sorted(set(placed or ()) - set(tensors))
     if absent:

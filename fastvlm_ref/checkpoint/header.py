@@ -54,7 +54,9 @@ def read_header(path: Path) -> list[Entry]:
             length = _header_length(path, handle.read(8), size)
             raw = handle.read(length)
     except OSError as problem:
-        raise CheckpointError(f"{path} cannot be read ({problem.strerror}); check the path and its permissions") from problem
+        raise CheckpointError(
+            f"{path} cannot be read ({problem.strerror}); check the path and its permissions"
+        ) from problem
     data = _parse(path, raw)
     entries = [_entry(path, name, value, 8 + length) for name, value in data.items() if name != "__metadata__"]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
@@ -64,13 +66,15 @@ def read_header(path: Path) -> list[Entry]:
 
 def _header_length(path: Path, prefix: bytes, size: int) -> int:
     if len(prefix) < 8:
-        raise CheckpointError(f"{path} holds {size} bytes, expected at least the 8 of a safetensors length; fetch it again")
+        raise CheckpointError(
+            f"{path} holds {size} bytes, expected at least the 8 of a safetensors length; fetch it again"
+        )
     length = int.from_bytes(prefix, "little")
     if prefix.startswith(b"version "):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
     if length > HEADER_LIMIT:
         raise CheckpointError(
-            f"{path} states a header of {length} bytes, at most {HEADER_LIMIT} are read; it is damaged or not safetensors"
+            f"{path} states a header of {length} bytes, at most {HEADER_LIMIT} are read; it is no safetensors file"
         )
     if 8 + length > size:
         raise CheckpointError(
@@ -91,7 +95,9 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
         data = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as problem:
-        raise CheckpointError(f"{path} has a header that is not JSON ({problem}); it is damaged or not safetensors") from problem
+        raise CheckpointError(
+            f"{path} has a header that is not JSON ({problem}); it is damaged or not safetensors"
+        ) from problem
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} has a header that is {type(data).__name__}, expected a JSON object")
     return data
@@ -125,10 +131,20 @@ def _check_layout(path: Path, entries: list[Entry], start: int, size: int) -> No
     at = start
     for entry in entries:
         if entry.begin != at:
-            kind = "overlaps the tensor before it" if entry.begin < at else f"leaves {entry.begin - at} bytes before it unused"
-            raise CheckpointError(f"{path}: tensor {entry.name!r} {kind}; safetensors lie end to end, the file is damaged")
+            kind = (
+                "overlaps the tensor before it"
+                if entry.begin < at
+                else f"leaves {entry.begin - at} bytes before it unused"
+            )
+            raise CheckpointError(
+                f"{path}: tensor {entry.name!r} {kind}; safetensors lie end to end, the file is damaged"
+            )
         at = entry.end
     if at > size:
-        raise CheckpointError(f"{path} is truncated: its tensors need {at} bytes and the file has {size}; fetch it again")
+        raise CheckpointError(
+            f"{path} is truncated: its tensors need {at} bytes and the file has {size}; fetch it again"
+        )
     if at < size:
-        raise CheckpointError(f"{path} has {size - at} bytes after its last tensor; it is damaged or carries something else")
+        raise CheckpointError(
+            f"{path} has {size - at} bytes after its last tensor; it is damaged or carries something else"
+        )

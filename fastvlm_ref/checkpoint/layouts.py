@@ -17,7 +17,9 @@ from fastvlm.errors import CheckpointError, TensorError
 from fastvlm_ref.checkpoint.tensors import LazyTensor, viewed
 
 WRAPPERS = ("base_model.model.", "_orig_mod.", "module.")  # peft, torch.compile, DistributedDataParallel
-UNUSED = re.compile(r"(^|\.)(num_batches_tracked|rotary_emb\.inv_freq|rotary_emb\.original_inv_freq)$|^vision_encoder\.head\.")
+UNUSED = re.compile(
+    r"(^|\.)(num_batches_tracked|rotary_emb\.inv_freq|rotary_emb\.original_inv_freq)$|^vision_encoder\.head\."
+)
 
 # (layout, pattern, replacement), the first match wins; None: the name says nothing about the layout.
 RULES: tuple[tuple[str | None, re.Pattern[str], str], ...] = tuple(
@@ -35,7 +37,7 @@ RULES: tuple[tuple[str | None, re.Pattern[str], str], ...] = tuple(
     )
 )
 
-# timm's names inside a FastViT, after `timm.`; where a stage stands in Apple's `network` depends on the stages before it.
+# timm's names inside a FastViT, after `timm.`; where a stage stands in Apple's `network` depends on those before it.
 TIMM_PARTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), to)
     for pattern, to in (
@@ -55,7 +57,7 @@ TIMM_PARTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 def layout_of(names: Mapping[str, LazyTensor] | list[str]) -> str:
     """Returns `hf`, `mlx` or `llava`, by the stored names alone."""
-    found = {layout for name in names for layout, pattern, _ in RULES if layout and pattern.match(_unwrapped(name))}
+    found = {layout for name in names for layout, pattern, _ in RULES if layout and pattern.match(unwrapped(name))}
     return "mlx" if "mlx" in found else "hf" if "hf" in found else "llava"
 
 
@@ -70,7 +72,9 @@ def own_names(stored: list[str]) -> dict[str, str]:
     seen: dict[str, str] = {}
     for name, ours in found.items():
         if ours in seen:
-            raise CheckpointError(f"the checkpoint holds {ours} twice, as {seen[ours]!r} and {name!r}; expected it once")
+            raise CheckpointError(
+                f"the checkpoint holds {ours} twice, as {seen[ours]!r} and {name!r}; expected it once"
+            )
         seen[ours] = name
     return found
 
@@ -80,7 +84,8 @@ def unused(name: str) -> bool:
     return UNUSED.search(name) is not None
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """Returns a stored name without the prefixes that peft, torch.compile and data-parallel training put before it."""
     while True:
         for wrapper in WRAPPERS:
             if name.startswith(wrapper):
@@ -91,7 +96,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _translated(name: str) -> str:
-    name = _unwrapped(name)
+    name = unwrapped(name)
     for _, pattern, to in RULES:
         if pattern.match(name):
             return pattern.sub(to, name, count=1)
@@ -112,7 +117,7 @@ def _timm_network(names: list[str]) -> dict[str, str]:
 def _timm_name(name: str, places: dict[tuple[int, str], int]) -> str:
     inner = name.removeprefix("timm.")
     if found := re.match(r"stages\.(\d+)\.(downsample|pos_emb|blocks)\.", inner):
-        inner = f"network.{places[int(found[1]), found[2]]}.{inner[found.end():]}"
+        inner = f"network.{places[int(found[1]), found[2]]}.{inner[found.end() :]}"
     elif inner.startswith("stem."):
         inner = "patch_embed." + inner.removeprefix("stem.")
     elif inner.startswith("final_conv."):
@@ -131,7 +136,7 @@ def renamed(stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     quantised = sorted(name for name in stored if name.endswith((".scales", ".biases")))
     if quantised:
         raise CheckpointError(
-            f"the checkpoint is quantised by MLX ({len(quantised)} tensors such as {quantised[0]!r}), expected fp16, bf16 "
+            f"the checkpoint is quantised by MLX ({len(quantised)} tensors like {quantised[0]!r}), expected fp16, bf16 "
             "or fp32 weights; convert the original checkpoint without quantisation"
         )
     names = own_names(list(stored))

@@ -13,8 +13,8 @@ from fastvlm.hashes import FileHash, file_hash
 
 TEXT_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
-    "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
-    "chat_template.json", "chat_template.jinja", "model.safetensors.index.json", "adapter_config.json",
+    "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json",     "chat_template.json", "chat_template.jinja", "model.safetensors.index.json", "adapter_config.json",
     "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSE_MODEL",
 )  # fmt: skip
 
@@ -41,7 +41,9 @@ class Source:
         return dict(sorted(found.items()))
 
 
-def source_of(folder: Path, layout: str, weight_files: tuple[Path, ...], name: str | None, base: Source | None = None) -> Source:
+def source_of(
+    folder: Path, layout: str, weight_files: tuple[Path, ...], name: str | None, base: Source | None = None
+) -> Source:
     """Returns the Source of an opened folder; a folder of the Hub's cache gives its repository and revision."""
     names = sorted({path.name for path in weight_files} | {name for name in TEXT_FILES if (folder / name).is_file()})
     cached = re.search(r"(?:^|/)models--([^/]+)/snapshots/([0-9a-f]{7,40})/?$", folder.resolve().as_posix())

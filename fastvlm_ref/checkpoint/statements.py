@@ -23,6 +23,7 @@ from fastvlm_ref.prompt import find_template, template_option
 RULES = ("pad", "crop")
 STRIDE = 64
 SIDE_LIMIT = 4096
+AMLR = "apple-amlr"
 BICUBIC = 3  # Pillow's number
 
 
@@ -30,15 +31,18 @@ BICUBIC = 3  # Pillow's number
 class Statements:
     """A checkpoint's side files, read once, and the sentences gathered while reading them."""
 
-    folder: Path
+    folders: tuple[Path, ...]  # an adapter's own folder stands before its base's
     config: Mapping[str, Any]
     layout: str
     family: str
     assumed: list[str] = field(default_factory=list)
 
+    def _find(self, name: str) -> Path | None:
+        return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
+
     def _side(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        return read_json(path) if path.is_file() else {}
+        path = self._find(name)
+        return read_json(path) if path is not None else {}
 
     def preprocessor(self) -> dict[str, Any]:
         """Returns preprocessor_config.json, or the image part of processor_config.json, or {}."""
@@ -99,7 +103,7 @@ class Statements:
         return "crop"
 
     def _check_values(self) -> None:
-        """Raises ConfigError where the preprocessor's numbers are not those of the exported graph (scale 1/255, bias 0)."""
+        """Raises ConfigError where the preprocessor's numbers are not those of the exported graph (1/255, no bias)."""
         stated = self.preprocessor()
         problems = []
         if stated.get("do_normalize", True):
@@ -108,8 +112,14 @@ class Statements:
                 if found is not None and any(item != value for item in (found if isinstance(found, list) else [found])):
                     problems.append(f"{name} is {found}, supported is {value} for every channel")
         factor = stated.get("rescale_factor", 1 / 255)
-        if stated.get("do_rescale", True) is False or not isinstance(factor, (int, float)) or abs(factor * 255 - 1) > 1e-6:
-            problems.append(f"do_rescale/rescale_factor is {stated.get('do_rescale', True)}/{factor}, supported is 1/255")
+        if (
+            stated.get("do_rescale", True) is False
+            or not isinstance(factor, (int, float))
+            or abs(factor * 255 - 1) > 1e-6
+        ):
+            problems.append(
+                f"do_rescale/rescale_factor is {stated.get('do_rescale', True)}/{factor}, supported is 1/255"
+            )
         if problems:
             raise ConfigError(f"preprocessor_config.json cannot be honoured: {'; '.join(problems)}")
         if stated.get("resample", BICUBIC) != BICUBIC:
@@ -117,8 +127,8 @@ class Statements:
 
     def chat_template(self) -> str:
         """Returns the text of the stored chat template, or an empty one."""
-        path = self.folder / "chat_template.jinja"
-        if path.is_file():
+        path = self._find("chat_template.jinja")
+        if path is not None:
             return path.read_text(encoding="utf-8", errors="replace")
         for name in ("chat_template.json", "tokenizer_config.json"):
             found = self._side(name).get("chat_template")
@@ -136,7 +146,9 @@ class Statements:
         if "USER:" in text and "ASSISTANT:" in text:
             return "vicuna_v1"
         name = "vicuna_v1" if self.family == LLAMA else "qwen_2"
-        self.assumed.append(f"the checkpoint states no conversation template: {name} assumed for a {self.family} decoder")
+        self.assumed.append(
+            f"the checkpoint states no conversation template: {name} assumed for a {self.family} decoder"
+        )
         return name
 
     def system(self, asked: str | None, template: str) -> str | None:
@@ -159,7 +171,7 @@ class Statements:
         return list(dict.fromkeys(found))
 
     def image_token_id(self) -> int:
-        """Returns the id that marks the image in the checkpoint's own ids: −200 in LLaVA, 151646 in Hugging Face ports."""
+        """Returns the id that marks the image in the checkpoint's own prompts: −200 in LLaVA, 151646 in Hugging Face's."""
         for name in ("image_token_index", "image_token_id"):
             value = self.config.get(name)
             if isinstance(value, int) and not isinstance(value, bool):
@@ -167,20 +179,29 @@ class Statements:
         return IMAGE_TOKEN
 
     def licence(self) -> str:
-        """Returns the licence's short name from README.md's front matter or a LICENSE file, or `unknown`."""
-        readme = self.folder / "README.md"
-        if readme.is_file():
-            if name := _front_matter_licence(readme.read_text(encoding="utf-8", errors="replace")):
-                return name
-        for path in sorted(self.folder.glob("LICENSE*")):
-            if path.is_file() and (name := _licence_of(path.read_text(encoding="utf-8", errors="replace"))):
-                return name
-        return "unknown"
+        """Returns the licence's short name from README.md's front matter or a LICENSE file, or `unknown`.
+
+        Apple's model licence covers whatever is made from the weights, so a base's outlives an adapter's own.
+        """
+        found = [name for folder in self.folders if (name := _folder_licence(folder))]
+        return AMLR if AMLR in found else next(iter(found), "unknown")
+
+
+def _folder_licence(folder: Path) -> str | None:
+    readme = folder / "README.md"
+    if readme.is_file() and (name := _front_matter_licence(readme.read_text(encoding="utf-8", errors="replace"))):
+        return name
+    texts = (
+        path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("LICENSE*")) if path.is_file()
+    )
+    return next((name for text in texts if (name := _licence_of(text))), None)
 
 
 def _side(value: int, where: str) -> int:
     if value < STRIDE or value % STRIDE or value > SIDE_LIMIT:
-        raise ConfigError(f"{where} states an image side of {value}, expected a multiple of {STRIDE} up to {SIDE_LIMIT}")
+        raise ConfigError(
+            f"{where} states an image side of {value}, expected a multiple of {STRIDE} up to {SIDE_LIMIT}"
+        )
     return value
 
 
@@ -207,7 +228,7 @@ def _front_matter_licence(text: str) -> str | None:
 def _licence_of(text: str) -> str | None:
     head = text[:4000]
     if "Apple Machine Learning Research Model" in text:
-        return "apple-amlr"
+        return AMLR
     if "Apache License" in head and "Version 2.0" in head:
         return "apache-2.0"
     if "Permission is hereby granted, free of charge" in head:

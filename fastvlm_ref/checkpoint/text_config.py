@@ -76,7 +76,11 @@ class Fields:
             return default
         if isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31:
             return value
-        self.problems.append(f"{name} is {value!r}, expected a whole number of at least {least}" if value is not None else f"{name} is missing")
+        self.problems.append(
+            f"{name} is {value!r}, expected a whole number of at least {least}"
+            if value is not None
+            else f"{name} is missing"
+        )
         return least
 
     def positive(self, name: str, value: Any) -> float:
@@ -138,7 +142,9 @@ def _check_ratios(section: Mapping[str, Any], text: TextConfig, fields: Fields) 
     if section.get("head_dim") is None and text.hidden_size % text.heads:
         fields.problems.append(f"hidden_size {text.hidden_size} is no multiple of num_attention_heads {text.heads}")
     if text.heads % text.kv_heads:
-        fields.problems.append(f"num_attention_heads {text.heads} is no multiple of num_key_value_heads {text.kv_heads}")
+        fields.problems.append(
+            f"num_attention_heads {text.heads} is no multiple of num_key_value_heads {text.kv_heads}"
+        )
     if text.head_dim % 2:
         fields.problems.append(f"head_dim {text.head_dim} is odd, rotary embedding needs pairs")
 

@@ -23,7 +23,12 @@ from fastvlm_ref.config import FastVLMConfig, TextConfig, VisionConfig
 from fastvlm_ref.model.fastvlm import FastVLM
 
 VISION = VisionConfig(
-    image_size=128, depths=(1, 2, 1, 2, 1), widths=(8, 16, 32, 64, 128), mlp_widths=(16, 48, 64, 128, 96), features=256, se_channels=12
+    image_size=128,
+    depths=(1, 2, 1, 2, 1),
+    widths=(8, 16, 32, 64, 128),
+    mlp_widths=(16, 48, 64, 128, 96),
+    features=256,
+    se_channels=12,
 )
 TEXT = TextConfig(
     hidden_size=64, layers=3, heads=4, kv_heads=2, head_dim=16, intermediate_size=96, vocab_size=288,
@@ -81,6 +86,7 @@ def llava_config(config: FastVLMConfig = SMALL, **changes: Any) -> dict[str, Any
 
 def llava_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors under LLaVA's names."""
+
     def name(ours: str) -> str:
         for mine, theirs in (
             ("vision_encoder.", "model.vision_tower.vision_tower.model."), ("projector.", "model.mm_projector."),
@@ -105,16 +111,32 @@ def hf_names(tensors: Mapping[str, Tensor], config: FastVLMConfig = SMALL) -> di
 
     def name(ours: str) -> str:
         if ours.startswith("vision_encoder."):
-            inner = ours.removeprefix("vision_encoder.").replace("patch_embed.", "stem.").replace("conv_exp.", "final_conv.")
+            inner = (
+                ours.removeprefix("vision_encoder.")
+                .replace("patch_embed.", "stem.")
+                .replace("conv_exp.", "final_conv.")
+            )
             inner = re.sub(r"network\.(\d+)", lambda found: places[int(found[1])], inner)
             inner = inner.replace("convffn.", "mlp.").replace("se.reduce", "se.fc1").replace("se.expand", "se.fc2")
-            inner = inner.replace("lkb_reparam", "reparam_conv").replace("lkb_origin", "large_conv").replace(".pe.", ".pos_enc.")
-            inner = inner.replace("rbr_conv", "conv_kxk").replace("rbr_scale", "conv_scale").replace("rbr_skip", "identity")
+            inner = (
+                inner.replace("lkb_reparam", "reparam_conv")
+                .replace("lkb_origin", "large_conv")
+                .replace(".pe.", ".pos_enc.")
+            )
+            inner = (
+                inner.replace("rbr_conv", "conv_kxk").replace("rbr_scale", "conv_scale").replace("rbr_skip", "identity")
+            )
             inner = re.sub(r"(layer_scale(_\d)?)$", r"\1.gamma", inner)
             return "model.vision_tower.timm_model." + inner
         if ours.startswith("projector."):
-            return "model.multi_modal_projector." + ours.removeprefix("projector.").replace("0.", "linear_1.").replace("2.", "linear_2.")
-        return "lm_head.weight" if ours == "decoder.lm_head.weight" else "model.language_model." + ours.removeprefix("decoder.")
+            return "model.multi_modal_projector." + ours.removeprefix("projector.").replace("0.", "linear_1.").replace(
+                "2.", "linear_2."
+            )
+        return (
+            "lm_head.weight"
+            if ours == "decoder.lm_head.weight"
+            else "model.language_model." + ours.removeprefix("decoder.")
+        )
 
     return {name(ours): value for ours, value in tensors.items()}
 
@@ -145,13 +167,14 @@ def hf_config(config: FastVLMConfig = SMALL, **text_changes: Any) -> dict[str, A
     inner = {
         "model_type": "qwen2", "hidden_act": "silu", "hidden_size": text.hidden_size, "num_hidden_layers": text.layers,
         "layer_types": ["full_attention"] * text.layers, "num_attention_heads": text.heads,
-        "num_key_value_heads": text.kv_heads, "intermediate_size": text.intermediate_size, "vocab_size": text.vocab_size,
-        "rms_norm_eps": text.rms_norm_eps, "rope_parameters": {"rope_theta": text.rope_theta, "rope_type": "default"},
+        "num_key_value_heads": text.kv_heads, "intermediate_size": text.intermediate_size,
+        "vocab_size": text.vocab_size, "rms_norm_eps": text.rms_norm_eps, "rope_parameters": {"rope_theta": text.rope_theta, "rope_type": "default"},
         "max_position_embeddings": text.max_positions, "use_sliding_window": False, "sliding_window": None,
         "eos_token_id": None, "tie_word_embeddings": True,
     }  # fmt: skip
     return {
-        "model_type": "fast_vlm", "image_token_index": 259, "tie_word_embeddings": True, "text_config": inner | text_changes,
+        "model_type": "fast_vlm", "image_token_index": 259, "tie_word_embeddings": True,
+        "text_config": inner | text_changes,
         "vision_config": {"architecture": "fastvit_mci3", "model_type": "timm_wrapper"},
     }  # fmt: skip
 
@@ -164,7 +187,9 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(CONTROLS))
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "tokenizer_class": "Qwen2Tokenizer"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|im_end|>", "tokenizer_class": "Qwen2Tokenizer"})
+    )
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], shards: int = 1) -> Path:
@@ -186,6 +211,8 @@ def write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
     return folder
 
 
-def write_llava(folder: Path, config: FastVLMConfig = SMALL, *, seed: int = 0, dtype: str = "BF16", shards: int = 1, **changes: Any) -> Path:
+def write_llava(
+    folder: Path, config: FastVLMConfig = SMALL, *, seed: int = 0, dtype: str = "BF16", shards: int = 1, **changes: Any
+) -> Path:
     """Writes a LLaVA folder of seeded weights."""
     return write(folder, llava_names(state(config, seed, dtype)), llava_config(config, **changes), shards)
