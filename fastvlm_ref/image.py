@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000  # of the header, before a byte is decoded: 200 MB in Pillow's memory
 MAX_SIDE = 30_000  # padding makes a square of the longest side: its cost grows with side², 5 s at this limit
 STRIP_PIXELS = 16_000_000  # of the padded square that exist at one time: 64 MB
-# Formats that are decoded by code in this process; EPS and WMF, among Pillow's others, start further programs
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF")
+# EPS and WMF start further programs; JPEG2000, ICO and TGA are left out because Pillow accepts files cut short there
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
 STRATEGIES = ("pad", "crop")
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 UPRIGHT = {
@@ -62,17 +62,16 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of sizes and odd metadata; what matters is checked here
             with Image.open(path, formats=formats) as image:
-                check_size(image.size, max_pixels, str(path))
+                check_size(image.size, max_pixels)
                 if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO adds only a preview
                     progress.note(f"{path.name} has several frames or pages; the first one is used")
-                image.load()
                 upright = to_rgb(image)
         if path.suffix.lower() == ".png" or image.format == "PNG":
             _verify_png(path)
-    except ImageError:
-        raise
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path} is not a picture that can be read; expected one of {', '.join(FORMATS)}") from error
+        raise ImageError(f"{path} is not a picture, or not a whole one; expected {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} is too large ({error}); at most {max_pixels} pixels are read, shrink it") from error
     except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
@@ -81,22 +80,23 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
     return upright
 
 
-def check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
+def check_size(size: tuple[int, int], max_pixels: int) -> None:
     """Raises ImageError for a picture (width, height) that is empty, too large or too long."""
     width, height = size
     if width < 1 or height < 1:
-        raise ImageError(f"{name} is {width}×{height} pixels; it is empty")
+        raise ImageError(f"the picture is {width}×{height} pixels; it is empty")
     if width * height > max_pixels:
         count = width * height
-        raise ImageError(f"{name} has {width}×{height} = {count} pixels, at most {max_pixels} are read; shrink it")
+        raise ImageError(f"the picture has {width}×{height} = {count} pixels, at most {max_pixels} are read; shrink it")
     if max(size) > MAX_SIDE:
-        raise ImageError(f"{name} is {width}×{height} pixels, at most {MAX_SIDE} a side are read; cut or shrink it")
+        raise ImageError(f"the picture is {width}×{height} pixels, at most {MAX_SIDE} a side are read; shrink it")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns a decoded picture of any mode as upright RGB without metadata, by the rules above. Raises ImageError."""
+    """Returns a picture of any mode as upright RGB without metadata, by the rules above. Raises ImageError."""
+    _load(image)  # before its orientation is read: Pillow turns a TIFF itself while loading, and forgets the tag
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    rgb = _opaque(image) if image.has_transparency_data else _without_alpha(image)
+    rgb = _flat(image)
     if orientation in UPRIGHT:
         rgb = rgb.transpose(UPRIGHT[orientation])
     elif rgb is image:
@@ -114,7 +114,7 @@ def preprocess(image: Image.Image, size: int, strategy: str = "pad") -> NDArray[
         raise UsageError(f"image rule '{strategy}' is unknown; known are {', '.join(STRATEGIES)}")
     if size < 1:
         raise UsageError(f"image size is {size}; it must be at least 1")
-    check_size(image.size, MAX_SIDE * MAX_SIDE, "the picture")  # in memory already: only what follows is limited
+    check_size(image.size, MAX_SIDE * MAX_SIDE)  # in memory already: only what follows is limited
     rgb = to_rgb(image)
     square = _pad(rgb, size) if strategy == "pad" else _crop(rgb, size)
     return np.array(square, dtype=np.uint8)
@@ -159,19 +159,25 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
     return resized.crop((left, top, left + size, top + size))
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """Lays a picture with transparency over white."""
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
+        found = f"{type(error).__name__}: {error}"
+        raise ImageError(f"the picture is damaged or cut short ({found}); copy it or save it again") from error
 
 
-def _without_alpha(image: Image.Image) -> Image.Image:
+def _flat(image: Image.Image) -> Image.Image:
+    """Returns RGB, transparent places over white."""
     if image.mode.startswith("I;16") or image.mode == "I":
         return _grey16(image)
     if image.mode == "F":
         raise ImageError("the picture has 32-bit float pixels, of which white is unknown; save it with 8 or 16 bits")
     try:
-        return image.convert("RGB")
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     except (ValueError, KeyError) as error:
         raise ImageError(f"the picture's mode {image.mode} does not convert to RGB ({error}); save it so") from error
 

@@ -1,0 +1,361 @@
+"""Pictures: the goldens' bytes, one test per rule and one per way that a file can be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageDraw
+
+from fastvlm.errors import FastVLMError, ImageError, UsageError
+from fastvlm.progress import Progress
+from fastvlm_ref import image as image_module
+from fastvlm_ref.image import open_image, pixels_to_tensor, preprocess
+
+GOLDEN_ROWS = json.loads((Path(__file__).parents[1] / "data/goldens/preprocess.json").read_text())
+WAYS = [
+    *((kind, {}) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")),
+    ("JPEG", {"progressive": True}),
+    ("WEBP", {"lossless": True}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+]
+
+
+def photo(width: int = 61, height: int = 37, seed: int = 0) -> Image.Image:
+    """Smooth colours, noise and text: nothing in it is symmetric."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    base = np.stack([x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), 128 + 100 * np.sin(x / 5 + y / 3)], -1)
+    picture = Image.fromarray(np.clip(base + rng.normal(0, 20, base.shape), 0, 255).astype(np.uint8))
+    ImageDraw.Draw(picture).text((3, 3), "R7", fill="white")
+    return picture
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def stored(tmp_path: Path, data: bytes, name: str = "picture.bin") -> Path:
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+def expand2square(picture: Image.Image, size: int) -> np.ndarray:
+    """LLaVA's rule, written naively: the whole square, then one resize."""
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+# Goldens
+
+
+def check_golden(folder: Path, row: dict[str, object]) -> None:
+    pixels = preprocess(open_image(folder / row["image"]), row["size"], row["strategy"])
+    assert pixels.shape == (row["size"], row["size"], 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.mean() == pytest.approx(row["mean"])
+    assert hashlib.sha256(pixels.tobytes()).hexdigest() == row["sha256_rgb_uint8_hwc"]
+
+
+@pytest.mark.parametrize("row", GOLDEN_ROWS, ids=lambda row: f"{row['image']}-{row['size']}")
+def test_golden_bytes(row: dict[str, object], goldens: Path, request: pytest.FixtureRequest) -> None:
+    here = (goldens / row["image"]).exists()
+    check_golden(goldens if here else request.getfixturevalue("shared_goldens"), row)
+
+
+def test_goldens_travel_with_the_tests(goldens: Path) -> None:
+    assert sum((goldens / row["image"]).exists() for row in GOLDEN_ROWS) >= 6
+
+
+# The two rules
+
+
+@settings(max_examples=60, deadline=None)
+@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 96), strip=st.integers(1, 4000))
+def test_pad_in_strips_is_expand2square(width: int, height: int, size: int, strip: int) -> None:
+    picture = photo(width, height)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_module, "STRIP_PIXELS", strip)
+        assert np.array_equal(preprocess(picture, size), expand2square(picture, size))
+
+
+@pytest.mark.parametrize(("width", "height"), [(151, 97), (97, 151), (64, 64), (300, 41), (128, 128), (40, 39)])
+def test_crop_is_the_hugging_face_processor(width: int, height: int) -> None:
+    clip = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    sizes = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    processor = clip.CLIPImageProcessorPil(**sizes, do_rescale=False, do_normalize=False, resample=3)
+    picture = photo(width, height)
+    theirs = processor(picture, return_tensors="np")["pixel_values"][0]
+    assert np.array_equal(preprocess(picture, 64, "crop"), theirs.transpose(1, 2, 0))
+
+
+def test_crop_takes_the_centre() -> None:
+    picture = Image.new("RGB", (300, 100), "red")
+    picture.paste((0, 0, 255), (100, 0, 200, 100))
+    assert np.array_equal(preprocess(picture, 100, "crop"), np.full((100, 100, 3), (0, 0, 255)))
+
+
+def test_long_picture_needs_little_memory_and_matches() -> None:
+    picture = photo(40, 2500)
+    assert np.array_equal(preprocess(picture, 64), expand2square(picture, 64))
+
+
+def test_unknown_rule_and_size() -> None:
+    with pytest.raises(UsageError, match=r"'stretch' is unknown; known are pad, crop"):
+        preprocess(photo(), 64, "stretch")
+    with pytest.raises(UsageError, match="image size is 0"):
+        preprocess(photo(), 0)
+
+
+def test_pixels_to_tensor() -> None:
+    pixels = preprocess(photo(), 64)
+    tensor = pixels_to_tensor(pixels)
+    assert tuple(tensor.shape) == (1, 3, 64, 64)
+    assert np.array_equal(tensor[0, 1].numpy(), pixels[:, :, 1].astype(np.float32) / np.float32(255))
+
+
+# Orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_exif_upright_once(tmp_path: Path, orientation: int, kind: str) -> None:
+    upright = photo()
+    back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # the transposition that EXIF undoes
+    turned = upright if back is None else upright.transpose(Image.Transpose(back))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    path = stored(tmp_path, encoded(turned, kind, exif=exif, **options))
+    opened = open_image(path)
+    assert np.array_equal(np.asarray(opened), np.asarray(upright))
+    expected = preprocess(upright, 64)
+    assert np.array_equal(preprocess(opened, 64), expected), "an opened picture is turned again"
+    with Image.open(path) as raw:
+        assert np.array_equal(preprocess(raw, 64), expected), "a picture from elsewhere is not turned"
+
+
+def test_damaged_exif_is_read_as_upright_pixels(tmp_path: Path) -> None:
+    path = stored(tmp_path, encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage"))
+    assert open_image(path).size == photo().size
+
+
+# Modes
+
+
+def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
+    layer = Image.new("RGBA", (4, 1), (10, 20, 30, 255))
+    layer.putpixel((1, 0), (10, 20, 30, 0))
+    layer.putpixel((2, 0), (0, 0, 0, 128))
+    seen = np.asarray(open_image(stored(tmp_path, encoded(layer, "PNG"))))[0].tolist()
+    assert seen == [[10, 20, 30], [255, 255, 255], [127, 127, 127], [10, 20, 30]]
+
+
+@pytest.mark.parametrize("mode", ["LA", "PA"])
+def test_other_alpha_modes(mode: str) -> None:
+    layer = Image.new("L", (2, 1), 40).convert(mode)
+    layer.putpixel((1, 0), (40, 0))
+    assert np.asarray(image_module.to_rgb(layer))[0].tolist() == [[40, 40, 40], [255, 255, 255]]
+
+
+def test_palette_transparency(tmp_path: Path) -> None:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([200, 0, 0, 0, 200, 0])
+    picture.putpixel((1, 0), 1)
+    seen = np.asarray(open_image(stored(tmp_path, encoded(picture, "PNG", transparency=1))))[0].tolist()
+    assert seen == [[200, 0, 0], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_grey_of_16_bits_is_scaled(tmp_path: Path, kind: str) -> None:
+    values = np.array([[0, 128, 129, 255, 256, 32767, 32768, 65406, 65407, 65535]], np.uint16)
+    path = stored(tmp_path, encoded(Image.fromarray(values), kind))
+    seen = np.asarray(open_image(path))[0]
+    assert seen[:, 0].tolist() == np.rint(values[0] * 255.0 / 65535.0).astype(int).tolist()
+    assert (seen == seen[:, :1]).all()
+
+
+def test_big_endian_grey(tmp_path: Path) -> None:
+    picture = Image.frombytes("I;16B", (2, 1), struct.pack(">HH", 257, 65278))
+    assert np.asarray(image_module.to_rgb(picture))[0, :, 0].tolist() == [1, 254]
+
+
+def test_grey_beyond_16_bits_and_floats_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="from -5 to 70000; expected 0 to 65535"):
+        preprocess(Image.fromarray(np.array([[-5, 70000]], np.int32)), 64)
+    path = stored(tmp_path, encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
+    with pytest.raises(ImageError, match="float"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "RGB"])
+def test_pillow_modes(tmp_path: Path, mode: str) -> None:
+    picture = photo().convert(mode)
+    expected = np.asarray(picture.convert("RGB"))
+    path = stored(tmp_path, encoded(picture, "TIFF"))
+    opened = open_image(path)
+    assert opened.mode == "RGB"
+    assert np.array_equal(np.asarray(opened), expected)
+
+
+def test_a_mode_without_conversion_is_named() -> None:
+    with pytest.raises(ImageError, match="mode La does not convert"):
+        preprocess(Image.new("La", (4, 4)), 64)
+
+
+def test_animation_gives_its_first_frame_and_a_note(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    path = stored(tmp_path, encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "moving.gif")
+    notes = Notes()
+    assert open_image(path, progress=notes).getpixel((4, 4)) == (255, 0, 0)
+    assert notes.lines == ["moving.gif has several frames or pages; the first one is used"]
+
+
+def test_still_pictures_and_phone_previews_give_no_note(tmp_path: Path) -> None:
+    notes = Notes()
+    open_image(stored(tmp_path, encoded(photo(), "PNG")), progress=notes)
+    preview = encoded(photo(), "MPO", save_all=True, append_images=[photo(20, 10)])
+    assert open_image(stored(tmp_path, preview), progress=notes).size == photo().size
+    assert notes.lines == []
+
+
+# Files that are wrong
+
+
+def outcome(path: Path) -> str:
+    """Returns the opened picture's mode, or "named" for an ImageError of one line; anything else comes through."""
+    try:
+        return open_image(path).mode
+    except ImageError as error:
+        return "named" if "\n" not in str(error) else str(error)
+
+
+def refused(path: Path, **options: int) -> str:
+    with pytest.raises(FastVLMError) as caught:
+        open_image(path, **options)
+    assert type(caught.value) is ImageError
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize(("kind", "options"), WAYS, ids=["-".join((kind, *options)) for kind, options in WAYS])
+def test_truncated(tmp_path: Path, kind: str, options: dict[str, object]) -> None:
+    data = encoded(photo(), kind, **options)
+    path = stored(tmp_path, data)
+    assert open_image(path).size == photo().size
+    trailer = {"PNG": 4, "GIF": 2, "BMP": 1}.get(kind, 0)  # a last checksum, an end mark, a row's padding: no pixels
+    for length in {*range(0, 64), *range(64, len(data) - trailer, max(1, len(data) // 60)), len(data) - trailer - 1}:
+        path.write_bytes(data[:length])
+        refused(path)
+
+
+def test_cut_short_says_so(tmp_path: Path) -> None:
+    assert "damaged or cut short" in refused(stored(tmp_path, encoded(photo(), "JPEG")[:700]))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_flipped_bytes_are_pictures_or_image_errors(tmp_path: Path, kind: str) -> None:
+    data = encoded(photo(), kind)
+    rng = np.random.default_rng(1)
+    path = tmp_path / "flipped"
+    for _ in range(150):
+        damaged = bytearray(data)
+        for at in rng.integers(0, min(len(data), 400), 3):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        assert outcome(path) in ("RGB", "named")
+
+
+def test_a_flipped_png_pixel_is_found_by_its_checksum(tmp_path: Path) -> None:
+    data = bytearray(encoded(photo(), "PNG", compress_level=0))
+    data[len(data) // 2] ^= 1
+    refused(stored(tmp_path, bytes(data)))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+
+
+@pytest.mark.parametrize("data", [b"", b"hello, this is text\n" * 9, EPS, bytes(4096)])
+def test_not_an_image(tmp_path: Path, data: bytes) -> None:
+    assert "not a picture" in refused(stored(tmp_path, data, "notes.jpg"))
+
+
+def test_missing_and_folder(tmp_path: Path) -> None:
+    assert "not there" in refused(tmp_path / "nothing.png")
+    assert "no file" in refused(tmp_path)
+
+
+def heic(brand: bytes = b"heic", others: bytes = b"mif1heic") -> bytes:
+    return struct.pack(">I4s4sI", 16 + len(others), b"ftyp", brand, 0) + others + bytes(200)
+
+
+@pytest.mark.parametrize("data", [heic(), heic(b"mif1", b"mif1heic"), heic(b"msf1", b"hevc")])
+def test_heic_without_its_plugin(tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    assert "pip install pillow-heif" in refused(stored(tmp_path, data, "IMG_0001.HEIC"))
+
+
+def test_heic_with_its_plugin_registers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plugin:
+        registered = False
+
+        @classmethod
+        def register_heif_opener(cls) -> None:
+            cls.registered = True
+            monkeypatch.setitem(Image.OPEN, "HEIF", (lambda fp, name: photo(), lambda prefix: prefix[4:8] == b"ftyp"))
+
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", Plugin)
+    assert open_image(stored(tmp_path, heic())).size == photo().size
+    assert Plugin.registered
+
+
+def test_avif_is_not_taken_for_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    assert open_image(stored(tmp_path, encoded(photo(), "AVIF"))).size == photo().size
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b""), b"IEND"]
+    framed = [struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) for body in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def test_oversize_is_refused_by_the_header(tmp_path: Path) -> None:
+    message = refused(stored(tmp_path, png_header(8000, 7000)))
+    assert "8000×7000 = 56000000 pixels, at most 50000000" in message
+    assert "at most 100 are read" in refused(stored(tmp_path, encoded(photo(), "PNG")), max_pixels=100)
+
+
+@pytest.mark.parametrize("size", [(12_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+def test_bombs_are_refused_by_the_header(tmp_path: Path, size: tuple[int, int]) -> None:
+    assert "at most 50000000" in refused(stored(tmp_path, png_header(*size)))
+
+
+def test_too_long_a_picture_is_refused(tmp_path: Path) -> None:
+    assert "at most 30000 a side" in refused(stored(tmp_path, png_header(30_001, 5)))
+    with pytest.raises(ImageError, match="crop rule would make it 64000 pixels long"):
+        preprocess(Image.new("RGB", (1000, 1)), 64, "crop")
