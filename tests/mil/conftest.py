@@ -1,4 +1,4 @@
-"""Puts this folder on the path, so that tests share `mil_programs`, and silences what coremltools warns about itself."""
+"""Puts this folder on the path, so that tests share `mil_programs`, and silences coremltools' own warnings."""
 
 from __future__ import annotations
 

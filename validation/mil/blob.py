@@ -41,7 +41,7 @@ class BlobFile:
             raise PackageError(
                 f"weight file {path} has {len(self._bytes)} bytes, its header alone needs 64; it was cut"
             )
-        _, version = _HEADER.unpack_from(self._bytes, 0)
+        _, version = _HEADER.unpack_from(self._bytes.data, 0)
         if version != _VERSION:
             raise PackageError(
                 f"weight file {path} has storage version {version}, expected 2; it is no Core ML weight file"
@@ -66,7 +66,7 @@ class BlobFile:
         where = f"weight file {self.path}, blob at offset {offset}"
         if offset < 0 or offset + _METADATA_BYTES > total:
             raise PackageError(f"{where}: the file ends at {total} bytes; it was cut or belongs to another program")
-        sentinel, code, size, start, _ = _METADATA.unpack_from(self._bytes, offset)
+        sentinel, code, size, start, _ = _METADATA.unpack_from(self._bytes.data, offset)
         if sentinel != _SENTINEL:
             raise PackageError(
                 f"{where}: sentinel {sentinel:#010x}, expected 0xdeadbeef; file and program do not match"

@@ -81,7 +81,9 @@ def unpack(packed: np.ndarray, bits: int, count: int, signed: bool) -> np.ndarra
     """
     stream = np.unpackbits(packed, bitorder="little")[: count * bits].reshape(count, bits)
     weights = (1 << np.arange(bits)).astype(np.uint8)
-    values = (stream * weights).sum(axis=1, dtype=np.uint8)
+    values: np.ndarray = (stream * weights).sum(axis=1, dtype=np.uint8)
     if not signed:
         return values
-    return np.where(values >= 1 << (bits - 1), values.astype(np.int16) - (1 << bits), values).astype(np.int8)
+    wide = values.astype(np.int16)
+    wide[values >= 1 << (bits - 1)] -= 1 << bits
+    return wide.astype(np.int8)

@@ -209,7 +209,7 @@ def to_output(value: Any, feature: Feature) -> Any:
 def _to_image(array: np.ndarray, image: Image) -> Any:
     from PIL import Image as Pillow
 
-    pixels = array.reshape(array.shape[-3:])
+    pixels: np.ndarray = array[0] if array.ndim == 4 else array
     pixels = pixels.transpose(1, 2, 0) if pixels.shape[0] in (1, 3) else pixels
     if image.color == _GRAY16:
         return Pillow.fromarray(pixels[:, :, 0].astype(np.float32), mode="F")

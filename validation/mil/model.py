@@ -28,7 +28,7 @@ class Descriptions(dict[str, str]):
 class MILModel:
     """One function of an ML program.
 
-    source: path of an .mlpackage, a spec (protobuf Model; `weights` names its weights folder), or a coremltools MLModel.
+    source: path of an .mlpackage, a spec (protobuf Model; `weights`: its weights folder), or a coremltools MLModel.
     function_name: None takes the package's default function. precision: "fp16", "fp16-accumulate" or "fp32", see
     `validation.mil.rounding`. Raises PackageError for anything damaged, UnsupportedOp (all unknown ops at once).
     """
@@ -54,7 +54,7 @@ class MILModel:
     def _only_function(self) -> str:
         if "main" in self.function_names or len(self.function_names) != 1:
             return "main"
-        return self.function_names[0]
+        return str(self.function_names[0])
 
     def _describe(self, description: Any) -> None:
         described = next((item for item in description.functions if item.name == self.function_name), description)

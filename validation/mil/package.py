@@ -33,7 +33,7 @@ class Package:
         kind = spec.WhichOneof("Type")
         if kind != "mlProgram":
             raise PackageError(
-                f"the model is of type {kind or 'none'}, not an ML program; convert it again with convert_to='mlprogram'"
+                f"the model is of type {kind or 'none'}, not an ML program; convert it with convert_to='mlprogram'"
             )
         self.spec = spec
         self.program = spec.mlProgram
@@ -88,7 +88,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     entries = manifest.get("itemInfoEntries") if isinstance(manifest, dict) else None
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise PackageError(f"{path} lists no items (itemInfoEntries)")
-    return manifest
+    return dict(manifest)
 
 
 def _model_path(folder: Path) -> Path:

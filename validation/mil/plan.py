@@ -256,7 +256,7 @@ def _taker(sources: list[int | tuple[int, ...]]) -> Callable[[list[Any]], Any]:
 
         return gather
     if len(sources) == 1:
-        only = sources[0]
+        only: Any = sources[0]
         return lambda frame: (frame[only],)
     return itemgetter(*sources) if sources else lambda frame: ()
 

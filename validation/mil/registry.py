@@ -64,7 +64,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of an op: MIL's name, how the argument arrives, and its default (`inspect.Parameter.empty`: none)."""
+    """One parameter of an op: MIL's name, how the argument arrives, its default (`Parameter.empty`: required)."""
 
     name: str
     annotation: Any

@@ -1,4 +1,7 @@
-"""States (iOS18 states, coreml_dialect). coremltools stores `coreml_update_state` as write_state followed by read_state."""
+"""States (iOS18 states, coreml_dialect).
+
+coremltools stores `coreml_update_state` as write_state followed by read_state.
+"""
 
 from __future__ import annotations
 
