@@ -1,0 +1,109 @@
+"""Files that say the same thing twice agree, and nothing committed knows the machine it was written on."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fastvlm
+from fastvlm.doctor import RANGES
+
+# Written in two halves, so that this file does not find itself.
+FORBIDDEN = ["/ro" "ot/", "/wo" "rk/", "/ho" "me/", "/Us" "ers/", "file" "://", "pypi" ".org", "/opt/" "wheels"]
+TEXT = {".py", ".md", ".cfg", ".toml", ".txt", ".json", ".yml", ".yaml", ""}
+
+
+def tracked(root: Path) -> list[Path]:
+    if not (root / ".git").exists():
+        pytest.skip("no git checkout")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True).stdout.decode()
+    return [root / name for name in names.split("\0") if name and (root / name).is_file()]
+
+
+def forbidden_in(files: list[Path], root: Path) -> Iterator[str]:
+    for path in files:
+        if path.suffix in TEXT:
+            text = path.read_text("utf-8")
+            yield from (f"{path.relative_to(root)} holds {word}" for word in FORBIDDEN if word in text)
+
+
+def test_no_machine_in_tracked_files(root: Path) -> None:
+    assert list(forbidden_in(tracked(root), root)) == []
+
+
+def test_a_machine_path_is_found(tmp_path: Path) -> None:
+    (tmp_path / "bad.md").write_text("see " + FORBIDDEN[0] + "x")
+    assert list(forbidden_in([tmp_path / "bad.md"], tmp_path)) == [f"bad.md holds {FORBIDDEN[0]}"]
+
+
+def requirements(text: str) -> dict[str, str]:
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return dict(re.fullmatch(r"([A-Za-z0-9_-]+)(.*)", line).groups() for line in lines if line)  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def metadata(root: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(root / "setup.cfg", "utf-8")
+    return parser
+
+
+def test_doctor_knows_the_ranges_of_the_metadata(metadata: configparser.ConfigParser) -> None:
+    stated = requirements(metadata["options"]["install_requires"])
+    assert stated == {name: f">={low}" + (f",<{high}" if high else "") for name, (low, high) in RANGES.items()}
+
+
+def test_every_direct_dependency_is_pinned(root: Path, metadata: configparser.ConfigParser) -> None:
+    pins = requirements((root / "constraints.txt").read_text("utf-8"))
+    extras = metadata["options.extras_require"]
+    direct = requirements("\n".join([metadata["options"]["install_requires"], extras["test"], extras["dev"]]))
+    assert sorted(direct) == sorted(pins)
+    assert [name for name, pin in pins.items() if not re.fullmatch(r"==\d[\w.]*", pin)] == []
+    assert pins["torch"] == "==2.13.0"
+
+
+def test_the_changelog_speaks_of_this_version(root: Path) -> None:
+    assert f"## [{fastvlm.__version__}]" in (root / "CHANGELOG.md").read_text("utf-8")
+
+
+def find_python(root: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the search with only `folder` and a few system tools on the PATH."""
+    for tool in ("uname",):
+        if not (folder / tool).exists():
+            (folder / tool).symlink_to(f"/usr/bin/{tool}")
+    variables = {"PATH": str(folder), **environment}
+    command = ["/bin/sh", str(root / ".ci" / "find-python")]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+
+def fake(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    os.chmod(folder / name, 0o755)
+
+
+def test_newest_python_that_really_runs_is_taken(root: Path, tmp_path: Path) -> None:
+    fake(tmp_path, "python3.13", "exit 127")  # a version manager's shim for a Python that is not there
+    fake(tmp_path, "python3.12", "exit 0")
+    fake(tmp_path, "python3.11", "exit 0")
+    assert find_python(root, tmp_path).stdout == "python3.12\n"
+    assert find_python(root, tmp_path, PYTHON="python3.11").stdout == "python3.11\n"
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHON": "python3.9"}])
+def test_no_python_is_one_line(root: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    result = find_python(root, tmp_path, **environment)
+    assert result.returncode == 2
+    assert re.fullmatch(r"Error: .*3\.11, 3\.12 or 3\.13.*\n", result.stderr)
+
+
+def test_unsupported_platform_is_one_line(root: Path, tmp_path: Path) -> None:
+    fake(tmp_path, "uname", '[ "$1" = -s ] && echo Linux || echo aarch64')
+    result = find_python(root, tmp_path)
+    assert result.returncode == 2
+    assert re.fullmatch(r"Error: this is Linux aarch64; .*\n", result.stderr)
