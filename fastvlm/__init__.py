@@ -22,7 +22,7 @@ _ROOM_OF = {
     "preprocess": "fastvlm_ref",
     "export": "export",
     "MILModel": "validation.mil",
-    "validate": "validation.validate",
+    "validate": "validation",
     "FastVLMError": "fastvlm.errors",
 }
 

@@ -16,7 +16,7 @@ from export import export
 from fastvlm.errors import FastVLMError
 from fastvlm.terminal import TerminalProgress
 from validation.report import write_report
-from validation.validate import validate
+from validation.comparison import validate
 from validation.verdict import Verdict
 
 DEFAULT = Path("build/tiny")

@@ -36,7 +36,7 @@ def validate(build: str, as_json: bool, **asked: Any) -> None:
     from fastvlm.manifest import read_manifest
 
     read_manifest(build)  # before the seconds that the import below takes
-    from validation.validate import validate as compare
+    from validation import validate as compare
 
     verdict = compare(build, progress=TerminalProgress(), **asked)
     if as_json:

@@ -107,9 +107,9 @@ class Comparison:
     def run(self, samples: list[Sample]) -> Verdict:
         """Measures everything and returns the verdict."""
         self._compare_encoders(samples)
-        rows = self._compare_texts(samples)
+        rows = tuple(self._compare_texts(samples))
         return Verdict(
-            tuple(self._measurements(samples)), tuple(rows), self.backend, self.steps,
+            tuple(self._measurements(samples)), rows, self.backend, self.steps,
             sha256_file(self.build / "manifest.json"),
             {name: row["sha256"] for name, row in self.manifest["source"]["files"].items()},
             self.build / FILE,
@@ -139,7 +139,7 @@ class Comparison:
 
     def _compare_text(self, sample: Sample) -> AnswerRow:
         name = f"{sample.name}: {sample.prompt}"
-        ids = self._ids(sample.prompt)
+        ids = self.ids(sample.prompt)
         features = self.features[sample.name]
         reference = splice(self.reference, ids, features)
         self.language[name] = self._decode(reference, reference)
@@ -156,7 +156,8 @@ class Comparison:
     def _without_stop(self, ids: list[int]) -> list[int]:
         return [i for i in ids if i not in self.model.config.prompt.stop_ids]
 
-    def _ids(self, prompt: str) -> tuple[list[int], list[int]]:
+    def ids(self, prompt: str) -> tuple[list[int], list[int]]:
+        """Returns the checkpoint's ids before and after the image."""
         return encode_prompt(self.model.tokenizer, prompt, self.session.prompt)
 
     def pixels(self, sample: Sample) -> NDArray[np.uint8]:
@@ -181,7 +182,7 @@ class Comparison:
 
     def _differing_ids(self, prompt: str) -> float:
         build = encode_prompt(self.session.tokenizer, prompt, self.session.prompt)
-        checkpoint = self._ids(prompt)
+        checkpoint = self.ids(prompt)
         return float(sum(a != b for a, b in zip(build, checkpoint, strict=True)))
 
 
@@ -191,7 +192,7 @@ def _publish(verdict: Verdict, build: Path, comparison: Comparison, samples: lis
         first = samples[0]
         test = work_example(
             comparison.reference, first.prompt, comparison.pixels(first), comparison.features[first.name],
-            comparison._ids(first.prompt), comparison.model.config.prompt.stop_ids, comparison.steps,
+            comparison.ids(first.prompt), comparison.model.config.prompt.stop_ids, comparison.steps,
         )
         write_selftest(build, test)
     elif (build / SELFTEST).is_dir():
