@@ -1,0 +1,98 @@
+"""Several questions about one picture in one row of ids, computed as if each stood alone behind the picture.
+
+Notable choices:
+- the prefix (system text and picture) is computed once; every question block sees the prefix and itself, never
+  another block, and its positions continue the prefix's: the answers' losses equal those of separate rows;
+- the loss counts answer tokens alone, the end-of-turn token among them.
+It does not know what a question is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastvlm_ref.config import IMAGE_TOKEN
+from fastvlm_ref.model.decoder import Decoder, rope_tables
+
+IGNORED = -100
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Block:
+    """One question behind the prefix: its ids up to the answer, and the answer's ids with their end."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of rows, all int64 (B, S): ids (−200 for each image token), positions, blocks (0 prefix), next ids."""
+
+    ids: Tensor
+    positions: Tensor
+    blocks: Tensor
+    targets: Tensor
+
+
+def pack(rows: Sequence[tuple[list[int], Sequence[Block]]]) -> Packed:
+    """Returns the batch of (prefix ids, blocks) rows, padded to the longest."""
+    packed = [_pack_row(prefix, blocks) for prefix, blocks in rows]
+    longest = max(len(ids) for ids, *_ in packed)
+    fills = (0, 0, PADDING, IGNORED)
+    columns = zip(*packed, strict=True)
+    padded = [_pad(column, longest, fill) for column, fill in zip(columns, fills, strict=True)]
+    return Packed(*padded)
+
+
+def _pack_row(prefix: list[int], blocks: Sequence[Block]) -> tuple[list[int], list[int], list[int], list[int]]:
+    ids, positions = list(prefix), list(range(len(prefix)))
+    owners, targets = [0] * len(prefix), [IGNORED] * len(prefix)
+    for number, block in enumerate(blocks, 1):
+        whole = block.prompt + block.answer[:-1]  # the last id is only ever a target
+        ids += whole
+        positions += range(len(prefix), len(prefix) + len(whole))
+        owners += [number] * len(whole)
+        targets += [IGNORED] * (len(block.prompt) - 1) + block.answer
+    return ids, positions, owners, targets
+
+
+def _pad(rows: Sequence[list[int]], length: int, fill: int) -> Tensor:
+    return torch.from_numpy(np.array([row + [fill] * (length - len(row)) for row in rows], np.int64))
+
+
+def visible(packed: Packed) -> Tensor:
+    """Returns bool (B, 1, S, S): True where a query may look: itself and what came before in its block or the prefix."""
+    length = packed.ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    query, key = packed.blocks[:, :, None], packed.blocks[:, None, :]
+    return (causal & ((key == query) | (key == 0)))[:, None]
+
+
+def answer_loss(decoder: Decoder, packed: Packed, image_tokens: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+    """Returns the mean cross-entropy over answer tokens, and the share of them that are right.
+
+    `image_tokens` (B, T, H) take the places of the −200 ids in order; None for rows without a picture.
+    """
+    is_image = packed.ids == IMAGE_TOKEN
+    x = decoder.embed_tokens(packed.ids.masked_fill(is_image, 0))  # (B, S, H)
+    if image_tokens is not None:
+        x = x.masked_scatter(is_image[..., None], image_tokens.to(x.dtype))
+    batch, length = packed.ids.shape
+    cos, sin = rope_tables(decoder.config, packed.positions.flatten())  # (B·S, D)
+    rope = (cos.view(batch, 1, length, -1).to(x.dtype), sin.view(batch, 1, length, -1).to(x.dtype))
+    mask = visible(packed)
+    for index, layer in enumerate(decoder.layers):
+        x = layer(x, rope, mask, None, index)
+    asked = packed.targets != IGNORED
+    logits = decoder.head(decoder.norm(x[asked]))
+    targets = packed.targets[asked]
+    right = float((logits.argmax(-1) == targets).float().mean())
+    return F.cross_entropy(logits.float(), targets), {"tokens_right": right}
