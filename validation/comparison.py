@@ -1,8 +1,8 @@
-"""`fastvlm validate`: does this build compute what its checkpoint computes? Reads the files on disk, writes the verdict.
+"""`fastvlm validate`: does this build compute what its checkpoint computes?
 
 Order of things: the files against the manifest, the reference against the manifest's source, then encoder, decoder
-and whole answers, each picture by picture. Everything runs on one thread, because torch's convolutions give other bytes on
-two, and what is stored must be the same for the same build.
+and whole answers, each picture by picture. Everything runs on one thread, because torch's convolutions give other
+bytes on two, and what is stored must be the same for the same build.
 A failed verdict is written too, and removes an older `selftest/`: nothing calls that build good any more.
 """
 
@@ -35,7 +35,7 @@ from validation.parity import DecoderParity, EncoderParity, compare_decoder, com
 from validation.samples import Sample, samples_in, shipped_samples
 from validation.selftest import FOLDER as SELFTEST
 from validation.selftest import work_example, write_selftest
-from validation.session import Session, build_session
+from validation.session import build_session
 from validation.verdict import FILE, AnswerRow, Verdict
 
 STEPS = 32

@@ -1,7 +1,7 @@
-"""`make demo`: the whole job on the embedded checkpoint, as a user would type it, with the answers in a table.
+"""`make demo`: the whole job on the embedded checkpoint, as a user would type it.
 
-It calls the same functions as the commands do (export, validate), so what it shows is what they do. The build goes to
-the folder given (build/tiny by default) and replaces an older one of this tool's making.
+It calls the functions behind `fastvlm export` and `fastvlm validate`, so what it shows is what they do. The build goes
+to the folder given (build/tiny by default) and replaces an older one of this tool's making.
 """
 
 from __future__ import annotations
@@ -10,49 +10,33 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from export import export
+from fastvlm.commands.validate import show_verdict
 from fastvlm.errors import FastVLMError
 from fastvlm.terminal import TerminalProgress
-from validation.report import write_report
 from validation.comparison import validate
-from validation.verdict import Verdict
+from validation.report import write_report
+from validation.samples import shipped_samples
 
 DEFAULT = Path("build/tiny")
 
 
-def show(verdict: Verdict, console: Console) -> None:
-    """Prints the answers beside each other, then every limit with its value."""
-    answers = Table(title="What the .mlpackage files say, and what PyTorch says", title_justify="left")
-    for column in ("picture", "question", "Core ML (executed here)", "PyTorch", ""):
-        answers.add_column(column)
-    for row in verdict.answers:
-        answers.add_row(row.image, row.prompt, row.coreml, row.pytorch, "same" if row.same else "DIFFERENT")
-    console.print(answers)
-    limits = Table(title="How far apart they are", title_justify="left")
-    for column in ("what", "worst value", "limit", ""):
-        limits.add_column(column)
-    for measured in verdict.rows:
-        sign = "≥" if measured.limit.bound == "min" else "≤"
-        verdict_word = "ok" if measured.passed else "MISSED"
-        limits.add_row(measured.limit.key, f"{measured.value:.3g}", f"{sign} {measured.limit.limit:g}", verdict_word)
-    console.print(limits)
-
-
 def main(build: Path = DEFAULT) -> int:
     """Exports, validates, shows; returns 0 when every limit holds, else 1."""
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, highlight=False)
     progress = TerminalProgress()
+    console.print("The embedded checkpoint: to Core ML, executed from its files, held against PyTorch.")
     export("tiny", build, overwrite=True, progress=progress)
     verdict = validate(build, progress=progress)
-    show(verdict, console)
+    show_verdict(verdict, console)
     report = write_report(verdict, build.parent / f"{build.name}-report.md")
-    console.print(f"\nbuild folder: {build}\nreport: {report}")
+    console.print(f"build folder: {build}\nreport:       {report}")
     if not verdict.passed:
-        console.print("Error: a limit was missed; this build is not good")
+        print("Error: a limit was missed; this build is not good, do not ship it", file=sys.stderr)
         return 1
-    console.print(f'next: .venv/bin/fastvlm run {build} PICTURE "What colour is the circle?"')
+    sample = shipped_samples()[0]
+    console.print(f'next: .venv/bin/fastvlm run {build} {sample.picture} "{sample.prompt}"')
     return 0
 
 

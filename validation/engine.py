@@ -30,7 +30,9 @@ class PackageEngine:
     `precision` is the MIL runtime's ("fp16", "fp16-accumulate" or "fp32").
     """
 
-    def __init__(self, build: Path, backend: str = "mil", image_size: int | None = None, precision: str = "fp16") -> None:
+    def __init__(
+        self, build: Path, backend: str = "mil", image_size: int | None = None, precision: str = "fp16"
+    ) -> None:
         self.build, self.backend, self.precision = build, backend, precision
         self.manifest = read_manifest(build / "manifest.json")
         sizes = self.manifest["image"]["sizes"]
@@ -68,7 +70,8 @@ class PackageEngine:
         encoder = self.encoder(pixels.shape[0])
         inputs = {"image": Image.fromarray(pixels)}
         features = self._predict("encoder", encoder, inputs)["imageFeatures"]
-        return np.asarray(features, np.float32)[0]
+        tokens: NDArray[np.float32] = np.asarray(features, np.float32)[0]
+        return tokens
 
     def encoder(self, size: int) -> Any:
         """Returns the predictor of `encode_<size>`, opened when it is first asked for."""

@@ -57,7 +57,9 @@ def pad_rows(rows: NDArray[np.floating], query: int) -> NDArray[np.float16]:
     return padded.astype(np.float16)[None]
 
 
-def rope_tables(position: int, query: int, head_dim: int, theta: float) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+def rope_tables(
+    position: int, query: int, head_dim: int, theta: float
+) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
     """Returns ropeCos and ropeSin, fp16 [1, 1, Q, D], for positions position … position + Q − 1.
 
     Angles are computed in float32 (theta 1e6 needs it) and only the tables are rounded to fp16.

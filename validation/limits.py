@@ -30,6 +30,11 @@ class Limit:
         """`quantity.metric`, the name by which tests and reports speak of this row."""
         return f"{self.quantity}.{self.metric}"
 
+    @property
+    def words(self) -> str:
+        """The limit as tables show it: "≥ 60" or "≤ 5e-05"."""
+        return f"{'≥' if self.bound == 'min' else '≤'} {self.limit:g}"
+
     def holds(self, value: float) -> bool:
         """Returns whether `value` is good; NaN never is."""
         return value >= self.limit if self.bound == "min" else value <= self.limit
@@ -54,7 +59,7 @@ TABLE: tuple[Limit, ...] = (
     ),
     Limit(
         "language", "logit_error", "max", 0.05, "0.01",
-        "largest logit difference over the spread (standard deviation) of the reference's logits; bounds what may be a tie",
+        "largest logit difference over the spread (standard deviation) of the reference's logits; bounds a tie",
     ),
     Limit(
         "language", "divergences", "max", 0.0, "0",

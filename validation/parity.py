@@ -37,12 +37,14 @@ class EncoderParity:
         return self.rounded_snr_db - self.snr_db
 
 
-def compare_encoder(model: FastVLM, engine: Engine, pixels: NDArray[np.uint8]) -> tuple[EncoderParity, NDArray[np.float32]]:
+def compare_encoder(
+    model: FastVLM, engine: Engine, pixels: NDArray[np.uint8]
+) -> tuple[EncoderParity, NDArray[np.float32]]:
     """Returns the comparison for RGB bytes (N, N, 3), and the reference's image tokens float32 (T, H)."""
     tensor = pixels_to_tensor(pixels)
     with torch.no_grad():
         reference = model.encode_image(tensor)[0].numpy()
-        with RoundEachOp():
+        with RoundEachOp():  # type: ignore[no-untyped-call]  # torch does not annotate its base
             rounded = model.encode_image(tensor)[0].numpy()
     actual = engine.encode_image(pixels)
     parity = EncoderParity(
@@ -104,6 +106,8 @@ def compare_decoder(
     return parity
 
 
-def splice(engine: Engine, ids: tuple[Sequence[int], Sequence[int]], image_tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+def splice(
+    engine: Engine, ids: tuple[Sequence[int], Sequence[int]], image_tokens: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """Returns embeddings (S, H): ids before the image, its tokens (T, H), ids after it."""
     return np.concatenate((engine.embed(ids[0]), image_tokens, engine.embed(ids[1])))

@@ -30,9 +30,8 @@ def _lines(verdict: Verdict) -> list[str]:
         "", "## Limits", "",
         "| quantity | metric | worst value | limit | | where | why |", "|---|---|---|---|---|---|---|",
         *(
-            f"| {row.limit.quantity} | {row.limit.metric} | {row.value:.3g} | "
-            f"{'≥' if row.limit.bound == 'min' else '≤'} {row.limit.limit:g} | {'ok' if row.passed else '**MISSED**'} | "
-            f"{_cell(row.subject)} | {_cell(row.limit.reason)} |"
+            f"| {row.limit.quantity} | {row.limit.metric} | {row.value:.3g} | {row.limit.words} | "
+            f"{'ok' if row.passed else '**MISSED**'} | {_cell(row.subject)} | {_cell(row.limit.reason)} |"
             for row in verdict.rows
         ),
         "", "## What was compared", "",

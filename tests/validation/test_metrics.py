@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from validation.metrics import (
-    cosine, difference, kl_divergence, margin, max_error, psnr_db, snr_db, worst_row_snr_db,
+    cosine,
+    difference,
+    kl_divergence,
+    margin,
+    max_error,
+    psnr_db,
+    snr_db,
+    worst_row_snr_db,
 )
 
 REF = np.array([3.0, -4.0, 0.0, 1.0], np.float32)

@@ -1,0 +1,202 @@
+"""The whole comparison on an exported build: good when it is good, and red for every fault that is planted."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastvlm.errors import BuildError, ImageError, MissingDependency, UsageError
+from fastvlm.hashes import file_hash
+from fastvlm.manifest import read_manifest, write_manifest
+from validation import validate
+from validation.engine import PackageEngine
+from validation.session import open_session
+
+STEPS = 8
+
+
+def reseal(build):
+    """Makes the manifest agree with changed files, as an attacker or a broken tool would."""
+    manifest = read_manifest(build)
+    manifest["files"] = {name: file_hash(build / name) for name in manifest["files"]}
+    write_manifest(build / "manifest.json", manifest)
+
+
+@pytest.fixture(scope="module")
+def validated(exported_tiny, tmp_path_factory):
+    build = tmp_path_factory.mktemp("validated") / "tiny"
+    shutil.copytree(exported_tiny, build)
+    return build, validate(build)
+
+
+def missed(verdict):
+    return {row.limit.key for row in verdict.rows if not row.passed}
+
+
+def test_the_embedded_checkpoint_passes_every_limit(validated):
+    _, verdict = validated
+    assert verdict.passed, [f"{row.limit.key} = {row.value}" for row in verdict.rows if not row.passed]
+    assert {row.limit.key for row in verdict.rows} == {
+        "encoder.psnr_db", "encoder.snr_loss_db", "encoder.peak", "language.kl", "language.logit_error",
+        "language.divergences", "language.peak", "answer.divergences", "embeddings.max_error", "prompt.differing_ids",
+    }
+    assert len(verdict.answers) >= 3 and all(row.same for row in verdict.answers)
+
+
+def test_the_answers_are_right_and_not_all_alike(validated):
+    _, verdict = validated
+    assert all(row.coreml == row.expected for row in verdict.answers)
+    assert len({row.coreml for row in verdict.answers}) > 1
+
+
+def test_validation_json_says_what_the_verdict_says(validated):
+    build, verdict = validated
+    stored = json.loads((build / "validation.json").read_text("utf-8"))
+    assert stored["verdict"] == "passed"
+    assert stored["manifest_sha256"] == file_hash(build / "manifest.json")["sha256"]
+    assert len(stored["limits"]) == len(verdict.rows)
+
+
+def test_validating_again_gives_the_same_bytes(validated):
+    build, _ = validated
+    first = (build / "validation.json").read_bytes(), (build / "selftest" / "selftest.json").read_bytes()
+    validate(build)
+    assert first == ((build / "validation.json").read_bytes(), (build / "selftest" / "selftest.json").read_bytes())
+
+
+def test_the_self_test_is_what_the_packages_find(validated):
+    build, _ = validated
+    test = json.loads((build / "selftest" / "selftest.json").read_text("utf-8"))
+    pixels = np.asarray(Image.open(build / "selftest" / "picture.png"))
+    features = np.fromfile(build / "selftest" / "features.bin", np.float16).reshape(test["features"]["shape"])
+    engine = PackageEngine(build)
+    found = engine.encode_image(pixels)
+    assert np.abs(found - features).max() < 0.05 * np.abs(features).max()
+    engine.prefill(engine.embed(test["ids_before_image"]))
+    engine.prefill(found)
+    engine.prefill(engine.embed(test["ids_after_image"][:-1]))
+    row = engine.embed(test["ids_after_image"][-1:])
+    for expected in test["greedy_ids"]:
+        said = int(engine.decode(row).argmax())
+        assert said == expected
+        row = engine.embed([said])
+
+
+def weights(build, package):
+    return build / package / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+
+
+def change_weights(build, package, change):
+    """Changes fp16 values in the middle of a weight file, past its header."""
+    path = weights(build, package)
+    values = np.fromfile(path, np.float16)
+    middle = slice(len(values) // 2, len(values) // 2 + 2048)
+    values[middle] = change(values[middle])
+    values.tofile(path)
+
+
+def test_a_changed_file_is_named_before_anything_runs(tiny_build):
+    change_weights(tiny_build, "LanguageModel.mlpackage", lambda values: -values)
+    with pytest.raises(BuildError, match=r"weight\.bin"):
+        validate(tiny_build)
+
+
+@pytest.mark.parametrize(
+    ("package", "limit"), [("LanguageModel.mlpackage", "language."), ("VisionEncoder.mlpackage", "encoder.")]
+)
+def test_flipped_signs_fail_and_nothing_calls_the_build_good(tiny_build, package, limit):
+    (tiny_build / "selftest").mkdir()
+    (tiny_build / "selftest" / "selftest.json").write_text("{}")
+    change_weights(tiny_build, package, lambda values: -values)
+    reseal(tiny_build)
+    verdict = validate(tiny_build, steps=STEPS)
+    assert not verdict.passed
+    assert any(key.startswith(limit) for key in missed(verdict))
+    assert json.loads((tiny_build / "validation.json").read_text("utf-8"))["verdict"] == "failed"
+    assert not (tiny_build / "selftest").exists()
+
+
+def test_swapped_embedding_rows_fail(tiny_build):
+    table = np.fromfile(tiny_build / "embeddings.bin", np.float16).reshape(-1, 192)
+    table[[300, 301]] = table[[301, 300]]
+    table.tofile(tiny_build / "embeddings.bin")
+    reseal(tiny_build)
+    assert "embeddings.max_error" in missed(validate(tiny_build, steps=1))
+
+
+def test_a_wrong_template_fails(tiny_build):
+    manifest = read_manifest(tiny_build)
+    manifest["prompt"]["system"] = "You are a pirate."
+    write_manifest(tiny_build / "manifest.json", manifest)
+    assert "prompt.differing_ids" in missed(validate(tiny_build, steps=1))
+
+
+def test_a_wrong_rope_base_fails(tiny_build):
+    manifest = read_manifest(tiny_build)
+    manifest["model"]["text"]["rope_theta"] = 1e4
+    write_manifest(tiny_build / "manifest.json", manifest)
+    assert missed(validate(tiny_build, steps=STEPS)) >= {"language.kl", "language.logit_error"}
+
+
+def test_another_checkpoint_is_refused(tiny_build, tiny, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    config = json.loads((other / "config.json").read_text("utf-8"))
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
+    with pytest.raises(UsageError, match=r"not what this build was made from \(config\.json"):
+        validate(tiny_build, other)
+
+
+def test_images_must_be_a_folder_with_pictures(tiny_build, tmp_path):
+    with pytest.raises(UsageError, match="not a folder"):
+        validate(tiny_build, images=tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no picture"):
+        validate(tiny_build, images=tmp_path / "empty")
+    (tmp_path / "empty" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError):
+        validate(tiny_build, images=tmp_path / "empty")
+
+
+def test_sessions_refuse_what_does_not_fit(exported_tiny, tiny):
+    with pytest.raises(UsageError, match="export it first"):
+        open_session(tiny, "mil")
+    with pytest.raises(UsageError, match="runs a checkpoint"):
+        open_session(exported_tiny, "torch")
+    with pytest.raises(UsageError, match="--context"):
+        open_session(exported_tiny, context=128)
+    with pytest.raises(UsageError, match="it has"):
+        open_session(exported_tiny, image_size=320)
+
+
+def test_core_ml_is_named_where_it_is_missing(exported_tiny, monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    with pytest.raises(MissingDependency, match="needs macOS"):
+        open_session(exported_tiny, "coreml")
+
+
+def test_core_ml_runs_behind_the_same_interface(exported_tiny, monkeypatch):
+    """A stand-in for coremltools' MLModel whose predict is the MIL runtime: same calls, same answers."""
+    import coremltools
+
+    from validation.mil import MILModel
+    from validation.samples import shipped_samples
+
+    class StandIn:
+        def __init__(self, path, function_name=None):
+            self._model = MILModel(path, function_name=function_name)
+
+        def predict(self, data, state=None):
+            return self._model.predict(data, state)
+
+        def make_state(self):
+            return self._model.make_state()
+
+    sample = shipped_samples()[0]
+    expected = open_session(exported_tiny).answer(sample.picture, sample.prompt, 16).text
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(coremltools.models, "MLModel", StandIn)
+    session = open_session(exported_tiny, "coreml")
+    assert session.answer(sample.picture, sample.prompt, 16).text == expected
