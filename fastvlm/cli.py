@@ -16,7 +16,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ from fastvlm.errors import FastVLMError
 
 COMMANDS = ("export", "validate", "run", "inspect", "doctor")  # in the order they are typed
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
 class Commands(click.Group):
@@ -44,6 +46,16 @@ class Commands(click.Group):
         module = importlib.import_module(f"fastvlm.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
+
+    def make_context(self, *given: Any, **extra: Any) -> click.Context:
+        """As click's; a pipe that closes while help is printed ends the command quietly."""
+        with _closed_pipe_is_quiet():
+            return super().make_context(*given, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click's; a pipe that closes while a result is printed ends the command quietly."""
+        with _closed_pipe_is_quiet():
+            return super().invoke(ctx)
 
     def main(  # type: ignore[override]
         self,
@@ -88,6 +100,22 @@ def _terminated(number: int, _: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
+@contextmanager
+def _closed_pipe_is_quiet() -> Iterator[None]:
+    """Leaves with CLOSED_PIPE; click itself would exit with 1, which here means that the answer is no."""
+    try:
+        yield
+    except BrokenPipeError:
+        _silence_stdout()
+        raise click.exceptions.Exit(CLOSED_PIPE) from None
+
+
+def _silence_stdout() -> None:
+    """What is still buffered has no reader: the flush at exit must not fail a second time."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _report(error: Exception, show_traceback: bool) -> int:
     """Tells an error in one line on stderr and returns the exit code."""
     if isinstance(error, click.exceptions.Exit):
@@ -97,8 +125,8 @@ def _report(error: Exception, show_traceback: bool) -> int:
     if isinstance(error, click.Abort):  # what click makes of Ctrl-C
         return _say("Interrupted.", 130)
     if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
-        return 128 + signal.SIGPIPE
+        _silence_stdout()
+        return CLOSED_PIPE
     if isinstance(error, FastVLMError):
         return _say(f"Error: {error}", error.exit_code)
     if isinstance(error, click.UsageError):
