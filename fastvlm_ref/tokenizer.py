@@ -92,6 +92,10 @@ class Tokenizer:
         text: str = self._inner.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def shows(self, id_: int) -> bool:
+        """True unless `decode` leaves the id out: control tokens, and padded rows of the table that no token has."""
+        return id_ not in self._control_ids and self._inner.id_to_token(id_) is not None
+
     def is_byte(self, id_: int) -> bool:
         """True for sentencepiece's one-byte tokens such as `<0xE4>`, which decode by the run that they stand in."""
         return bool(re.fullmatch(r"<0x[0-9A-F]{2}>", self._inner.id_to_token(id_) or ""))
@@ -142,6 +146,8 @@ class TextStream:
 
     def push(self, id_: int) -> str:
         """Returns the text that `id_` completes, empty where a character is still incomplete."""
+        if not self._tokenizer.shows(id_):
+            return ""
         self._ids.append(id_)
         text = self._tokenizer.decode(self._ids)
         if text.endswith("\ufffd") or self._tokenizer.is_byte(id_):
