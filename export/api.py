@@ -7,7 +7,7 @@ from pathlib import Path
 
 from export.build import BuildWriter
 from export.plan import check_options, make_plan
-from fastvlm.errors import OutputError
+from fastvlm.errors import OutputError, UsageError
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import check_output, staged_folder
 from fastvlm_ref.checkpoint import load_checkpoint
@@ -49,17 +49,27 @@ def export(
 
 
 def export_model(
-    model: FastVLM, output: str | Path, *, image_sizes: Sequence[int] = (), context: int = 2048, query_length: int = 64,
-    only: str | None = None, overwrite: bool = False, progress: Progress = SILENT,
+    model: FastVLM,
+    output: str | Path,
+    *,
+    image_sizes: Sequence[int] = (),
+    context: int = 2048,
+    query_length: int = 64,
+    only: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
 ) -> Path:
     """As `export`, for a model that `load_checkpoint` returned."""
+    source, tokenizer = model.source, model.tokenizer
+    if source is None or tokenizer is None:
+        raise UsageError("this model has no source or no tokenizer; read it with load_checkpoint")
     plan = make_plan(model.config, image_sizes, context, query_length, only)
     limit = model.config.text.max_positions
     if plan.language and plan.context > limit:
         progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")
     place = check_output(output, overwrite)
     with staged_folder(place, overwrite) as folder:
-        BuildWriter(model, plan, folder, progress).write()
+        BuildWriter(model, plan, folder, source, tokenizer, progress).write()
     return place
 
 

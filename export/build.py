@@ -26,14 +26,17 @@ from fastvlm.hashes import hash_tree
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import SCHEMA, write_manifest
 from fastvlm.progress import Progress
+from fastvlm_ref.checkpoint.source import Source
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import prompt_record
+from fastvlm_ref.tokenizer import Tokenizer
 
 ENCODER, LANGUAGE, TOKENIZER = "VisionEncoder.mlpackage", "LanguageModel.mlpackage", "tokenizer"
 TRACE_SIDE = 128  # the encoder's graph holds no size; this is the smallest side whose last stage is not 1×1
 AUTHOR = f"fastvlm {__version__}"
 APPLE_SENTENCE = (
-    "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License Agreement."
+    "Apple Machine Learning Research Model is licensed under the "
+    "Apple Machine Learning Research Model License Agreement."
 )
 
 
@@ -44,6 +47,8 @@ class BuildWriter:
     model: FastVLM
     plan: ExportPlan
     folder: Path
+    source: Source
+    tokenizer: Tokenizer
     progress: Progress
     saturated: dict[str, int] = field(default_factory=dict)
 
@@ -55,7 +60,7 @@ class BuildWriter:
             self.write_language()
             self.write_embeddings()
         with self.progress.stage("Tokenizer, hashes and manifest"):
-            self.model.tokenizer.save(self.folder / TOKENIZER)
+            self.tokenizer.save(self.folder / TOKENIZER)
             write_manifest(self.folder / MANIFEST, self.manifest())
 
     @property
@@ -119,7 +124,7 @@ class BuildWriter:
 
     def labels(self, text: str, specs: tuple[FunctionSpec, ...]) -> Labels:
         """Returns what Xcode shows of a package; the contract goes along for readers that have the package alone."""
-        source = self.model.source
+        source = self.source
         contract = {spec.name: spec.as_json() for spec in specs}
         extra = {
             "fastvlm.schema": SCHEMA,
@@ -127,7 +132,13 @@ class BuildWriter:
             "fastvlm.source": source.id + (f"@{source.revision}" if source.revision else ""),
             "fastvlm.contract": json.dumps(contract, sort_keys=True),
         }
-        return Labels(f"{text} Made from {extra['fastvlm.source']}; a derivative of it.", AUTHOR, self.licence_text, __version__, extra)
+        return Labels(
+            f"{text} Made from {extra['fastvlm.source']}; a derivative of it.",
+            AUTHOR,
+            self.licence_text,
+            __version__,
+            extra,
+        )
 
     @property
     def licence_text(self) -> str:
@@ -137,16 +148,16 @@ class BuildWriter:
 
     def manifest(self) -> dict[str, Any]:
         """Returns the manifest of what lies in the folder; schema of DESIGN §3."""
-        model, plan, config = self.model, self.plan, self.model.config
+        source, plan, config = self.source, self.plan, self.model.config
         content: dict[str, Any] = {
             "fastvlm_version": __version__,
             "source": {
-                "id": model.source.id, "revision": model.source.revision, "layout": model.source.layout,
-                "files": model.source.files(),
+                "id": source.id, "revision": source.revision, "layout": source.layout, "files": source.files(),
             },
             "model": {"type": config.model_type, "vision": asdict(config.vision), "text": asdict(config.text)},
             "image": {
-                "rule": config.image_rule, "sizes": list(plan.image_sizes), "scale": SCALE, "bias": [0, 0, 0], "color": "RGB",
+                "rule": config.image_rule, "sizes": list(plan.image_sizes),
+                "scale": SCALE, "bias": [0, 0, 0], "color": "RGB",
             },
             "prompt": prompt_record(config.prompt),
             "context": plan.context,
@@ -176,4 +187,9 @@ class BuildWriter:
         content["functions"]["language"] = {spec.name: spec.as_json() for spec in self.language_specs} | {
             "state": {"name": state.name, "shape": list(state.shape), "dtype": state.dtype}
         }
-        content["embeddings"] = {"file": EMBEDDINGS, "dtype": "float16", "rows": text.vocab_size, "width": text.hidden_size}
+        content["embeddings"] = {
+            "file": EMBEDDINGS,
+            "dtype": "float16",
+            "rows": text.vocab_size,
+            "width": text.hidden_size,
+        }

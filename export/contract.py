@@ -51,9 +51,15 @@ def encoder_function(vision: VisionConfig, hidden: int, side: int) -> FunctionSp
     """Returns `encode_<N>`: an image N×N in, image tokens (1, T, H) out."""
     tokens = vision.tokens_at(side)
     image = TensorSpec(
-        "image", (1, 3, side, side), "uint8", f"RGB picture of {side}×{side} pixels, padded to a square and resized", "image"
+        "image",
+        (1, 3, side, side),
+        "uint8",
+        f"RGB picture of {side}×{side} pixels, padded to a square and resized",
+        "image",
     )
-    features = TensorSpec("imageFeatures", (1, tokens, hidden), "float16", f"{tokens} image tokens, row by row, projected")
+    features = TensorSpec(
+        "imageFeatures", (1, tokens, hidden), "float16", f"{tokens} image tokens, row by row, projected"
+    )
     return FunctionSpec(f"encode_{side}", (image,), (features,))
 
 
@@ -65,7 +71,9 @@ def encoder_functions(vision: VisionConfig, hidden: int, plan: ExportPlan) -> tu
 def state_spec(text: TextConfig, context: int) -> TensorSpec:
     """Returns the one state: (2·layers, kv_heads, C, D); row 2l holds layer l's keys, row 2l + 1 its values."""
     shape = (2 * text.layers, text.kv_heads, context, text.head_dim)
-    return TensorSpec(STATE, shape, "float16", "keys and values of every layer; make it once per conversation, pass it on")
+    return TensorSpec(
+        STATE, shape, "float16", "keys and values of every layer; make it once per conversation, pass it on"
+    )
 
 
 def language_inputs(text: TextConfig, query: int, context: int) -> tuple[TensorSpec, ...]:
@@ -75,8 +83,12 @@ def language_inputs(text: TextConfig, query: int, context: int) -> tuple[TensorS
         TensorSpec("inputsEmbeds", (1, query, text.hidden_size), "float16", "rows of embeddings.bin or image tokens"),
         TensorSpec("ropeCos", (1, 1, query, text.head_dim), "float16", f"cosines {angles}"),
         TensorSpec("ropeSin", (1, 1, query, text.head_dim), "float16", f"sines {angles}"),
-        TensorSpec("causalMask", (1, 1, query, context), "float16", "0 where a row may look, -1e4 elsewhere, never -inf"),
-        TensorSpec("position", (1,), "int32", f"where in the context the first row goes; position + {query} <= {context}"),
+        TensorSpec(
+            "causalMask", (1, 1, query, context), "float16", "0 where a row may look, -1e4 elsewhere, never -inf"
+        ),
+        TensorSpec(
+            "position", (1,), "int32", f"where in the context the first row goes; position + {query} <= {context}"
+        ),
     )
 
 

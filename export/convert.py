@@ -37,7 +37,9 @@ def trace(graph: nn.Module, shapes: tuple[tuple[int, ...], ...], *, position: bo
     if position:
         inputs.append(torch.zeros(1, dtype=torch.int32))
     with quietly(), torch.no_grad():
-        return torch.jit.trace(graph.eval(), tuple(inputs), check_trace=False)
+        return torch.jit.trace(  # type: ignore[no-untyped-call]
+            graph.eval(), tuple(inputs), check_trace=False
+        )
 
 
 @contextmanager
@@ -69,7 +71,9 @@ def _dtype(tensor: TensorSpec) -> Any:
 
 def _input(ct: Any, tensor: TensorSpec) -> Any:
     if tensor.kind == "image":
-        return ct.ImageType(name=tensor.name, shape=tensor.shape, scale=SCALE, bias=[0, 0, 0], color_layout=ct.colorlayout.RGB)
+        return ct.ImageType(
+            name=tensor.name, shape=tensor.shape, scale=SCALE, bias=[0, 0, 0], color_layout=ct.colorlayout.RGB
+        )
     return ct.TensorType(name=tensor.name, shape=tensor.shape, dtype=_dtype(tensor))
 
 

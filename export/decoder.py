@@ -13,6 +13,8 @@ It knows nothing of Core ML, text or images.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +29,8 @@ def scaled_query(attention: Attention) -> nn.Linear:
     """Returns q_proj with 1/√D folded in: exact for D = 64, rounded once for others."""
     root = attention.config.head_dim**-0.5
     old = attention.q_proj
-    new = nn.utils.skip_init(nn.Linear, old.in_features, old.out_features, bias=old.bias is not None)
+    with torch.device("meta"):
+        new = nn.Linear(old.in_features, old.out_features, bias=old.bias is not None)
     new.weight = nn.Parameter(old.weight * root, requires_grad=False)
     if old.bias is not None:
         new.bias = nn.Parameter(old.bias * root, requires_grad=False)
@@ -89,9 +92,7 @@ class LayerGraph(nn.Module):
         self.post_attention_layernorm = RMSNormGraph(after.weight, after.eps)
         self.mlp = MLPGraph(layer.mlp)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: Tensor, position: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: Tensor, position: Tensor) -> Tensor:
         normed = self.input_layernorm(x)
         self.self_attn.write(normed, rope, cache, position)
         x = x + self.self_attn.attend(normed, rope, mask, cache)
@@ -116,7 +117,8 @@ class LanguageGraph(nn.Module):
     def __init__(self, decoder: Decoder, query: int, context: int, *, head: bool) -> None:
         super().__init__()
         text: TextConfig = decoder.config
-        self.layers = nn.ModuleList(LayerGraph(layer, query, context, i) for i, layer in enumerate(decoder.layers))
+        layers = (cast(DecoderLayer, layer) for layer in decoder.layers)
+        self.layers = nn.ModuleList(LayerGraph(layer, query, context, i) for i, layer in enumerate(layers))
         self.norm = RMSNormGraph(decoder.norm.weight, decoder.norm.eps) if head else None
         self.lm_head = decoder.lm_head if head else None
         self.register_buffer(STATE, torch.zeros(2 * text.layers, text.kv_heads, context, text.head_dim))
@@ -127,7 +129,7 @@ class LanguageGraph(nn.Module):
         rope, at, x = (rope_cos, rope_sin), position[0], inputs_embeds
         for layer in self.layers[:-1]:
             x = layer(x, rope, causal_mask, self.kvCache, at)
-        last = self.layers[-1]
+        last = cast(LayerGraph, self.layers[-1])
         if self.norm is None or self.lm_head is None:
             out: Tensor = last.fill(x, rope, self.kvCache, at)
             return out

@@ -17,7 +17,7 @@ CHUNK_ROWS = 8192  # 30 MB of float32 at H = 896: memory stays flat whatever V i
 
 
 def write_embeddings(path: Path, table: Tensor) -> int:
-    """Writes a float32 table (V, H) as fp16 and returns how many values were clamped; TensorError for NaN or infinity."""
+    """Writes a float32 table (V, H) as fp16; returns how many values were clamped. TensorError for NaN or infinity."""
     clamped = 0
     with path.open("wb") as handle:
         for start in range(0, table.shape[0], CHUNK_ROWS):

@@ -13,6 +13,8 @@ It knows nothing of Core ML.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +22,7 @@ from torch.nn import functional as F
 from export.norms import ChannelNorm
 from fastvlm_ref.model.attention import AttentionBlock
 from fastvlm_ref.model.convffn import ConvFFN
-from fastvlm_ref.model.fastvithd import PatchEmbed
+from fastvlm_ref.model.fastvithd import LargeKernelConv, PatchEmbed
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.model.mobileone import MobileOneBlock, SEBlock
 from fastvlm_ref.model.repmixer import RepMixer, RepMixerBlock
@@ -32,10 +34,12 @@ SMALLEST_FOLDED = 2.0**-10
 
 def make_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """Returns a convolution of `like`'s geometry with float32 copies of `weight` and `bias`."""
-    conv = nn.utils.skip_init(
-        nn.Conv2d, weight.shape[1] * like.groups, weight.shape[0], weight.shape[2:], like.stride, like.padding,
-        groups=like.groups, bias=bias is not None,
-    )  # fmt: skip
+    channels, kernel = weight.shape[1] * like.groups, (weight.shape[2], weight.shape[3])
+    with torch.device("meta"):
+        conv = nn.Conv2d(
+            channels, weight.shape[0], kernel, cast(tuple[int, int], like.stride), cast(tuple[int, int], like.padding),
+            groups=like.groups, bias=bias is not None,
+        )  # fmt: skip
     conv.weight = nn.Parameter(weight.float(), requires_grad=False)
     if bias is not None:
         conv.bias = nn.Parameter(bias.float(), requires_grad=False)
@@ -49,7 +53,8 @@ def pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
 
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """Returns one convolution that computes norm(conv(x)); conv has no bias."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None  # only a norm without statistics has none; Apple's all have
+    assert norm.running_var is not None
     gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     bias = norm.bias.double() - norm.running_mean.double() * gain
     return make_conv(conv, conv.weight.double() * gain[:, None, None, None], bias)
@@ -85,7 +90,7 @@ class FFNGraph(nn.Module):
 
     def __init__(self, ffn: ConvFFN, scale: Tensor) -> None:
         super().__init__()
-        self.conv = fold_batch_norm(ffn.conv.conv, ffn.conv.bn)
+        self.conv = fold_batch_norm(cast(nn.Conv2d, ffn.conv.conv), cast(nn.BatchNorm2d, ffn.conv.bn))
         self.fc1 = ffn.fc1
         self.fc2 = Scaled(ffn.fc2, scale)
 
@@ -184,7 +189,8 @@ def graph_of(part: nn.Module) -> nn.Module:
         return nn.Sequential(*map(graph_of, part))
     if isinstance(part, PatchEmbed):
         large, small = part.proj
-        return nn.Sequential(large.lkb_reparam, nn.GELU(), ConvGraph(small))
+        convolution = cast(LargeKernelConv, large).lkb_reparam
+        return nn.Sequential(convolution, nn.GELU(), ConvGraph(cast(MobileOneBlock, small)))
     if isinstance(part, MobileOneBlock):
         return ConvGraph(part)
     if isinstance(part, RepMixerBlock):
@@ -201,7 +207,8 @@ class EncoderGraph(nn.Module):
 
     def __init__(self, model: FastVLM) -> None:
         super().__init__()
-        tower, (first, _, second) = model.vision_encoder, model.projector
+        tower = model.vision_encoder
+        first, _, second = (cast(nn.Linear, part) for part in model.projector)
         self.patch_embed = graph_of(tower.patch_embed)
         self.network = nn.ModuleList(map(graph_of, tower.network))
         self.conv_exp = graph_of(tower.conv_exp)
@@ -214,4 +221,5 @@ class EncoderGraph(nn.Module):
             x = part(x)
         x = self.conv_exp(x)  # (1, 3072, N/64, N/64)
         x = self.projector_2(F.gelu(self.projector_0(x)))  # (1, H, N/64, N/64)
-        return x.flatten(2).transpose(1, 2)  # (1, T, H)
+        out: Tensor = x.flatten(2).transpose(1, 2)  # (1, T, H)
+        return out

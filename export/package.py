@@ -3,7 +3,7 @@
 coremltools can do this too (`save_multifunction`), but it loads every program back into Python objects, deletes the old
 package before it writes, names the items with random UUIDs, and stamps the date. Here functions are joined on the
 protobuf: programs are copied, and their weights go into one file in which every distinct blob lies once.
-Names inside are the converter's, so identical inputs give identical names; maps are serialised in sorted order.
+Names inside are the converter's, its numbers dealt anew (`export.names`); maps are serialised in sorted order.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from export.contract import FunctionSpec
 from export.convert import Converted
+from export.names import renumber
 from export.postcheck import check_package, operations
 from export.quiet import import_coremltools
 from export.weightfile import WeightReader, WeightWriter
@@ -58,6 +59,7 @@ class PackageWriter:
             self._proto.mlProgram.version = program.version
         function = self._proto.mlProgram.functions[converted.spec.name]
         function.CopyFrom(program.functions["main"])
+        renumber(function)
         reader = WeightReader(converted.weights)
         try:
             for value in blob_values(function):
@@ -91,7 +93,9 @@ class PackageWriter:
             feature.shortDescription = texts.get(feature.name, "")
 
 
-def write_package(folder: Path, functions: Iterator[Converted] | Sequence[Converted], default: str, labels: Labels) -> None:
+def write_package(
+    folder: Path, functions: Iterator[Converted] | Sequence[Converted], default: str, labels: Labels
+) -> None:
     """Writes one package of several functions, taking them one at a time."""
     writer = PackageWriter(folder, labels)
     for converted in functions:

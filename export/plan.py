@@ -57,7 +57,10 @@ def check_options(image_sizes: Sequence[int], context: int, query_length: int, o
 
 
 def make_plan(
-    config: FastVLMConfig, image_sizes: Sequence[int] = (), context: int = 2048, query_length: int = 64,
+    config: FastVLMConfig,
+    image_sizes: Sequence[int] = (),
+    context: int = 2048,
+    query_length: int = 64,
     only: str | None = None,
 ) -> ExportPlan:
     """Returns the plan for a checkpoint; without `image_sizes` its own size. Raises UsageError as `check_options`."""
@@ -66,11 +69,14 @@ def make_plan(
     plan = ExportPlan(sizes, context, query_length, PARTS if only is None else (only,))
     problems = []
     if plan.language and config.text.head_dim % ALIGNMENT:
-        problems.append(f"the decoder's head dim is {config.text.head_dim}, Core ML state needs a multiple of {ALIGNMENT}")
+        problems.append(
+            f"the decoder's head dim is {config.text.head_dim}, Core ML state needs a multiple of {ALIGNMENT}"
+        )
     tokens = max(map(config.vision.tokens_at, sizes))
     if plan.encoder and plan.language and tokens >= context:
         problems.append(
-            f"an image of {max(sizes)} pixels takes {tokens} tokens, --context {context} leaves no room for text; raise it"
+            f"an image of {max(sizes)} pixels takes {tokens} tokens, "
+            f"--context {context} leaves no room for text; raise it"
         )
     if problems:
         raise UsageError("; ".join(problems))
@@ -81,9 +87,7 @@ def _side_problem(side: int) -> str | None:
     if side % STRIDE == 0 and STRIDE <= side <= LARGEST_SIDE:
         return None
     below = min(max(side // STRIDE * STRIDE, STRIDE), LARGEST_SIDE)
-    return (
-        f"--image-size is {side}, expected a multiple of {STRIDE} from {STRIDE} to {LARGEST_SIDE} (the nearest below is {below})"
-    )
+    return f"--image-size is {side}, expected a multiple of {STRIDE} up to {LARGEST_SIDE}; {below} is the nearest below"
 
 
 def _nearest(context: int, query_length: int) -> str:

@@ -17,7 +17,8 @@ from fastvlm.errors import PackageError
 
 # The one float32 region: an image input is float32 bytes, scaled by one `mul` and brought to fp16 by one `cast`.
 IMAGE_OPS = {"mul": 1, "cast": 1}
-FORBIDDEN = {"tile", "pow", "while_loop", "cond", "scatter", "scatter_nd"}
+# sqrt, rsqrt, pow: a norm that was not fused squares in fp16 (`export.norms`). tile: keys repeated per query head.
+FORBIDDEN = {"tile", "sqrt", "rsqrt", "pow", "while_loop", "cond", "scatter", "scatter_nd"}
 RANK_CAP = 5
 
 
@@ -30,8 +31,8 @@ def check_package(proto: Any, specs: Sequence[FunctionSpec], default: str) -> No
     if problems:
         shown = "; ".join(problems[:20])
         raise PackageError(
-            f"the converted package breaks its contract in {len(problems)} places: {shown}; install the coremltools and "
-            "torch of constraints.txt, and report it if it stays"
+            f"the converted package breaks its contract in {len(problems)} places: {shown}; "
+            "install the coremltools and torch of constraints.txt, and report it if it stays"
         )
 
 
@@ -102,7 +103,9 @@ def _op_problems(function: Any, spec: FunctionSpec) -> list[str]:
             allowed[op.type] = allowed.get(op.type, 0) - 1
             if allowed[op.type] < 0:
                 problems.append(f"{'float32 ' if float32 else ''}op {op.type} ({_name(op)})")
-        problems += [f"{op.type} ({_name(op)}) is {wrong}" for output in op.outputs if (wrong := _shape_problem(output.type))]
+        problems += [
+            f"{op.type} ({_name(op)}) is {wrong}" for output in op.outputs if (wrong := _shape_problem(output.type))
+        ]
     return problems
 
 

@@ -10,13 +10,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partialmethod
-from types import ModuleType
 from typing import Any
 
 LOGGER = "coremltools"
 
 
-def import_coremltools() -> ModuleType:
+def import_coremltools() -> Any:
     """Returns coremltools; its import logs which torch it was tested with, and that it found no Core ML off a Mac."""
     logger = logging.getLogger(LOGGER)
     before = logger.level
@@ -32,8 +31,8 @@ def import_coremltools() -> ModuleType:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Silences one conversion: coremltools' bars and its messages below ERROR, and what tracing always warns of."""
-    import torch
-    import tqdm
+    import tqdm  # type: ignore[import-untyped, unused-ignore]
+    from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
     logger = logging.getLogger(LOGGER)
     before, level = tqdm.tqdm.__init__, logger.level
@@ -41,7 +40,7 @@ def quietly() -> Iterator[None]:
     tqdm.tqdm.__init__ = partialmethod(before, disable=True)  # its environment switch is read at import, too late
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # shapes become constants: that is the intention
+            warnings.simplefilter("ignore", TracerWarning)  # shapes become constants: that is the intention
             _ignore(DeprecationWarning, "torch.jit")  # torch 2.13 on trace; coremltools 9 reads nothing newer as well
             _ignore(DeprecationWarning, "coremltools")
             _ignore(FutureWarning, "coremltools")
