@@ -2,7 +2,7 @@
 
 Notable choices:
 - greedy unless asked otherwise, the first index wins a tie, so that two runtimes can be compared token by token;
-- the arithmetic is float64 and the generator is numpy's PCG64, so that a seed gives the same answer on any machine.
+- the arithmetic is float64 and the generator is numpy's PCG64, so that a seed gives the same draws everywhere.
 It knows nothing of text or models.
 """
 
