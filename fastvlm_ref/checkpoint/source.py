@@ -14,8 +14,8 @@ from fastvlm.hashes import FileHash, file_hash
 TEXT_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
-    "special_tokens_map.json",     "chat_template.json", "chat_template.jinja", "model.safetensors.index.json", "adapter_config.json",
-    "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSE_MODEL",
+    "special_tokens_map.json", "chat_template.json", "chat_template.jinja", "model.safetensors.index.json",
+    "adapter_config.json", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSE_MODEL",
 )  # fmt: skip
 
 

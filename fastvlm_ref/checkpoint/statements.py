@@ -171,7 +171,7 @@ class Statements:
         return list(dict.fromkeys(found))
 
     def image_token_id(self) -> int:
-        """Returns the id that marks the image in the checkpoint's own prompts: −200 in LLaVA, 151646 in Hugging Face's."""
+        """Returns the id that marks the image in a prompt: −200 in LLaVA, 151646 in Hugging Face ports."""
         for name in ("image_token_index", "image_token_id"):
             value = self.config.get(name)
             if isinstance(value, int) and not isinstance(value, bool):

@@ -168,7 +168,8 @@ def hf_config(config: FastVLMConfig = SMALL, **text_changes: Any) -> dict[str, A
         "model_type": "qwen2", "hidden_act": "silu", "hidden_size": text.hidden_size, "num_hidden_layers": text.layers,
         "layer_types": ["full_attention"] * text.layers, "num_attention_heads": text.heads,
         "num_key_value_heads": text.kv_heads, "intermediate_size": text.intermediate_size,
-        "vocab_size": text.vocab_size, "rms_norm_eps": text.rms_norm_eps, "rope_parameters": {"rope_theta": text.rope_theta, "rope_type": "default"},
+        "vocab_size": text.vocab_size, "rms_norm_eps": text.rms_norm_eps,
+        "rope_parameters": {"rope_theta": text.rope_theta, "rope_type": "default"},
         "max_position_embeddings": text.max_positions, "use_sliding_window": False, "sliding_window": None,
         "eos_token_id": None, "tie_word_embeddings": True,
     }  # fmt: skip
