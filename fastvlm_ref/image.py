@@ -75,8 +75,7 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} is too large ({error}); at most {max_pixels} pixels are read, shrink it") from error
     except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
-        found = f"{type(error).__name__}: {error}"
-        raise ImageError(f"{path} is damaged or cut short ({found}); copy it or save it again") from error
+        raise ImageError(f"{path} is damaged or cut short ({_said(error)}); copy it or save it again") from error
     return upright
 
 
@@ -163,8 +162,12 @@ def _load(image: Image.Image) -> None:
     try:
         image.load()
     except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
-        found = f"{type(error).__name__}: {error}"
-        raise ImageError(f"the picture is damaged or cut short ({found}); copy it or save it again") from error
+        raise ImageError(f"the picture is damaged or cut short ({_said(error)}); copy it or save it again") from error
+
+
+def _said(error: Exception) -> str:
+    """Returns a decoder's complaint on one line; libheif's end in a line break."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -179,7 +182,8 @@ def _flat(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     except (ValueError, KeyError) as error:
-        raise ImageError(f"the picture's mode {image.mode} does not convert to RGB ({error}); save it so") from error
+        found = f"mode {image.mode} does not convert to RGB ({error})"
+        raise ImageError(f"the picture's {found}; save it as RGB") from error
 
 
 def _grey16(image: Image.Image) -> Image.Image:

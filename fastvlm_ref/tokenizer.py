@@ -299,4 +299,5 @@ def _guard(file: Path, build: Callable[[], tokenizers.Tokenizer]) -> tokenizers.
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise TokenizerError(f"{file} is no tokenizer that can be read ({error}); copy it again") from error
+        found = " ".join(str(error).split())
+        raise TokenizerError(f"{file} is no tokenizer that can be read ({found}); copy it again") from error

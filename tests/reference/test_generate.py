@@ -286,6 +286,14 @@ def test_wrong_pixels(lively_model: FastVLM) -> None:
         TorchEngine(lively_model, 64).encode_image(np.zeros((64, 65, 3), np.uint8))
 
 
+def test_another_image_size(lively_model: FastVLM) -> None:
+    engine = TorchEngine(lively_model, 64, 192)
+    assert engine.encode_image(preprocess(picture(), engine.image_size)).shape == (9, 64)
+    for side in (100, -64):
+        with pytest.raises(UsageError, match=f"--image-size is {side}; it must be a multiple of 64"):
+            TorchEngine(lively_model, 64, side)
+
+
 # Timings
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw, ImageFile
 
 from fastvlm.errors import FastVLMError, ImageError, UsageError
 from fastvlm.progress import Progress
@@ -330,6 +330,18 @@ def test_heic_with_its_plugin_registers_it(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", Plugin)
     assert open_image(stored(tmp_path, heic())).size == photo().size
     assert Plugin.registered
+
+
+@pytest.mark.parametrize("when", ["open", "load"])
+def test_a_decoder_s_complaint_stays_on_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """libheif's end in a line break, which would make two lines of the command's one."""
+
+    def complain(*_: object) -> None:
+        raise RuntimeError("points outside\nof the file\n")
+
+    path = stored(tmp_path, encoded(photo(), "PPM"))
+    monkeypatch.setattr(Image if when == "open" else ImageFile.ImageFile, when, complain)
+    assert "RuntimeError: points outside of the file" in refused(path)
 
 
 def test_avif_is_not_taken_for_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
