@@ -84,7 +84,7 @@ def _show_package(package: PackageContents, console: Console) -> None:
     console.print(f"\n{package.name}: {package.target} and later, default function {package.default_function}")
     console.print(f"  program {_bytes(package.program_bytes)}, weights {_bytes(package.weight_bytes)}")
     for name, value in package.metadata.items():
-        console.print(f"  {name}: {value}")
+        console.print(f"  {name}: {value if len(value) <= 200 else value[:200] + ' … (--json shows all)'}")
     for function in package.functions:
         _show_function(function, console)
 

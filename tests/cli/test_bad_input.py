@@ -1,0 +1,218 @@
+"""Bad input: one `Error:` line that says what to do, exit code 2, nothing left behind, the checkpoint untouched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run
+
+from fastvlm.hashes import hash_tree
+
+
+@pytest.fixture
+def refused(run: Run, tmp_path: Path) -> Callable[..., None]:
+    """Types a command that must be refused with the given words, and compares everything in `tmp_path` around it."""
+
+    def check(*words: object, says: tuple[str, ...]) -> None:
+        before = hash_tree(tmp_path)
+        folders = {path for path in tmp_path.rglob("*") if path.is_dir()}
+        result = run(*words)
+        (line,) = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
+        assert line.startswith("Error: ")
+        assert [word for word in says if word not in line] == [], line
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert hash_tree(tmp_path) == before
+        assert {path for path in tmp_path.rglob("*") if path.is_dir()} == folders
+
+    return check
+
+
+Refused = Callable[..., None]
+
+
+def edit_config(checkpoint: Path, **changes: Any) -> None:
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_no_such_folder(refused: Refused, tmp_path: Path) -> None:
+    refused("export", tmp_path / "absent", "-o", tmp_path / "out", says=("absent", "no such folder"))
+
+
+@pytest.mark.parametrize("content", [{}, {"notes.txt": "x"}, {"config.json": "{}"}, {"config.json": "{"}])
+def test_not_a_checkpoint(refused: Refused, tmp_path: Path, content: dict[str, str]) -> None:
+    (tmp_path / "folder").mkdir()
+    for name, text in content.items():
+        (tmp_path / "folder" / name).write_text(text)
+    refused("export", tmp_path / "folder", "-o", tmp_path / "out", says=("folder", "expected"))
+
+
+def test_unknown_model_type(refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
+    edit_config(checkpoint, model_type="gpt_5")
+    refused("export", checkpoint, "-o", tmp_path / "out", says=("gpt_5", "llava_qwen2", "fast_vlm"))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.5, -1])
+def test_truncated_weights(refused: Refused, checkpoint: Path, tmp_path: Path, kept: float) -> None:
+    weights = checkpoint / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    refused("export", checkpoint, "-o", tmp_path / "out", says=("model.safetensors",))
+
+
+def test_wrong_tokenizer(refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
+    path = checkpoint / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    size = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"] |= {f"extra{index}": size + 100 + index for index in range(50)}
+    path.write_text(json.dumps(tokenizer))
+    refused("export", checkpoint, "-o", tmp_path / "out", says=("288", "token"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("text.png", b"not an image", "image"),
+        ("empty.jpg", b"", "image"),
+        ("cut.png", None, "cut.png"),
+    ],
+)
+def test_image_that_is_none(
+    refused: Refused, small_checkpoint: Path, picture: Path, name: str, data: bytes | None, says: str
+) -> None:
+    bad = picture.with_name(name)
+    bad.write_bytes(picture.read_bytes()[:80] if data is None else data)
+    refused("run", small_checkpoint, bad, "What?", says=(name, says))
+
+
+def test_image_that_is_absent(refused: Refused, small_checkpoint: Path, tmp_path: Path) -> None:
+    refused("run", small_checkpoint, tmp_path / "absent.png", "What?", says=("absent.png", "nothing"))
+    refused("run", small_checkpoint, tmp_path, "What?", says=("a folder",))
+
+
+@pytest.mark.skipif(find_spec("pillow_heif") is not None, reason="the plugin is installed here")
+def test_heic_without_its_plugin(refused: Refused, small_checkpoint: Path, picture: Path) -> None:
+    photo = picture.with_name("photo.HEIC")
+    photo.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    refused("run", small_checkpoint, photo, "What?", says=("photo.HEIC", "pillow-heif"))
+
+
+def test_prompt_longer_than_the_context(
+    refused: Refused, small_checkpoint: Path, build: Path, picture: Path
+) -> None:
+    says = ("4", "512", "--max-new-tokens")
+    refused("run", small_checkpoint, picture, "What?" * 200, "--context", 512, "--max-new-tokens", 4, says=says)
+    refused("run", build, picture, "What?" * 200, "--max-new-tokens", 4, says=says)
+
+
+def test_empty_prompt(refused: Refused, small_checkpoint: Path, picture: Path) -> None:
+    refused("run", small_checkpoint, picture, "", says=("prompt", "empty"))
+
+
+def test_output_exists(refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("folder", "file"):
+        place = tmp_path / name
+        place.mkdir() if name == "folder" else place.write_text("mine")
+    (tmp_path / "folder" / "letter").write_text("dear")
+    refused("export", checkpoint, "-o", tmp_path / "folder", says=("folder", "--overwrite"))
+    refused("export", checkpoint, "-o", tmp_path / "folder", "--overwrite", says=("not made by fastvlm",))
+    refused("export", checkpoint, "-o", tmp_path / "file", "--overwrite", says=("is a file",))
+    refused("export", checkpoint, "-o", checkpoint, "--overwrite", says=("checkpoint",))
+    refused("export", checkpoint, "-o", checkpoint / "build", says=("checkpoint",))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--image-size", "100"), "64"),
+        (("--context", "100"), "32"),
+        (("--template", "nosuch"), "qwen_2"),
+        (("--base", "absent"), "absent"),
+    ],
+)
+def test_options_that_cannot_work(
+    refused: Refused, checkpoint: Path, tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    refused("export", checkpoint, "-o", tmp_path / "out", *options, says=(says,))
+
+
+@pytest.mark.parametrize("backend", ["mil", "coreml"])
+def test_a_checkpoint_is_not_run_as_a_build(refused: Refused, small_checkpoint: Path, picture: Path, backend: str) -> None:
+    refused("run", small_checkpoint, picture, "What?", "--backend", backend, says=("--backend", "export"))
+
+
+def test_what_a_build_cannot_do(refused: Refused, build: Path, picture: Path) -> None:
+    refused("run", build, picture, "What?", "--backend", "torch", says=("--backend torch",))
+    refused("run", build, picture, "What?", "--template", "plain", says=("--template", "export"))
+    refused("run", build, picture, "What?", "--image-size", "256", says=("256", "128"))
+
+
+def damage_weights(build: Path) -> None:
+    weights = build / "LanguageModel.mlpackage" / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def newer_schema(build: Path) -> None:
+    path = build / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": "7.0"}))
+
+
+def no_manifest(build: Path) -> None:
+    (build / "manifest.json").unlink()
+
+
+def no_package(build: Path) -> None:
+    shutil.rmtree(build / "VisionEncoder.mlpackage")
+
+
+def link_outside(build: Path) -> None:
+    (build / "embeddings.bin").unlink()
+    (build / "embeddings.bin").symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (damage_weights, "weight.bin"),
+        (newer_schema, "schema 7.0"),
+        (no_manifest, "manifest.json"),
+        (no_package, "VisionEncoder.mlpackage"),
+    ],
+)
+def test_damaged_build(
+    refused: Refused, build: Path, small_checkpoint: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    damage(build)
+    refused("validate", build, "--reference", small_checkpoint, says=(says,))
+
+
+def test_link_out_of_a_build(run: Run, build: Path, small_checkpoint: Path) -> None:
+    link_outside(build)
+    result = run("validate", build, "--reference", small_checkpoint)
+    assert result.exit_code == 2
+    assert "is a link" in result.stderr
+
+
+def test_reference_that_is_another_checkpoint(refused: Refused, build: Path, checkpoint: Path) -> None:
+    edit_config(checkpoint, unheard_of=1)
+    refused("validate", build, "--reference", checkpoint, says=("config.json", "not what this build was made from"))
+
+
+def test_reference_left_out(refused: Refused, build: Path) -> None:
+    refused("validate", build, says=("--reference CHECKPOINT",))
+
+
+def test_pictures_that_are_none(refused: Refused, build: Path, small_checkpoint: Path, tmp_path: Path) -> None:
+    refused("validate", build, "--reference", small_checkpoint, "--images", tmp_path / "absent", says=("--images",))
+
+
+@pytest.mark.parametrize("name", ["absent", "checkpoint"])
+def test_nothing_to_inspect(refused: Refused, checkpoint: Path, tmp_path: Path, name: str) -> None:
+    refused("inspect", tmp_path / name, says=(name, "fastvlm export"))

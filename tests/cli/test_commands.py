@@ -1,0 +1,138 @@
+"""What the commands do when all is well, and what they say when the answer is no."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run
+
+from fastvlm import doctor as doctor_module
+from fastvlm.hashes import file_hash
+
+
+def test_export_names_the_next_command(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
+    result = run("export", small_checkpoint, "-o", tmp_path / "out dir", "--only", "encoder")
+    assert result.exit_code == 0
+    assert result.stdout == f"build folder: {tmp_path / 'out dir'}\n"
+    assert result.stderr.splitlines()[-1] == f"next: fastvlm inspect '{tmp_path / 'out dir'}'"
+    assert (tmp_path / "out dir" / "VisionEncoder.mlpackage").is_dir()
+    assert not (tmp_path / "out dir" / "LanguageModel.mlpackage").exists()
+
+
+def test_export_tells_what_it_assumed(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
+    result = run("export", small_checkpoint, "-o", tmp_path / "out", "--only", "encoder")
+    notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    assumed = json.loads((tmp_path / "out" / "manifest.json").read_text())["assumed"]
+    assert assumed
+    assert [text for text in assumed if f"note: {text}" not in notes] == []
+
+
+def test_run_answers_alike_from_checkpoint_and_build(
+    run: Run, small_checkpoint: Path, build: Path, picture: Path
+) -> None:
+    results = [run("run", target, picture, "What is it?", "--max-new-tokens", 8) for target in (small_checkpoint, build)]
+    assert [result.exit_code for result in results] == [0, 0]
+    torch_answer, mil_answer = results
+    assert torch_answer.stdout.strip()
+    assert torch_answer.stdout == mil_answer.stdout
+    times = torch_answer.stderr.splitlines()[-2]
+    assert times.startswith("torch: first token after ")
+    assert [stage for stage in ("picture", "encoder", "prefill", "first token", "decode") if f"{stage} " not in times] == []
+    assert torch_answer.stderr.splitlines()[-1].startswith("next: fastvlm export ")
+    assert mil_answer.stderr.splitlines()[-1].startswith("next: fastvlm validate ")
+
+
+def test_run_draws_by_its_seed(run: Run, small_checkpoint: Path, picture: Path) -> None:
+    def answer(seed: int) -> str:
+        words = ("--temperature", 2, "--top-p", 0.9, "--seed", seed, "--max-new-tokens", 12, "--json")
+        return str(json.loads(run("run", small_checkpoint, picture, "What?", *words).stdout)["text"])
+
+    assert answer(1) == answer(1)
+    assert len({answer(seed) for seed in range(4)}) > 1
+
+
+def test_run_as_json(run: Run, build: Path, picture: Path) -> None:
+    content = json.loads(run("run", build, picture, "What?", "--max-new-tokens", 4, "--json").stdout)
+    assert content["backend"] == "mil"
+    assert set(content["seconds"]) == {"picture", "encoder", "prefill", "first_token", "decode"}
+
+
+def test_validate_says_yes_and_writes_it_down(run: Run, build: Path, small_checkpoint: Path, picture: Path) -> None:
+    result = run("validate", build, "--reference", small_checkpoint, "--images", picture.parent)
+    assert result.exit_code == 0, result.stderr
+    assert "encoder.psnr_db" in result.stdout
+    assert json.loads((build / "validation.json").read_text())["verdict"] == "passed"
+    assert (build / "selftest").is_dir()
+    assert "validated    passed" in run("inspect", build).stdout
+
+
+def flip_signs(build: Path) -> None:
+    """Negates a stretch of encoder weights and makes the manifest agree, so that only the numbers can tell."""
+    name = "VisionEncoder.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    data = bytearray((build / name).read_bytes())
+    middle = len(data) // 2 & ~63
+    values = np.frombuffer(data, np.float16, count=4096, offset=middle)
+    data[middle : middle + 8192] = (-values).tobytes()
+    (build / name).write_bytes(data)
+    manifest = json.loads((build / "manifest.json").read_text())
+    manifest["files"][name] = file_hash(build / name)
+    (build / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_validate_says_no_with_exit_code_1(run: Run, build: Path, small_checkpoint: Path, picture: Path) -> None:
+    flip_signs(build)
+    result = run("validate", build, "--reference", small_checkpoint, "--images", picture.parent)
+    assert result.exit_code == 1
+    assert "Error: limits missed: encoder.psnr_db = " in result.stderr
+    assert json.loads((build / "validation.json").read_text())["verdict"] == "failed"
+    assert not (build / "selftest").exists()
+    assert "validated    failed" in run("inspect", build).stdout
+
+
+def test_an_old_verdict_does_not_vouch_for_a_changed_manifest(run: Run, build: Path) -> None:
+    (build / "validation.json").write_text(json.dumps({"verdict": "passed", "manifest_sha256": "0" * 64}))
+    assert "validated    no: validation.json speaks of another manifest" in run("inspect", build).stdout
+    (build / "validation.json").write_text("[")
+    assert "validated    no: validation.json cannot be read" in run("inspect", build).stdout
+
+
+def test_inspect_build_and_package_agree(run: Run, build: Path) -> None:
+    whole = json.loads(run("inspect", build, "--json").stdout)
+    alone = json.loads(run("inspect", build / "LanguageModel.mlpackage", "--json").stdout)
+    (language,) = [package for package in whole["packages"] if package["name"] == "LanguageModel.mlpackage"]
+    assert alone["packages"] == [language]
+    assert language["default_function"] == "decode"
+    assert [function["name"] for function in language["functions"]] == ["decode", "prefill"]
+    assert language["functions"][0]["states"][0]["name"] == "kvCache"
+    assert language["functions"][0]["ops"]["softmax"] == whole["manifest"]["model"]["text"]["layers"]
+    encoder = whole["packages"][whole["packages"] != [language] and 0]
+    assert {feature["kind"] for function in encoder["functions"] for feature in function["inputs"]} == {"image"}
+
+
+def test_inspect_shows_the_contract(run: Run, build: Path) -> None:
+    output = run("inspect", build).stdout
+    for word in ("encode_128", "prefill", "decode", "kvCache", "iOS 18", "float16", "pad", "qwen_2", "fp16"):
+        assert word in output
+
+
+def test_doctor_finds_this_machine_good(run: Run) -> None:
+    result = run("doctor", "--json")
+    content = json.loads(result.stdout)
+    assert result.exit_code == 0, result.stderr
+    assert content["good"] is True
+    assert {"python", "torch", "coremltools loads", "memory", "Core ML prediction"} <= {
+        finding["name"] for finding in content["findings"]
+    }
+
+
+def test_doctor_says_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "RANGES", {"click": ("1.0", "2"), "nosuch-package": ("1.0", None)})
+    monkeypatch.setattr(doctor_module, "_LOADS", {"torch": "import nosuch_module"})
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "Error: this machine lacks click, nosuch-package, torch loads;" in result.stderr
+    assert "pip install -c constraints.txt 'click>=1.0,<2'" in result.stdout
+    assert "No module named 'nosuch_module'" in result.stdout
