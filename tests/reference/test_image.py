@@ -336,7 +336,7 @@ def test_heic_with_its_plugin_registers_it(tmp_path: Path, monkeypatch: pytest.M
 def test_a_decoder_s_complaint_stays_on_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     """libheif's end in a line break, which would make two lines of the command's one."""
 
-    def complain(*_: object) -> None:
+    def complain(*_: object, **__: object) -> None:
         raise RuntimeError("points outside\nof the file\n")
 
     path = stored(tmp_path, encoded(photo(), "PPM"))
