@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_HOMES = {"validate": "validation.comparison", "open_session": "validation.session", "MILModel": "validation.mil"}
+_HOMES = {"validate": "validation.judging", "open_session": "validation.session", "MILModel": "validation.mil"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from export import export
 from fastvlm.commands.validate import show_verdict
 from fastvlm.errors import FastVLMError
 from fastvlm.terminal import TerminalProgress
-from validation.comparison import validate
+from validation.judging import validate
 from validation.report import write_report
 from validation.samples import shipped_samples
 

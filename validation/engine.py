@@ -43,26 +43,43 @@ class PackageEngine:
         self.query: int = self.manifest["query_length"]
         text = self.manifest["model"]["text"]
         self.head_dim, self.rope_theta = int(text["head_dim"]), float(text["rope_theta"])
-        self._open_language()
         self._encoders: dict[int, Any] = {}
+        self._functions: dict[str, Any] = {}
+        self._embeddings: EmbeddingTable | None = None
+        self.state: Any = None
+        self.position = 0
         self.peaks: dict[str, float] | None = None
 
     def _open_part(self, part: str, function: str) -> Any:
-        names = self.manifest["packages"].get(part)
-        if not names:
-            raise BuildError(f"{self.build.name} holds no {part} package (exported with --only?); export it whole")
+        if not self.holds(part):
+            raise BuildError(f"{self.build.name} holds no {part} package, it was exported with --only; export it whole")
+        names = self.manifest["packages"][part]
         name = names if isinstance(names, str) else names[0]
         return open_package(contained(self.build, name), function, self.backend, self.precision)
 
-    def _open_language(self) -> None:
-        table = self.manifest["embeddings"]
-        self.embeddings = EmbeddingTable(contained(self.build, table["file"]), table["rows"], table["width"])
-        self._functions = {name: self._open_part("language", name) for name in ("prefill", "decode")}
-        self.reset()
+    def holds(self, part: str) -> bool:
+        """Returns whether the build has the package of "encoder" or "language"; --only leaves one out."""
+        return bool(self.manifest["packages"].get(part))
+
+    def function(self, name: str) -> Any:
+        """Returns the predictor of `prefill` or `decode`, opened when it is first asked for."""
+        if name not in self._functions:
+            self._functions[name] = self._open_part("language", name)
+        return self._functions[name]
+
+    @property
+    def embeddings(self) -> EmbeddingTable:
+        """The build's embedding table; BuildError where the build has no language model."""
+        if self._embeddings is None:
+            table = self.manifest.get("embeddings")
+            if table is None:
+                raise BuildError(f"{self.build.name} holds no embedding table, it was exported with --only encoder")
+            self._embeddings = EmbeddingTable(contained(self.build, table["file"]), table["rows"], table["width"])
+        return self._embeddings
 
     def reset(self) -> None:
         """Forgets everything that was prefilled: a fresh state, position 0."""
-        self.state = self._functions["decode"].make_state()
+        self.state = self.function("decode").make_state()
         self.position = 0
 
     def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -94,6 +111,8 @@ class PackageEngine:
         return np.asarray(self._call("decode", embed, 1)["logits"], np.float32).reshape(-1)
 
     def _call(self, function: str, rows: NDArray[np.float32], query: int) -> dict[str, Any]:
+        if self.state is None:
+            self.reset()
         cos, sin = rope_tables(self.position, query, self.head_dim, self.rope_theta)
         inputs = {
             "inputsEmbeds": pad_rows(rows, query),
@@ -102,7 +121,7 @@ class PackageEngine:
             "causalMask": causal_mask(self.position, len(rows), query, self.context),
             "position": np.array([self.position], np.int32),
         }
-        outputs = self._predict("language", self._functions[function], inputs, self.state)
+        outputs = self._predict("language", self.function(function), inputs, self.state)
         self.position += len(rows)
         return outputs
 

@@ -39,8 +39,8 @@ class EncoderParity:
 
 def compare_encoder(
     model: FastVLM, engine: Engine, pixels: NDArray[np.uint8]
-) -> tuple[EncoderParity, NDArray[np.float32]]:
-    """Returns the comparison for RGB bytes (N, N, 3), and the reference's image tokens float32 (T, H)."""
+) -> tuple[EncoderParity, NDArray[np.float32], NDArray[np.float32]]:
+    """Returns the comparison for RGB bytes (N, N, 3), and both sides' image tokens float32 (T, H)."""
     tensor = pixels_to_tensor(pixels)
     with torch.no_grad():
         reference = model.encode_image(tensor)[0].numpy()
@@ -54,7 +54,7 @@ def compare_encoder(
         cosine(reference, actual),
         worst_row_snr_db(reference, actual),
     )
-    return parity, reference
+    return parity, reference, actual
 
 
 @dataclass

@@ -66,10 +66,11 @@ def top_logits(logits: NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
 
 
 def work_example(
-    engine: Engine, prompt: str, pixels: NDArray[np.uint8], features: NDArray[np.float32],
-    ids: tuple[list[int], list[int]], stop_ids: tuple[int, ...], steps: int,
+    engine: Engine, prompt: str, pixels: NDArray[np.uint8], ids: tuple[list[int], list[int]],
+    stop_ids: tuple[int, ...], steps: int,
 ) -> SelfTest:
-    """Runs the reference engine greedily over one prompt and keeps what a device is to find."""
+    """Runs the reference engine greedily over one picture and prompt, and keeps what a device is to find."""
+    features = engine.encode_image(pixels)
     engine.reset()
     embeds = splice(engine, ids, features)
     engine.prefill(embeds[:-1])

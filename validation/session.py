@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
@@ -27,6 +27,8 @@ from fastvlm_ref.sampling import Sampling
 from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
 from validation.engine import PackageEngine
 
+AnyEngine = TypeVar("AnyEngine", bound=Engine)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -38,10 +40,10 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Session:
+class Session(Generic[AnyEngine]):
     """An engine with what belongs to it: tokenizer, prompt rule, image rule."""
 
-    engine: Engine
+    engine: AnyEngine
     tokenizer: Tokenizer
     prompt: PromptConfig
     image_rule: str
@@ -76,7 +78,7 @@ def is_build(target: str | Path) -> bool:
 def open_session(
     target: str | Path, backend: str | None = None, *, image_size: int | None = None, context: int | None = None,
     progress: Progress = SILENT, **checkpoint_options: Any,
-) -> Session:
+) -> Session[PackageEngine] | Session[TorchEngine]:
     """Opens a build folder (backend mil unless told otherwise) or a checkpoint (backend torch).
 
     `checkpoint_options` are those of `load_checkpoint`. Raises UsageError where an option does not fit the target.
@@ -90,13 +92,15 @@ def open_session(
     if backend not in (None, "torch"):
         raise UsageError(f"--backend {backend} runs a build folder, and {target} is a checkpoint; export it first")
     model = load_checkpoint(target, progress=progress, **checkpoint_options)
+    if model.tokenizer is None:
+        raise UsageError(f"{target} has no tokenizer, and a question needs one")
     engine = TorchEngine(model, context or min(2048, model.config.text.max_positions), image_size)
     return Session(engine, model.tokenizer, model.config.prompt, model.config.image_rule, "torch")
 
 
 def build_session(
     build: Path, backend: str = "mil", image_size: int | None = None, progress: Progress = SILENT
-) -> Session:
+) -> Session[PackageEngine]:
     """Opens a build folder with its own tokenizer, prompt and image rule, as its manifest states them."""
     if backend == "torch":
         raise UsageError(f"--backend torch runs a checkpoint, and {build} is a build folder; use mil or coreml")
