@@ -8,7 +8,6 @@ mapped file wherever their op takes fp16.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +15,7 @@ import torch
 
 from fastvlm.errors import PackageError
 from validation.mil.package import Package
-from validation.mil.registry import OPS, Bools, Floats, Ints, Kind, Tensor
-from validation.mil.values import TensorType, decode_constant, decode_type
+from validation.mil.registry import Bools, Floats, Ints, Kind, Tensor
 
 
 class PlannedConstant(Protocol):
@@ -63,6 +61,11 @@ _CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
     Floats: lambda value: tuple(float(item) for item in _flat(value)),
     Bools: lambda value: tuple(bool(item) for item in _flat(value)),
 }
+
+
+def converted(value: Any, annotation: Any) -> Any:
+    """A loaded constant as a parameter with that annotation takes it: a Python value, or the array unchanged."""
+    return _CONVERSIONS[annotation](value) if annotation in _CONVERSIONS else value
 
 
 class Binder:
@@ -116,7 +119,7 @@ class Binder:
 
     def _bind(self, constant: PlannedConstant, annotation: Any, raised: bool) -> Any:
         if annotation in _CONVERSIONS:
-            return _CONVERSIONS[annotation](constant.load())
+            return converted(constant.load(), annotation)
         key = constant.key
         if key is None:
             return self._tensor(constant.load(), raised)
@@ -130,60 +133,3 @@ class Binder:
         if isinstance(tensor, Tensor) and tensor.dtype is torch.float16 and raised:
             return tensor.float()
         return tensor
-
-
-@dataclass(frozen=True)
-class _Decompressed:
-    """A constexpr_* op: a constant that is computed from constants when it is first needed."""
-
-    type: Any
-    key: Any
-    function: Callable[..., Any]
-    arguments: dict[str, tuple[PlannedConstant, Any]]
-    target: np.dtype
-
-    def load(self) -> Any:
-        values = {}
-        for name, (constant, annotation) in self.arguments.items():
-            loaded = constant.load()
-            values[name] = _CONVERSIONS[annotation](loaded) if annotation in _CONVERSIONS else to_tensor(loaded)
-        return self.function(**values).numpy().astype(self.target)
-
-
-def constexpr_constant(
-    operation: Any, constants: dict[str, PlannedConstant], package: Package, precision: str
-) -> PlannedConstant:
-    """The constant that a constexpr_* operation stands for; iOS16 stores its arguments as attributes, iOS18 as inputs.
-
-    With precision "fp32" a result declared fp16 is kept in float32, like every other computed value.
-    """
-    op = OPS[operation.type]
-    name = operation.outputs[0].name
-    arguments = {}
-    for parameter in op.parameters:
-        if parameter.name in operation.inputs:
-            binding = operation.inputs[parameter.name].arguments[0]
-            if binding.WhichOneof("binding") == "value":
-                found: PlannedConstant | None = decode_constant(binding.value, package)
-            else:
-                found = constants.get(binding.name)
-        elif parameter.name in operation.attributes:
-            found = decode_constant(operation.attributes[parameter.name], package)
-        elif not parameter.required:
-            continue
-        else:
-            found = None
-        if found is None:
-            raise PackageError(f"{operation.type} {name!r} has no constant {parameter.name}; the program is damaged")
-        arguments[parameter.name] = (found, parameter.annotation)
-    kind = decode_type(operation.outputs[0].type)
-    if not isinstance(kind, TensorType) or kind.dtype is None:
-        raise PackageError(f"{operation.type} {name!r} gives {kind}, expected a tensor; the program is damaged")
-    half = kind.dtype.numpy == np.float16 and precision == "fp32"
-    target = np.dtype(np.float32) if half else kind.dtype.numpy
-    key = None
-    keys = tuple((item, constant.key) for item, (constant, _) in arguments.items())
-    if any(part is not None for _, part in keys):
-        inline = tuple(str(constant.load()) for _, (constant, _) in arguments.items() if constant.key is None)
-        key = (operation.type, keys, inline, str(target))
-    return _Decompressed(kind, key, op.function, arguments, target)

@@ -1,4 +1,4 @@
-"""Running a plan: a loop of calls.
+"""What a plan consists of, and running it: a loop of calls.
 
 With a hook every result is shown as (name, op type, value) after its op; the value is the runtime's own tensor and may
 be overwritten later, so a hook that keeps it copies it. Without a hook the loop does not mention hooks.
@@ -7,10 +7,33 @@ be overwritten later, so a hook that keeps it copies it. Without a hook the loop
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from fastvlm.errors import ExecutionError, PackageError
-from validation.mil.plan import BlockPlan, Step
+
+
+@dataclass
+class Step:
+    """One call: `function(*take(frame))`, its results stored in `results`, the slots in `free` cleared afterwards."""
+
+    name: str
+    type: str
+    function: Callable[..., Any]
+    take: Callable[[list[Any]], Any]
+    results: tuple[int, ...]
+    many: bool
+    free: tuple[int, ...] = ()
+
+
+@dataclass
+class BlockPlan:
+    """The steps of one block, the slots of its inputs and of its outputs."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    steps: list[Step]
+
 
 Hook = Callable[[str, str, Any], None]
 

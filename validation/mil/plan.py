@@ -15,33 +15,13 @@ from typing import Any
 from fastvlm.errors import PackageError, UnsupportedOp
 from validation.mil import ops as _ops  # noqa: F401  (registers every op)
 from validation.mil.aliasing import Effect, writable_in_place
-from validation.mil.binding import Binder, PlannedConstant, constexpr_constant
+from validation.mil.binding import Binder, PlannedConstant
+from validation.mil.compressed import constexpr_constants
+from validation.mil.execution import BlockPlan, Step
 from validation.mil.package import Package
-from validation.mil.registry import OPS, Block, Blocks, Frame, Op, Parameter, Tensor, Tensors
+from validation.mil.registry import OPS, Blocks, Frame, Op, Parameter, Tensor, Tensors
 from validation.mil.rounding import rounded
 from validation.mil.values import StateType, TensorType, decode_constant, decode_type
-
-
-@dataclass
-class Step:
-    """One call: `function(*take(frame))`, its results stored in `results`, the slots in `free` cleared afterwards."""
-
-    name: str
-    type: str
-    function: Callable[..., Any]
-    take: Callable[[list[Any]], Any]
-    results: tuple[int, ...]
-    many: bool
-    free: tuple[int, ...] = ()
-
-
-@dataclass
-class BlockPlan:
-    """The steps of one block, the slots of its inputs and of its outputs."""
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    steps: list[Step]
 
 
 @dataclass
@@ -141,15 +121,12 @@ class Planner:
         return slot
 
     def _constant(self, operation: Any, scope: _Scope, index: int) -> None:
-        if len(operation.outputs) != 1:
-            raise PackageError(f"{self._where(operation, index)} has {len(operation.outputs)} outputs, expected 1")
-        name = operation.outputs[0].name
-        if operation.type == "const":
-            if "val" not in operation.attributes:
-                raise PackageError(f"{self._where(operation, index)} holds no value; the program is damaged")
-            scope.constants[name] = decode_constant(operation.attributes["val"], self._package)
-        else:
-            scope.constants[name] = constexpr_constant(operation, scope.constants, self._package, self._precision)
+        if operation.type != "const":
+            scope.constants |= constexpr_constants(operation, scope.constants, self._package, self._precision)
+            return
+        if len(operation.outputs) != 1 or "val" not in operation.attributes:
+            raise PackageError(f"{self._where(operation, index)} holds no value; the program is damaged")
+        scope.constants[operation.outputs[0].name] = decode_constant(operation.attributes["val"], self._package)
 
     def _step(self, operation: Any, scope: _Scope, index: int) -> tuple[Step, Effect]:
         op = OPS[operation.type]
@@ -159,7 +136,7 @@ class Planner:
         dynamic: dict[int, tuple[Any, Any]] = {}
         fixed = False
         for place, parameter in enumerate(op.parameters):
-            if parameter.annotation in (Block, Blocks, Frame):
+            if parameter.annotation in (Blocks, Frame):
                 reads += self._nested(operation, parameter, scope, sources)
                 continue
             bindings = operation.inputs[parameter.name].arguments if parameter.name in operation.inputs else ()
@@ -172,8 +149,9 @@ class Planner:
         results = tuple(
             self._define(scope, item.name, kind) for item, kind in zip(operation.outputs, types, strict=True)
         )
+        many = op.many or len(results) != 1
         function = rounded(op, self._precision, dynamic, types)
-        step = Step(str(self._title(operation)), operation.type, function, _taker(sources), results, len(results) != 1)
+        step = Step(str(self._title(operation)), operation.type, function, _taker(sources), results, many)
         names = tuple(item.name for item in operation.outputs)
         foreign = bool(operation.blocks) or (op.aliases and fixed)
         can_write = op.inplace is not None and 0 in dynamic
@@ -189,7 +167,7 @@ class Planner:
             plan, captured = self.block(message, scope.child())
             plans.append(plan)
             names += sorted(captured)
-        sources.append(self.binder.value(tuple(plans) if parameter.annotation is Blocks else plans[0]))
+        sources.append(self.binder.value(tuple(plans)))
         return names
 
     def _argument(

@@ -6,7 +6,8 @@ An op is one function whose parameters carry MIL's parameter names; its annotati
     Tensors                all arguments bound to that name, as a tuple of tensors
     int float bool str     one Python value
     Ints Bools Floats      a tuple of Python values
-    Block(s), Frame        nested blocks and the running frame (control flow)
+    Array                  a numpy array (compressed constants, evaluated before anything runs)
+    Blocks, Frame          nested blocks and the running frame (control flow)
     State                  the box that holds a state
 
 A parameter without default is required. Constants are converted once, when the function is planned. Three kinds:
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 Tensor = torch.Tensor
@@ -35,12 +37,12 @@ Floats = tuple[float, ...]
 Bools = tuple[bool, ...]
 
 
+Array = np.ndarray
+Arrays = typing.NewType("Arrays", tuple)  # type: ignore[type-arg]
+
+
 class Frame(list):  # type: ignore[type-arg]
     """Annotation only: the running frame, for control flow."""
-
-
-class Block:
-    """Annotation only: an op's nested block, handed over as a planned block."""
 
 
 class Blocks(tuple):  # type: ignore[type-arg]
@@ -77,13 +79,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Op:
-    """A registered op: the function that computes it, its parameters, and how its result is rounded."""
+    """A registered op: the function that computes it, its parameters, and how its result is rounded.
+
+    aliases: the result may share memory with an argument. many: it gives a tuple of results.
+    """
 
     name: str
     function: Callable[..., Any]
     parameters: tuple[Parameter, ...]
     kind: Kind
     aliases: bool
+    many: bool
     blocked: Callable[..., Any] | None = None
     inplace: Callable[..., Any] | None = None
 
@@ -121,11 +127,12 @@ def op(
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        many = typing.get_type_hints(function).get("return") in (Tensors, Arrays)
         shares = kind is Kind.MOVE if aliases is None else aliases
         for name in names:
             if name in OPS:
                 raise ValueError(f"op {name} is registered twice")
-            OPS[name] = Op(name, function, _parameters(function), kind, shares, blocked, inplace)
+            OPS[name] = Op(name, function, _parameters(function), kind, shares, many, blocked, inplace)
         return function
 
     return register

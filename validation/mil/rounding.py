@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from validation.mil.dtypes import DType
+from validation.mil.dtypes import BY_NAME, DType
 from validation.mil.registry import Bools, Floats, Ints, Kind, Op
 from validation.mil.values import TensorType
 
@@ -45,7 +45,9 @@ def rounded(op: Op, precision: str, dynamic: dict[int, tuple[Any, Any]], results
 
     dynamic: place of each computed argument -> (annotation, declared type). results: declared types of the results.
     """
-    function = op.blocked if precision == "fp16-accumulate" and op.blocked is not None else op.function
+    halved = bool(results) and isinstance(results[0], TensorType) and results[0].dtype is BY_NAME["fp16"]
+    pessimistic = precision == "fp16-accumulate" and halved and op.blocked is not None
+    function = op.blocked if pessimistic and op.blocked is not None else op.function
     readers = {place: _READERS[kind] for place, (kind, _) in dynamic.items() if kind in _READERS}
     if readers:
         function = _reading(function, readers)
@@ -55,7 +57,7 @@ def rounded(op: Op, precision: str, dynamic: dict[int, tuple[Any, Any]], results
         held_type(kind.dtype, precision) if isinstance(kind, TensorType) and kind.dtype else None for kind in results
     ]
     raising = precision != "fp32"
-    return _float_many(function, targets, raising) if len(targets) != 1 else _float_one(function, targets[0], raising)
+    return _float_many(function, targets, raising) if op.many else _float_one(function, targets[0], raising)
 
 
 def _reading(function: Callable[..., Any], readers: dict[int, Callable[[Any], Any]]) -> Callable[..., Any]:

@@ -30,3 +30,51 @@ def conv(
         symmetric = tuple(before for before, _ in amounts)
         return _CONVS[axes](x, weight, bias, strides, symmetric, dilations, groups)
     return _CONVS[axes](padded(x, amounts), weight, bias, strides, 0, dilations, groups)
+
+
+def _fitted(x: Tensor, before: Ints, sizes: Ints) -> Tensor:
+    """x from `before` on, cut or filled with zeros to `sizes`, over its last axes."""
+    amounts = []
+    for axis, (first, size) in enumerate(zip(before, sizes, strict=True), start=2):
+        amounts += [(-first, size - (x.shape[axis] - first))]
+    return F.pad(x, [amount for pair in reversed(amounts) for amount in pair])
+
+
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@op("conv_transpose")
+def conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    pad: Ints | None = None,
+    output_shape: Ints | None = None,
+    pad_type: str = "valid",
+    strides: Ints | None = None,
+    dilations: Ints | None = None,
+    groups: int = 1,
+) -> Tensor:
+    """iOS15, iOS17 conv.conv_transpose: weight (C_in, C_out / groups, kernel...); the padding is cut off the result
+
+    "same" gives size * stride; output_shape decides where it is there, what it cuts is split like TensorFlow's.
+    """
+    axes = x.ndim - 2
+    strides = strides or (1,) * axes
+    whole = _TRANSPOSED[axes](x, weight, None, strides, 0, 0, groups, dilations or (1,) * axes)
+    pad = pad or (0,) * 2 * axes
+    full = whole.shape[2:]
+    if output_shape is not None:
+        sizes = tuple(output_shape[2:])
+    elif pad_type in ("same", "same_lower"):
+        sizes = tuple(size * stride for size, stride in zip(x.shape[2:], strides, strict=True))
+    elif pad_type == "custom":
+        sizes = tuple(full[i] - pad[2 * i] - pad[2 * i + 1] for i in range(axes))
+    else:
+        sizes = tuple(full)
+    if pad_type in ("same", "same_lower"):
+        before = tuple(max(size - want, 0) // 2 for size, want in zip(full, sizes, strict=True))
+    else:
+        before = pad[0::2] if pad_type == "custom" else (0,) * axes
+    result = _fitted(whole, before, sizes)
+    return result if bias is None else result + bias.reshape(-1, *[1] * axes)

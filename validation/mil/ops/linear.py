@@ -8,7 +8,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from validation.mil.registry import Kind, Tensor, op
+from validation.mil.registry import Kind, Tensor, Tensors, op
 
 _HALF = torch.float16
 # torch's fp16 kernel for matrices is 7x slower than raising to float32 here, the one for a vector 1.3x faster.
@@ -55,3 +55,9 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype is torch.bool else scores + attn_mask
     return torch.matmul(torch.softmax(scores, dim=-1), value)
+
+
+@op("einsum")
+def einsum(values: Tensors, equation: str) -> Tensor:
+    """iOS15 linear.einsum: any equation; axes of length 1 broadcast"""
+    return torch.einsum(equation, *values)

@@ -37,3 +37,87 @@ def _gather_batched(x: Tensor, indices: Tensor, axis: int, batch_dims: int) -> T
         shape = values.shape[:inner] + picks.shape + values.shape[inner + 1 :]
         rows.append(values.index_select(inner, picks.reshape(-1)).reshape(shape))
     return torch.stack(rows).reshape(batch + rows[0].shape)
+
+
+@op("gather_along_axis", kind=Kind.MOVE, aliases=False)
+def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
+    """iOS15, iOS16, iOS17 scatter_gather.gather_along_axis: numpy.take_along_axis"""
+    return torch.gather(x, axis, _wrapped(indices, x.shape[axis], "gather_along_axis"))
+
+
+def _flat_places(indices: Tensor, lengths: torch.Size, name: str) -> Tensor:
+    """Row-major places of index tuples (..., K) into axes of `lengths` (K,)."""
+    place = torch.zeros(indices.shape[:-1], dtype=torch.int64)
+    for axis, length in enumerate(lengths):
+        place = place * length + _wrapped(indices[..., axis], length, name)
+    return place
+
+
+@op("gather_nd", kind=Kind.MOVE, aliases=False)
+def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+    """iOS15, iOS16, iOS17 scatter_gather.gather_nd: the last axis of indices names a slice of x, batch by batch"""
+    depth = indices.shape[-1]
+    batch, rest = x.shape[:batch_dims], x.shape[batch_dims + depth :]
+    places = _flat_places(indices, x.shape[batch_dims : batch_dims + depth], "gather_nd")
+    rows = x.reshape(batch.numel(), -1, *rest)
+    flat = places.reshape(batch.numel(), -1)
+    picked = torch.stack([row.index_select(0, place) for row, place in zip(rows, flat, strict=True)])
+    return picked.reshape(*indices.shape[:-1], *rest)
+
+
+def _combine(data: Tensor, place: Tensor, updates: Tensor, mode: str) -> Tensor:
+    """data (N, ...) with updates (M, ...) brought in at rows `place` (M,), one after another where rows repeat."""
+    result = data.clone()
+    if mode == "update":
+        result[place] = updates
+    elif mode in ("add", "sub"):
+        result.index_add_(0, place, updates if mode == "add" else -updates)
+    elif mode in ("mul", "div", "max", "min"):
+        _combine_rows(result, place, updates, mode)
+    else:
+        raise ValueError(f"unknown scatter mode {mode!r}")
+    return result
+
+
+def _combine_rows(result: Tensor, place: Tensor, updates: Tensor, mode: str) -> None:
+    joins = {"mul": torch.mul, "max": torch.maximum, "min": torch.minimum, "div": torch.div}
+    for row, update in zip(place.tolist(), updates, strict=True):
+        result[row] = joins[mode](result[row], update)
+
+
+@op("scatter")
+def scatter(
+    data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
+) -> Tensor:
+    """iOS15, iOS17 scatter_gather.scatter: slices of data at `indices` of `axis` are joined with updates"""
+    axis = axis % data.ndim
+    place = _wrapped(indices, data.shape[axis], "scatter").reshape(-1)
+    lead = updates.movedim(list(range(axis, axis + indices.ndim)), list(range(indices.ndim)))
+    rows = lead.reshape(place.numel(), *lead.shape[indices.ndim :])
+    return _combine(data.movedim(axis, 0), place, rows, mode).movedim(0, axis)
+
+
+@op("scatter_along_axis")
+def scatter_along_axis(
+    data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
+) -> Tensor:
+    """iOS15, iOS17 scatter_gather.scatter_along_axis: element by element along `axis`"""
+    axis = axis % data.ndim
+    place = _wrapped(indices, data.shape[axis], "scatter_along_axis")
+    grids = torch.meshgrid(*[torch.arange(length) for length in indices.shape], indexing="ij")
+    flat = torch.zeros_like(place)
+    for i, length in enumerate(data.shape):
+        flat = flat * length + (place if i == axis else grids[i])
+    return _combine(data.reshape(-1), flat.reshape(-1), updates.reshape(-1), mode).reshape(data.shape)
+
+
+@op("scatter_nd")
+def scatter_nd(
+    data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: bool = False
+) -> Tensor:
+    """iOS15, iOS17 scatter_gather.scatter_nd: the last axis of indices names a slice of data"""
+    depth = indices.shape[-1]
+    rest = data.shape[depth:]
+    place = _flat_places(indices, data.shape[:depth], "scatter_nd").reshape(-1)
+    rows = data.reshape(-1, *rest)
+    return _combine(rows, place, updates.reshape(place.numel(), *rest), mode).reshape(data.shape)
