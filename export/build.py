@@ -153,6 +153,7 @@ class BuildWriter:
             "fastvlm_version": __version__,
             "source": {
                 "id": source.id, "revision": source.revision, "layout": source.layout, "files": source.files(),
+                "options": dict(source.options),
             },
             "model": {"type": config.model_type, "vision": asdict(config.vision), "text": asdict(config.text)},
             "image": {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastvlm.errors import CheckpointError, TensorError
+from fastvlm.errors import CheckpointError, ConfigError, TensorError
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.checkpoint.opening import Opened, open_checkpoint
 from fastvlm_ref.checkpoint.sizes import vision_config
@@ -59,6 +59,9 @@ def load_checkpoint(
         _stream_decoder(model, opened.fused.tensors)
     fill(model, opened.fused.tensors, progress)
     _dress(model, opened, tokenizer)
+    told = {"image_rule": image_rule, "template": template and config.prompt.template, "system": system}
+    assert model.source is not None  # _dress has just set it
+    model.source = replace(model.source, options=tuple((name, value) for name, value in told.items() if value is not None))
     for note in (*opened.notes, *model.config.assumed):
         progress.note(note)
     return model
@@ -69,9 +72,12 @@ def read_config(opened: Opened, *, image_rule: str | None, template: str | None,
     tensors, kind = opened.fused.tensors, model_type(opened.config)
     _check_parts(opened, tensors)
     said = Statements(opened.folders, opened.config, opened.layout, family(opened.config))
+    said.check()
     tied, tied_note = _tied_head(opened.config, tensors)
     text, text_notes = text_config(opened.config, _has_qkv_bias(tensors), tied)
     said.assumed += text_notes + tied_note
+    if text.layers > len(tensors):  # every layer has several; a number alone must not cost memory
+        raise ConfigError(f"config.json states num_hidden_layers {text.layers}, the checkpoint holds {len(tensors)} tensors")
     name = said.template(template)
     prompt = PromptConfig(name, said.system(system, name), tuple(said.end_ids()), said.image_token_id())
     rule = said.image_rule(image_rule)

@@ -32,6 +32,7 @@ class Source:
     folder: Path
     names: tuple[str, ...]  # files read, relative to `folder`
     base: Source | None = None
+    options: tuple[tuple[str, str], ...] = ()  # what `load_checkpoint` was told in place of what the folder states
 
     def files(self) -> dict[str, FileHash]:
         """Returns {file name: {"sha256", "bytes"}} of every file read, sorted; those of a LoRA's base under `base/`."""
