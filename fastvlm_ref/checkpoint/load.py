@@ -58,10 +58,8 @@ def load_checkpoint(
     if stream:
         _stream_decoder(model, opened.fused.tensors)
     fill(model, opened.fused.tensors, progress)
-    _dress(model, opened, tokenizer)
     told = {"image_rule": image_rule, "template": template and config.prompt.template, "system": system}
-    assert model.source is not None  # _dress has just set it
-    model.source = replace(model.source, options=tuple((name, value) for name, value in told.items() if value is not None))
+    _dress(model, opened, tokenizer, {name: value for name, value in told.items() if value is not None})
     for note in (*opened.notes, *model.config.assumed):
         progress.note(note)
     return model
@@ -199,9 +197,9 @@ def _tokenizer(opened: Opened, config: FastVLMConfig) -> Tokenizer:
     return tokenizer
 
 
-def _dress(model: FastVLM, opened: Opened, tokenizer: Tokenizer) -> None:
+def _dress(model: FastVLM, opened: Opened, tokenizer: Tokenizer, told: Mapping[str, str]) -> None:
     """Adds what belongs to the model besides its numbers: tokenizer, source, stop ids, all that was assumed."""
     config = model.config
     prompt = tokenizer.prompt or config.prompt
     model.config = replace(config, prompt=prompt, assumed=config.assumed + tokenizer.assumed)
-    model.tokenizer, model.source = tokenizer, opened.source
+    model.tokenizer, model.source = tokenizer, replace(opened.source, options=tuple(told.items()))
