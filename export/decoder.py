@@ -47,7 +47,14 @@ class AttentionGraph(nn.Module):
         self.o_proj = attention.o_proj
 
     def split(self, x: Tensor, heads: int) -> Tensor:  # (1, Q, heads·D) -> (1, heads, Q, D)
+        if self.query == 1:  # then both orders are the same bytes, and decode has no transpose
+            return x.reshape(1, heads, 1, self.config.head_dim)
         return x.reshape(1, self.query, heads, self.config.head_dim).transpose(1, 2)
+
+    def join(self, x: Tensor) -> Tensor:  # (kv_heads, G·Q, D) -> (1, Q, heads·D)
+        if self.query > 1:
+            x = x.reshape(1, self.config.heads, self.query, self.config.head_dim).transpose(1, 2)
+        return x.reshape(1, self.query, self.config.heads * self.config.head_dim)
 
     def write(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, position: Tensor) -> None:
         """Writes the keys and values of x (1, Q, H) at `position` into rows 2l and 2l + 1 of the state."""
@@ -64,8 +71,7 @@ class AttentionGraph(nn.Module):
         scores = torch.matmul(q.reshape(kv_heads, group * self.query, head_dim), keys.transpose(1, 2))
         scores = scores.reshape(kv_heads, group, self.query, self.context) + mask  # mask (1, 1, Q, C)
         weights = torch.softmax(scores, -1).reshape(kv_heads, group * self.query, self.context)
-        mixed = torch.matmul(weights, values).reshape(1, self.config.heads, self.query, head_dim)
-        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(1, self.query, self.config.heads * head_dim))
+        out: Tensor = self.o_proj(self.join(torch.matmul(weights, values)))
         return out
 
 

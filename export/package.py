@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.contract import FunctionSpec
 from export.convert import Converted
 from export.names import renumber
 from export.postcheck import check_package, operations
@@ -40,67 +39,51 @@ class Labels:
     extra: dict[str, str] = field(default_factory=dict)
 
 
-class PackageWriter:
-    """A package folder in the making: add functions one by one, then `finish`."""
-
-    def __init__(self, folder: Path, labels: Labels) -> None:
-        self.folder, self.labels = folder, labels
-        (folder / "Data" / WEIGHTS).mkdir(parents=True)
-        self._weights_path = folder / "Data" / WEIGHTS / "weight.bin"
-        self._handle = self._weights_path.open("wb")
-        self._writer = WeightWriter(self._handle)
-        self._specs: list[FunctionSpec] = []
-        self._proto = import_coremltools().proto.Model_pb2.Model(specificationVersion=IOS18)
-
-    def add(self, converted: Converted) -> None:
-        """Copies one converted function into the package; its weights are shared with those already there."""
-        program = converted.proto.mlProgram
-        if not self._specs:
-            self._proto.mlProgram.version = program.version
-        function = self._proto.mlProgram.functions[converted.spec.name]
-        function.CopyFrom(program.functions["main"])
-        renumber(function)
-        reader = WeightReader(converted.weights)
-        try:
-            for value in blob_values(function):
-                value.offset = self._writer.add(*reader.read(value.offset))
-                value.fileName = BLOB_FILE
-        finally:
-            reader.close()
-        self._describe(converted)
-        self._specs.append(converted.spec)
-
-    def finish(self, default: str) -> None:
-        """Checks the whole against its contract and writes model and Manifest.json; raises PackageError."""
-        self._writer.finish()
-        self._handle.close()
-        self._proto.description.defaultFunctionName = default
-        _label(self._proto.description.metadata, self.labels)
-        check_package(self._proto, self._specs, default)
-        model = self._proto.SerializeToString(deterministic=True)
-        (self.folder / "Data" / MODEL).write_bytes(model)
-        manifest = _manifest(sha256_bytes(model), sha256_file(self._weights_path))
-        (self.folder / "Manifest.json").write_text(manifest, encoding="utf-8")
-
-    def _describe(self, converted: Converted) -> None:
-        spec, source = converted.spec, converted.proto.description
-        description = self._proto.description.functions.add(name=spec.name)
-        description.input.extend(source.input)
-        description.output.extend(source.output)
-        description.state.extend(source.state)
-        texts = {tensor.name: tensor.text for tensor in (*spec.inputs, *spec.outputs, *filter(None, [spec.state]))}
-        for feature in (*description.input, *description.output, *description.state):
-            feature.shortDescription = texts.get(feature.name, "")
+def write_package(folder: Path, functions: Iterable[Converted], default: str, labels: Labels) -> None:
+    """Writes a package of several functions, taking them one at a time; raises PackageError as `check_package`."""
+    data = folder / "Data"
+    (data / WEIGHTS).mkdir(parents=True)
+    weights = data / WEIGHTS / "weight.bin"
+    proto = import_coremltools().proto.Model_pb2.Model(specificationVersion=IOS18)
+    specs = []
+    with weights.open("wb") as handle:
+        writer = WeightWriter(handle)
+        for converted in functions:
+            _add_function(proto, converted, writer)
+            specs.append(converted.spec)
+        writer.finish()
+    proto.description.defaultFunctionName = default
+    _label(proto.description.metadata, labels)
+    check_package(proto, specs, default)
+    model: bytes = proto.SerializeToString(deterministic=True)
+    (data / MODEL).write_bytes(model)
+    manifest = _manifest(sha256_bytes(model), sha256_file(weights))
+    (folder / "Manifest.json").write_text(manifest, encoding="utf-8")
 
 
-def write_package(
-    folder: Path, functions: Iterator[Converted] | Sequence[Converted], default: str, labels: Labels
-) -> None:
-    """Writes one package of several functions, taking them one at a time."""
-    writer = PackageWriter(folder, labels)
-    for converted in functions:
-        writer.add(converted)
-    writer.finish(default)
+def _add_function(proto: Any, converted: Converted, writer: WeightWriter) -> None:
+    """Copies one function into `proto`, and those of its weights that are not yet there into the weight file."""
+    program = converted.proto.mlProgram
+    proto.mlProgram.version = program.version
+    function = proto.mlProgram.functions[converted.spec.name]
+    function.CopyFrom(program.functions["main"])
+    renumber(function)
+    with WeightReader(converted.weights) as reader:
+        for value in blob_values(function):
+            value.offset = writer.add(*reader.read(value.offset))
+            value.fileName = BLOB_FILE
+    _describe(proto.description.functions.add(name=converted.spec.name), converted)
+
+
+def _describe(description: Any, converted: Converted) -> None:
+    """Copies what the function takes and gives, with the contract's sentence on each."""
+    spec, source = converted.spec, converted.proto.description
+    description.input.extend(source.input)
+    description.output.extend(source.output)
+    description.state.extend(source.state)
+    texts = {tensor.name: tensor.text for tensor in (*spec.inputs, *spec.outputs, *filter(None, [spec.state]))}
+    for feature in (*description.input, *description.output, *description.state):
+        feature.shortDescription = texts.get(feature.name, "")
 
 
 def blob_values(function: Any) -> Iterator[Any]:

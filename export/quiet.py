@@ -44,6 +44,7 @@ def quietly() -> Iterator[None]:
             _ignore(DeprecationWarning, "torch.jit")  # torch 2.13 on trace; coremltools 9 reads nothing newer as well
             _ignore(DeprecationWarning, "coremltools")
             _ignore(FutureWarning, "coremltools")
+            _ignore(ResourceWarning, "Implicitly cleaning up")  # coremltools leaves its folder to the collector
             yield
     finally:
         tqdm.tqdm.__init__ = before

@@ -26,8 +26,10 @@ class WeightReader:
     def __init__(self, path: Path) -> None:
         self._handle = path.open("rb")
 
-    def close(self) -> None:
-        """Closes the file."""
+    def __enter__(self) -> WeightReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._handle.close()
 
     def read(self, offset: int) -> tuple[int, int, bytes]:

@@ -19,6 +19,7 @@ def saturate(name: str, weight: Tensor) -> tuple[Tensor, int]:
 
     Raises TensorError when it holds NaN or infinity: no export of it can be right.
     """
+    weight = weight.detach()
     low, high = (float(value) for value in torch.aminmax(weight))
     if low != low or high != high or max(-low, high) == float("inf"):
         raise TensorError(

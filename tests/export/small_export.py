@@ -1,0 +1,68 @@
+"""A FastVLM of the smallest sizes that still has every part, with seeded weights, and a way to export it.
+
+Run as a program (`small_export.py OUTPUT`) it exports once, for the test that compares two processes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+sys.path.insert(0, str(DATA))
+sys.path.insert(0, str(DATA.parent.parent))
+
+from seeded_weights import seeded_tensor  # noqa: E402
+
+from fastvlm_ref.config import FastVLMConfig, PromptConfig, TextConfig, VisionConfig  # noqa: E402
+from fastvlm_ref.model.fastvlm import FastVLM  # noqa: E402
+from validation.metrics import snr_db  # noqa: E402
+
+CONTEXT, QUERY = 128, 16
+SIZES = (128, 64)
+
+
+def small_config(**text: Any) -> FastVLMConfig:
+    """One block per stage, two decoder layers; `text` overrides fields of the decoder."""
+    vision = VisionConfig(
+        image_size=128, depths=(1, 1, 1, 1, 1), widths=(16, 32, 32, 64, 64), mlp_widths=(32, 64, 64, 64, 96),
+        features=128, se_channels=16,
+    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "hidden_size": 64, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 32, "intermediate_size": 96,
+        "vocab_size": 300, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "qkv_bias": True, "tied_head": True,
+        "max_positions": 2048,
+    }  # fmt: skip
+    return FastVLMConfig("llava_qwen2", vision, TextConfig(**(sizes | text)), PromptConfig(stop_ids=(2,)))
+
+
+def small_model(**text: Any) -> FastVLM:
+    """The seeded reference model, with the source and tokenizer that `load_checkpoint` would have given it."""
+    model = FastVLM(small_config(**text)).eval().requires_grad_(False)
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        value.copy_(torch.from_numpy(seeded_tensor(name, tuple(value.shape))))
+    model.source = SimpleNamespace(id="small", revision=None, layout="llava", files=dict)  # type: ignore[assignment]
+    model.tokenizer = SimpleNamespace(save=save_tokenizer)  # type: ignore[assignment]
+    return model
+
+
+def snr(reference: Any, actual: Any) -> float:
+    """Signal to noise in dB, of tensors or arrays."""
+    return snr_db(np.asarray(reference, np.float64), np.asarray(actual, np.float64))
+
+
+def save_tokenizer(folder: Path) -> None:
+    """What an export asks of a tokenizer."""
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}\n")
+
+
+if __name__ == "__main__":
+    from export.api import export_model
+
+    export_model(small_model(), sys.argv[1], image_sizes=SIZES, context=CONTEXT, query_length=QUERY)

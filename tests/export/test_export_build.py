@@ -1,0 +1,139 @@
+"""The build folder: what lies in it, what its manifest says, and that a failure leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_export import CONTEXT, QUERY, SIZES, small_model
+
+from export import api
+from export.build import BuildWriter
+from export.weightfile import WeightReader, WeightWriter
+from fastvlm.errors import OutputError, TensorError
+from fastvlm.hashes import hash_tree
+from fastvlm.manifest import check_files, read_manifest
+from fastvlm.progress import Progress
+
+
+def test_manifest(build: Path, model: Any) -> None:
+    manifest = read_manifest(build)
+    check_files(build, manifest)
+    assert manifest["image"]["sizes"] == list(SIZES)
+    assert manifest["packages"] == {"encoder": "VisionEncoder.mlpackage", "language": ["LanguageModel.mlpackage"]}
+    assert (manifest["context"], manifest["query_length"]) == (CONTEXT, QUERY)
+    assert manifest["model"]["text"]["rope_theta"] == 1e6
+    assert manifest["model"]["vision"]["widths"] == list(model.config.vision.widths)
+    assert manifest["prompt"]["stop_ids"] == [2]
+    assert manifest["embeddings"] == {"file": "embeddings.bin", "dtype": "float16", "rows": 300, "width": 64}
+    assert manifest["compression"] == {"scheme": "fp16"}
+    assert manifest["functions"]["encoder"][f"encode_{SIZES[0]}"]["outputs"] == [
+        {"name": "imageFeatures", "kind": "tensor", "shape": [1, 4, 64], "dtype": "float16"}
+    ]
+    assert manifest["functions"]["language"]["state"]["shape"] == [4, 2, CONTEXT, 32]
+    decode = manifest["functions"]["language"]["decode"]
+    assert [entry["name"] for entry in decode["inputs"]] == [
+        "inputsEmbeds", "ropeCos", "ropeSin", "causalMask", "position",
+    ]  # fmt: skip
+
+
+def test_embedding_table(build: Path, model: Any) -> None:
+    table = np.fromfile(build / "embeddings.bin", np.float16).reshape(300, 64)
+    assert np.array_equal(table, model.decoder.embed_tokens.weight.half().numpy())
+
+
+def test_nothing_of_the_machine_is_inside(build: Path) -> None:
+    wanted = [os.fsencode(build.parent), os.fsencode(Path.home()), b"/tmp/", b"conversion_date"]
+    for path in build.rglob("*"):
+        if path.is_file() and path.name != "weight.bin":
+            content = path.read_bytes()
+            assert not [word for word in wanted if word in content], path.name
+
+
+def test_same_inputs_same_bytes(build: Path, tmp_path: Path) -> None:
+    """Another process, hash seed and working folder: the same tree."""
+    script = Path(__file__).parent / "small_export.py"
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    run = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "other")],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert (run.stdout, run.stderr) == ("", "")  # a library is quiet
+    assert hash_tree(tmp_path / "other") == hash_tree(build)
+
+
+@pytest.mark.parametrize("only", ["encoder", "language"])
+def test_only_one_part(model: Any, tmp_path: Path, only: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr(BuildWriter, "write_encoder", lambda self: written.append("encoder"))
+    monkeypatch.setattr(BuildWriter, "write_language", lambda self: written.append("language"))
+    build = api.export_model(model, tmp_path / "build", context=CONTEXT, query_length=QUERY, only=only)
+    manifest = json.loads((build / "manifest.json").read_text())
+    assert written == [only]
+    assert list(manifest["packages"]) == list(manifest["functions"]) == [only]
+    assert (build / "embeddings.bin").exists() == ("embeddings" in manifest) == (only == "language")
+
+
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_saturation_is_told_and_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed, notes = small_model(), Notes()
+    changed.decoder.embed_tokens.weight[3, 5] = 1e6
+    monkeypatch.setattr(BuildWriter, "write_language", lambda self: None)
+    build = api.export_model(
+        changed, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=notes
+    )
+    assert notes.said == ["decoder.embed_tokens.weight: 1 values beyond 65,504 were clamped to what fp16 can hold"]
+    assert read_manifest(build)["saturated"] == {"decoder.embed_tokens.weight": 1}
+
+
+def test_context_beyond_the_model_is_told(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = Notes()
+    monkeypatch.setattr(BuildWriter, "write", lambda self: None)
+    api.export_model(model, tmp_path / "build", context=4096, progress=notes)
+    assert notes.said == ["--context 4096 is more than the 2048 positions that this model was made for"]
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    broken = small_model()
+    broken.vision_encoder.patch_embed[0].reparam_conv.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(TensorError, match=r"patch_embed\.0\.conv\.weight holds NaN"):
+        api.export_model(broken, tmp_path / "build", context=CONTEXT, query_length=QUERY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_output_needs_overwrite(build: Path, model: Any) -> None:
+    before = hash_tree(build)
+    with pytest.raises(OutputError, match="--overwrite"):
+        api.export_model(model, build, context=CONTEXT, query_length=QUERY)
+    assert hash_tree(build) == before
+
+
+def test_weight_file_holds_every_blob_once(tmp_path: Path) -> None:
+    path = tmp_path / "weight.bin"
+    with path.open("wb") as handle:
+        writer = WeightWriter(handle)
+        first, second = writer.add(1, 0, b"ab" * 50), writer.add(1, 0, b"cd" * 40)
+        assert writer.add(1, 0, b"ab" * 50) == first
+        assert writer.add(4, 0, b"ab" * 50) not in (first, second)  # another dtype is another blob
+        writer.finish()
+    assert (first, second) == (64, 256)
+    assert path.read_bytes()[:8] == bytes([3, 0, 0, 0, 2, 0, 0, 0])
+    with WeightReader(path) as reader:
+        assert reader.read(first) == (1, 0, b"ab" * 50)
+        assert reader.read(second) == (1, 0, b"cd" * 40)
+        with pytest.raises(RuntimeError, match="sentinel"):
+            reader.read(first + 8)

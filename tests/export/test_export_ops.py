@@ -1,0 +1,192 @@
+"""The shape of what ships, read from the package's protobuf: ops, types, sharing, names, labels."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_export import CONTEXT, QUERY, SIZES
+
+from export.contract import encoder_functions, language_functions
+from export.plan import make_plan
+from export.postcheck import check_package, operations
+from fastvlm.errors import PackageError
+
+# One row per network: how many of each op that costs or that a device may refuse. A change here is a decision.
+ENCODER_OPS = {
+    "conv": 44, "gelu": 18, "matmul": 4, "softmax": 2, "layer_norm": 2, "reduce_mean": 1, "reshape": 9, "transpose": 1,
+    "add": 7, "mul": 2, "cast": 1, "relu": 1, "sigmoid": 1,
+}  # fmt: skip
+PREFILL_LAYER = {
+    "linear": 7, "layer_norm": 2, "matmul": 2, "softmax": 1, "slice_update": 1, "silu": 1, "transpose": 4,
+}  # fmt: skip
+DECODE_LAYER = PREFILL_LAYER | {"transpose": 0}  # one row is split into heads by reshape alone
+LAST_PREFILL_LAYER = {"linear": 2, "layer_norm": 1, "slice_update": 1, "transpose": 2}
+
+
+def counts(proto: Any, function: str) -> collections.Counter[str]:
+    found = collections.Counter(op.type for op in operations(proto.mlProgram.functions[function]))
+    del found["const"]
+    return found
+
+
+@pytest.mark.parametrize("side", SIZES)
+def test_encoder_ops(encoder: Any, side: int) -> None:
+    assert dict(counts(encoder, f"encode_{side}")) == ENCODER_OPS
+
+
+def test_decode_ops(language: Any) -> None:
+    found = counts(language, "decode")
+    wanted = {name: 2 * count for name, count in DECODE_LAYER.items()}
+    wanted["linear"] += 1
+    wanted["layer_norm"] += 1
+    assert {name: found[name] for name in wanted} == wanted
+    assert found["tile"] == found["cast"] == found["gather"] == 0
+
+
+def test_prefill_skips_head_and_the_rest_of_the_last_layer(language: Any) -> None:
+    found = counts(language, "prefill")
+    for name, count in PREFILL_LAYER.items():
+        assert found[name] == count + LAST_PREFILL_LAYER.get(name, 0), name
+
+
+def test_gelu_is_exact(encoder: Any) -> None:
+    function = encoder.mlProgram.functions[f"encode_{SIZES[0]}"]
+    constants = {op.outputs[0].name: op for op in operations(function) if op.type == "const"}
+    modes = set()
+    for op in operations(function):
+        if op.type == "gelu":
+            argument = op.inputs["mode"].arguments[0]
+            value = constants[argument.name].attributes["val"] if argument.name else argument.value
+            modes |= set(value.immediateValue.tensor.strings.values)
+    assert modes == {"EXACT"}
+
+
+def test_functions_and_defaults(encoder: Any, language: Any) -> None:
+    assert [f.name for f in encoder.description.functions] == [f"encode_{side}" for side in SIZES]
+    assert encoder.description.defaultFunctionName == f"encode_{SIZES[0]}"
+    assert [f.name for f in language.description.functions] == ["prefill", "decode"]
+    assert language.description.defaultFunctionName == "decode"
+
+
+def test_one_state_with_an_aligned_last_axis(language: Any) -> None:
+    for function in language.description.functions:
+        (state,) = function.state
+        shape = state.type.stateType.arrayType.shape
+        assert (state.name, list(shape)) == ("kvCache", [4, 2, CONTEXT, 32])
+        assert shape[-1] % 32 == 0
+
+
+@pytest.mark.parametrize("name", ["VisionEncoder", "LanguageModel"])
+def test_weights_are_stored_once(build: Path, model: Any, name: str) -> None:
+    """The file holds one copy of the weights and little else, whatever the number of functions."""
+    size = (build / f"{name}.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size
+    parts = [model.vision_encoder, model.projector] if name == "VisionEncoder" else [model.decoder]
+    bytes_ = 2 * sum(parameter.numel() for part in parts for parameter in part.parameters())
+    blobs = size // 64  # each blob costs 64 bytes of metadata and up to 63 of padding
+    assert bytes_ * 0.9 < size < bytes_ * 1.1 + 128 * min(blobs, 200)
+
+
+def test_xcode_has_something_to_show(encoder: Any, language: Any) -> None:
+    for proto in (encoder, language):
+        metadata = proto.description.metadata
+        assert metadata.author.startswith("fastvlm ")
+        assert metadata.license == "unknown"
+        assert "FastVLM" in metadata.shortDescription
+        assert set(metadata.userDefined) == {"fastvlm.schema", "fastvlm.version", "fastvlm.source", "fastvlm.contract"}
+        for function in proto.description.functions:
+            features = [*function.input, *function.output, *function.state]
+            assert all(feature.shortDescription for feature in features)
+
+
+def copied(proto: Any) -> Any:
+    other = type(proto)()
+    other.CopyFrom(proto)
+    return other
+
+
+def specs_of(model: Any, part: str) -> Any:
+    plan = make_plan(model.config, SIZES, CONTEXT, QUERY)
+    config = model.config
+    if part == "encoder":
+        return encoder_functions(config.vision, config.text.hidden_size, plan)
+    return language_functions(config.text, plan)
+
+
+def test_post_condition_holds_for_what_was_built(encoder: Any, language: Any, model: Any) -> None:
+    check_package(encoder, specs_of(model, "encoder"), f"encode_{SIZES[0]}")
+    check_package(language, specs_of(model, "language"), "decode")
+
+
+def first(proto: Any, function: str, kind: str) -> Any:
+    return next(op for op in operations(proto.mlProgram.functions[function]) if op.type == kind)
+
+
+def widen(proto: Any) -> None:
+    tensor = first(proto, "decode", "linear").outputs[0].type.tensorType
+    tensor.dataType = 11  # MIL's FLOAT32
+
+
+def second_cast(proto: Any) -> None:
+    first(proto, "decode", "silu").type = "cast"
+
+
+def tiled(proto: Any) -> None:
+    first(proto, "prefill", "concat").type = "tile"
+
+
+def renamed(proto: Any) -> None:
+    proto.description.functions[1].input[0].name = "embeds"
+
+
+def other_shape(proto: Any) -> None:
+    proto.description.functions[0].input[0].type.multiArrayType.shape[1] = 8
+
+
+def other_dtype(proto: Any) -> None:
+    proto.description.functions[1].output[0].type.multiArrayType.dataType = 65568  # FLOAT32
+
+
+def stateless(proto: Any) -> None:
+    del proto.description.functions[0].state[:]
+
+
+def dynamic(proto: Any) -> None:
+    first(proto, "decode", "linear").outputs[0].type.tensorType.dimensions[1].unknown.SetInParent()
+
+
+def high_rank(proto: Any) -> None:
+    first(proto, "decode", "linear").outputs[0].type.tensorType.rank = 6
+
+
+def lost_function(proto: Any) -> None:
+    del proto.mlProgram.functions["prefill"]
+
+
+def other_default(proto: Any) -> None:
+    proto.description.defaultFunctionName = "prefill"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (widen, "decode: float32 op linear"),
+        (second_cast, "decode: op cast"),
+        (tiled, "prefill: op tile"),
+        (renamed, r"decode: inputs \['embeds'"),
+        (other_shape, r"prefill: input inputsEmbeds is float16 \[1, 8, 64\], expected float16 \[1, 16, 64\]"),
+        (other_dtype, "decode: output logits is float32"),
+        (stateless, "prefill: states"),
+        (dynamic, "dynamic shape"),
+        (high_rank, "of rank 6"),
+        (lost_function, "functions"),
+        (other_default, "default function 'prefill', expected 'decode'"),
+    ],
+)
+def test_post_condition_finds(language: Any, model: Any, damage: Any, said: str) -> None:
+    broken = copied(language)
+    damage(broken)
+    with pytest.raises(PackageError, match=said):
+        check_package(broken, specs_of(model, "language"), "decode")
