@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastvlm.errors import ExecutionError
+from fastvlm.errors import ExecutionError, UsageError
 from fastvlm_ref.image import pixels_to_tensor
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.model.kv_cache import KVCache
@@ -48,12 +48,18 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """The PyTorch model behind `Engine`, with a KV cache of `context` positions in the weights' dtype."""
+    """The PyTorch model behind `Engine`, with a KV cache of `context` positions in the weights' dtype.
 
-    def __init__(self, model: FastVLM, context: int = 2048) -> None:
+    `image_size` None is the checkpoint's own. Raises UsageError where the side is no multiple of the tower's stride.
+    """
+
+    def __init__(self, model: FastVLM, context: int = 2048, image_size: int | None = None) -> None:
+        stride = model.config.vision.stride
         self.model = model
         self.context = context
-        self.image_size = model.config.vision.image_size
+        self.image_size = image_size or model.config.vision.image_size
+        if self.image_size < stride or self.image_size % stride:
+            raise UsageError(f"--image-size is {self.image_size}; it must be a multiple of {stride}")
         self._cache = self._empty_cache()
 
     def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

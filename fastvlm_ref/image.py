@@ -51,7 +51,8 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
     """Returns the picture in a file as upright RGB, decoded whole.
 
     Raises ImageError when it is no picture, truncated, larger than `max_pixels` by its header, or of a format whose
-    plugin is missing (HEIC: pillow-heif). What was left out (further frames) is told to `progress.note`.
+    plugin is missing (HEIC: pillow-heif). What was left out (further frames) or Pillow warned of is told to
+    `progress.note`.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,14 +60,14 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
         raise ImageError(f"{path} is {found}; expected a picture ({', '.join(FORMATS)})")
     formats = _formats(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of sizes and odd metadata; what matters is checked here
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
             with Image.open(path, formats=formats) as image:
                 check_size(image.size, max_pixels)
                 if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO adds only a preview
                     progress.note(f"{path.name} has several frames or pages; the first one is used")
                 upright = to_rgb(image)
-        if path.suffix.lower() == ".png" or image.format == "PNG":
+        if image.format == "PNG":
             _verify_png(path)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
@@ -76,6 +77,8 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
         raise ImageError(f"{path} is too large ({error}); at most {max_pixels} pixels are read, shrink it") from error
     except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
         raise ImageError(f"{path} is damaged or cut short ({_said(error)}); copy it or save it again") from error
+    for text in dict.fromkeys(_one_line(str(warning.message)) for warning in told):  # of damaged metadata, mostly
+        progress.note(f"{path.name}: {text}")
     return upright
 
 
@@ -93,8 +96,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Returns a picture of any mode as upright RGB without metadata, by the rules above. Raises ImageError."""
-    _load(image)  # before its orientation is read: Pillow turns a TIFF itself while loading, and forgets the tag
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    orientation = _load(image)
     rgb = _flat(image)
     if orientation in UPRIGHT:
         rgb = rgb.transpose(UPRIGHT[orientation])
@@ -158,16 +160,26 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
     return resized.crop((left, top, left + size, top + size))
 
 
-def _load(image: Image.Image) -> None:
+def _load(image: Image.Image) -> int:
+    """Decodes a picture whole and returns its EXIF orientation, 1 to 8.
+
+    In this order: Pillow turns a TIFF itself while it loads, and then forgets the tag.
+    """
     try:
         image.load()
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return orientation if orientation in UPRIGHT else 1
     except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
         raise ImageError(f"the picture is damaged or cut short ({_said(error)}); copy it or save it again") from error
 
 
 def _said(error: Exception) -> str:
     """Returns a decoder's complaint on one line; libheif's end in a line break."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return _one_line(f"{type(error).__name__}: {error}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _flat(image: Image.Image) -> Image.Image:

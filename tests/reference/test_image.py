@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import struct
+import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +93,7 @@ def test_goldens_travel_with_the_tests(goldens: Path) -> None:
 # The two rules
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 96), strip=st.integers(1, 4000))
 def test_pad_in_strips_is_expand2square(width: int, height: int, size: int, strip: int) -> None:
     picture = photo(width, height)
@@ -116,8 +118,8 @@ def test_crop_takes_the_centre() -> None:
     assert np.array_equal(preprocess(picture, 100, "crop"), np.full((100, 100, 3), (0, 0, 255)))
 
 
-def test_long_picture_needs_little_memory_and_matches() -> None:
-    picture = photo(40, 2500)
+def test_long_picture() -> None:
+    picture = photo(40, 900)
     assert np.array_equal(preprocess(picture, 64), expand2square(picture, 64))
 
 
@@ -159,6 +161,24 @@ def test_exif_upright_once(tmp_path: Path, orientation: int, kind: str) -> None:
 def test_damaged_exif_is_read_as_upright_pixels(tmp_path: Path) -> None:
     path = stored(tmp_path, encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage"))
     assert open_image(path).size == photo().size
+
+
+def test_damaged_exif_is_an_image_error_or_read(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Make] = "maker"
+    whole = exif.tobytes()
+    rng = np.random.default_rng(2)
+    notes = Notes()
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for at in rng.integers(6, len(whole), 3):
+            damaged[at] = rng.integers(256)
+        path = stored(tmp_path, encoded(photo(), "JPEG", exif=bytes(damaged)))
+        assert outcome(lambda: open_image(path, progress=notes)) in ("fine", "named")  # noqa: B023 called at once
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as raw:
+            assert outcome(lambda: preprocess(raw, 8)) in ("fine", "named")
+    assert any(note.startswith("picture.bin: Corrupt EXIF data.") for note in notes.lines)
 
 
 # Modes
@@ -243,10 +263,11 @@ def test_still_pictures_and_phone_previews_give_no_note(tmp_path: Path) -> None:
 # Files that are wrong
 
 
-def outcome(path: Path) -> str:
-    """Returns the opened picture's mode, or "named" for an ImageError of one line; anything else comes through."""
+def outcome(act: Callable[[], object]) -> str:
+    """Returns "fine", or "named" for an ImageError of one line; anything else comes through."""
     try:
-        return open_image(path).mode
+        act()
+        return "fine"
     except ImageError as error:
         return "named" if "\n" not in str(error) else str(error)
 
@@ -267,7 +288,7 @@ def test_truncated(tmp_path: Path, kind: str, options: dict[str, object]) -> Non
     path = stored(tmp_path, data)
     assert open_image(path).size == photo().size
     trailer = {"PNG": 4, "GIF": 2, "BMP": 1}.get(kind, 0)  # a last checksum, an end mark, a row's padding: no pixels
-    for length in {*range(0, 64), *range(64, len(data) - trailer, max(1, len(data) // 60)), len(data) - trailer - 1}:
+    for length in {*range(0, 40, 3), *range(40, len(data) - trailer, max(1, len(data) // 25)), len(data) - trailer - 1}:
         path.write_bytes(data[:length])
         refused(path)
 
@@ -281,12 +302,12 @@ def test_flipped_bytes_are_pictures_or_image_errors(tmp_path: Path, kind: str) -
     data = encoded(photo(), kind)
     rng = np.random.default_rng(1)
     path = tmp_path / "flipped"
-    for _ in range(150):
+    for _ in range(60):
         damaged = bytearray(data)
         for at in rng.integers(0, min(len(data), 400), 3):
             damaged[at] = rng.integers(256)
         path.write_bytes(damaged)
-        assert outcome(path) in ("RGB", "named")
+        assert outcome(lambda: open_image(path)) in ("fine", "named")
 
 
 def test_a_flipped_png_pixel_is_found_by_its_checksum(tmp_path: Path) -> None:
@@ -301,6 +322,10 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
 @pytest.mark.parametrize("data", [b"", b"hello, this is text\n" * 9, EPS, bytes(4096)])
 def test_not_an_image(tmp_path: Path, data: bytes) -> None:
     assert "not a picture" in refused(stored(tmp_path, data, "notes.jpg"))
+
+
+def test_the_name_s_ending_does_not_matter(tmp_path: Path) -> None:
+    assert open_image(stored(tmp_path, encoded(photo(), "JPEG"), "really.png")).size == photo().size
 
 
 def test_missing_and_folder(tmp_path: Path) -> None:
