@@ -24,7 +24,6 @@ from fastvlm.progress import SILENT, Progress
 RANGES: dict[str, tuple[str, str | None]] = {
     "click": ("8.1", None),
     "coremltools": ("9.0", "10"),
-    "huggingface_hub": ("0.30", None),
     "numpy": ("1.26", "2.4"),
     "pillow": ("13", None),
     "protobuf": ("4.25", None),

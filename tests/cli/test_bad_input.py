@@ -46,12 +46,20 @@ def test_no_such_folder(refused: Refused, tmp_path: Path) -> None:
     refused("export", tmp_path / "absent", "-o", tmp_path / "out", says=("absent", "no such folder"))
 
 
-@pytest.mark.parametrize("content", [{}, {"notes.txt": "x"}, {"config.json": "{}"}, {"config.json": "{"}])
-def test_not_a_checkpoint(refused: Refused, tmp_path: Path, content: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({}, "expected"),
+        ({"notes.txt": "x"}, "expected"),
+        ({"config.json": "{}"}, "expected"),
+        ({"config.json": "{"}, "JSON"),
+    ],
+)
+def test_not_a_checkpoint(refused: Refused, tmp_path: Path, content: dict[str, str], says: str) -> None:
     (tmp_path / "folder").mkdir()
     for name, text in content.items():
         (tmp_path / "folder" / name).write_text(text)
-    refused("export", tmp_path / "folder", "-o", tmp_path / "out", says=("folder", "expected"))
+    refused("export", tmp_path / "folder", "-o", tmp_path / "out", says=("folder", says))
 
 
 def test_unknown_model_type(refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
@@ -134,7 +142,7 @@ def test_output_exists(refused: Refused, checkpoint: Path, tmp_path: Path) -> No
         (("--image-size", "100"), "64"),
         (("--context", "100"), "32"),
         (("--template", "nosuch"), "qwen_2"),
-        (("--base", "absent"), "absent"),
+        (("--base", "absent"), "--base is for LoRA adapters"),
     ],
 )
 def test_options_that_cannot_work(
@@ -144,7 +152,7 @@ def test_options_that_cannot_work(
 
 
 @pytest.mark.parametrize("backend", ["mil", "coreml"])
-def test_a_checkpoint_is_not_run_as_a_build(refused: Refused, small_checkpoint: Path, picture: Path, backend: str) -> None:
+def test_a_checkpoint_is_no_build(refused: Refused, small_checkpoint: Path, picture: Path, backend: str) -> None:
     refused("run", small_checkpoint, picture, "What?", "--backend", backend, says=("--backend", "export"))
 
 
@@ -200,13 +208,14 @@ def test_link_out_of_a_build(run: Run, build: Path, small_checkpoint: Path) -> N
     assert "is a link" in result.stderr
 
 
-def test_reference_that_is_another_checkpoint(refused: Refused, build: Path, checkpoint: Path) -> None:
+def test_reference_that_is_another(refused: Refused, build: Path, checkpoint: Path, picture: Path) -> None:
     edit_config(checkpoint, unheard_of=1)
-    refused("validate", build, "--reference", checkpoint, says=("config.json", "not what this build was made from"))
+    says = ("config.json", "not what this build was made from")
+    refused("validate", build, "--reference", checkpoint, "--images", picture.parent, says=says)
 
 
-def test_reference_left_out(refused: Refused, build: Path) -> None:
-    refused("validate", build, says=("--reference CHECKPOINT",))
+def test_reference_left_out(refused: Refused, build: Path, picture: Path) -> None:
+    refused("validate", build, "--images", picture.parent, says=("--reference CHECKPOINT",))
 
 
 def test_pictures_that_are_none(refused: Refused, build: Path, small_checkpoint: Path, tmp_path: Path) -> None:

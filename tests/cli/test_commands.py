@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +34,15 @@ def test_export_tells_what_it_assumed(run: Run, small_checkpoint: Path, tmp_path
 def test_run_answers_alike_from_checkpoint_and_build(
     run: Run, small_checkpoint: Path, build: Path, picture: Path
 ) -> None:
-    results = [run("run", target, picture, "What is it?", "--max-new-tokens", 8) for target in (small_checkpoint, build)]
-    assert [result.exit_code for result in results] == [0, 0]
-    torch_answer, mil_answer = results
+    targets = (small_checkpoint, build)
+    torch_answer, mil_answer = (run("run", target, picture, "What?", "--max-new-tokens", 8) for target in targets)
+    assert (torch_answer.exit_code, mil_answer.exit_code) == (0, 0)
     assert torch_answer.stdout.strip()
     assert torch_answer.stdout == mil_answer.stdout
     times = torch_answer.stderr.splitlines()[-2]
     assert times.startswith("torch: first token after ")
-    assert [stage for stage in ("picture", "encoder", "prefill", "first token", "decode") if f"{stage} " not in times] == []
+    stages = ("picture", "encoder", "prefill", "first token", "decode")
+    assert [stage for stage in stages if f"{stage} " not in times] == []
     assert torch_answer.stderr.splitlines()[-1].startswith("next: fastvlm export ")
     assert mil_answer.stderr.splitlines()[-1].startswith("next: fastvlm validate ")
 
@@ -70,12 +72,13 @@ def test_validate_says_yes_and_writes_it_down(run: Run, build: Path, small_check
 
 
 def flip_signs(build: Path) -> None:
-    """Negates a stretch of encoder weights and makes the manifest agree, so that only the numbers can tell."""
+    """Negates the largest tensor of the encoder and makes the manifest agree, so that only the numbers can tell."""
     name = "VisionEncoder.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     data = bytearray((build / name).read_bytes())
-    middle = len(data) // 2 & ~63
-    values = np.frombuffer(data, np.float16, count=4096, offset=middle)
-    data[middle : middle + 8192] = (-values).tobytes()
+    headers = [struct.unpack_from("<IIQQ", data, start) for start in range(64, len(data) - 64, 64)]
+    size, offset = max((size, offset) for sentinel, _, size, offset in headers if sentinel == 0xDEADBEEF)
+    values = np.frombuffer(data, np.float16, count=size // 2, offset=offset)
+    data[offset : offset + size] = (-values).tobytes()
     (build / name).write_bytes(data)
     manifest = json.loads((build / "manifest.json").read_text())
     manifest["files"][name] = file_hash(build / name)

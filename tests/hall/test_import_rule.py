@@ -11,7 +11,7 @@ import pytest
 
 LIBRARIES = {
     "fastvlm": set(),
-    "fastvlm_ref": {"torch", "numpy", "PIL", "pillow_heif", "safetensors", "tokenizers", "huggingface_hub"},
+    "fastvlm_ref": {"torch", "numpy", "PIL", "pillow_heif", "safetensors", "tokenizers"},
     "export": {"torch", "numpy", "coremltools", "onnx", "tqdm"},
     "validation": {"torch", "numpy", "PIL", "google", "coremltools", "onnxruntime", "rich", "jinja2", "matplotlib"},
     "ios_bundle": set(),
