@@ -27,7 +27,7 @@ from fastvlm import __version__
 from fastvlm.commands.options import Settings, debug
 from fastvlm.errors import FastVLMError
 
-COMMANDS = ("export", "validate", "run", "inspect", "doctor")  # in the order they are typed
+COMMANDS = ("export", "validate", "run", "inspect", "train", "doctor")  # in the order they are typed
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 CLOSED_PIPE = 128 + signal.SIGPIPE
 

@@ -2,8 +2,7 @@
 
 Notable choices:
 - FastViT trains its branches with batch norms and ships them folded; one branch with its norm is enough at this size;
-- without them the trunk has no norm at all, the picture's mean brightness drowns its colours, and learning is about
-  ten times slower (measured: docs/training.md);
+- without them the trunk of the first three stages has no norm at all;
 - folding is exact: eval mode computes the same before and after, up to rounding.
 It does not know training.
 """
@@ -35,7 +34,8 @@ class NormedConv(nn.Module):
     def folded(self) -> nn.Conv2d:
         """Returns one convolution with bias that computes what eval mode computes here."""
         conv, bn = self.conv, self.bn
-        assert bn.running_mean is not None and bn.running_var is not None
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
         gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
         with torch.no_grad():
             folded = nn.Conv2d(
@@ -49,7 +49,7 @@ class NormedConv(nn.Module):
 
 
 def add_batch_norms(encoder: nn.Module) -> None:
-    """Puts a batch norm behind every convolution that a checkpoint holds fused; biases are dropped (the norm's serve)."""
+    """Puts a batch norm behind every convolution that a checkpoint holds fused; its bias replaces theirs."""
     for parent, name in _places(encoder, nn.Conv2d):
         setattr(parent, name, NormedConv(getattr(parent, name)))
 

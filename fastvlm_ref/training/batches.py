@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastvlm_ref.config import IMAGE_TOKEN
-from fastvlm_ref.prompt import encode_prompt, stop_ids
+from fastvlm_ref.prompt import encode_prompt
 from fastvlm_ref.tokenizer import Tokenizer
 from fastvlm_ref.training.drawing import draw, pad_to_square
 from fastvlm_ref.training.packing import Block, Packed, pack
@@ -120,7 +120,7 @@ class _Steps(Dataset[list[Batch]]):
 
 
 def batches(source: Source, stage: Stage, start: int, stop: int, *, background: bool = True) -> Iterator[list[Batch]]:
-    """Yields the batches, one for each replica, of steps start … stop − 1, made ahead in a background process unless told otherwise."""
+    """Yields the batches, one for each replica, of steps start … stop − 1, made ahead in a background process."""
     steps = _Steps(source, stage)
     if not background:
         yield from (steps[step] for step in range(start, stop))

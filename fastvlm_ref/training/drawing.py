@@ -46,7 +46,7 @@ def pad_to_square(image: Image.Image) -> NDArray[np.uint8]:
 def _ground(ground: Ground, width: int, height: int) -> NDArray[np.uint8]:
     mix = _pattern(ground, width, height)  # (height, width) in [0, 255]
     steps = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
-    first, second = np.float32(ground.first), np.float32(ground.second)
+    first, second = np.array(ground.first, np.float32), np.array(ground.second, np.float32)
     palette = (first + (second - first) * steps).astype(np.uint8)  # (256, 3), all within 70 to 210
     rng = np.random.Generator(np.random.SFC64(ground.noise_seed))
     grain = rng.integers(0, 12, (height, width, 1), dtype=np.uint8)
@@ -69,16 +69,16 @@ def _pattern(ground: Ground, width: int, height: int) -> NDArray[np.uint8]:
     along = x * cos + y * sin
     if ground.kind == "gradient":
         span = along.max() - along.min()
-        return ((along - along.min()) * np.float32(255 / span)).astype(np.uint8)
+        return np.asarray((along - along.min()) * np.float32(255 / span)).astype(np.uint8)
     half = np.float32(2 / ground.period)
     bands = (along * half + 64).astype(np.uint8)  # +64: no negative values, parity unchanged
     if ground.kind == "checks":
         bands = bands + ((y * cos - x * sin) * half + 64).astype(np.uint8)
-    return (bands & 1) * np.uint8(255)
+    return np.asarray((bands & 1) * np.uint8(255), np.uint8)
 
 
 def _polar(shape: Shape, scale: float, radii: tuple[float, ...], start: float) -> list[Point]:
-    """Corners around the shape's centre, evenly spaced; their distances run through `radii` (in units of its radius)."""
+    """Corners around the shape's centre, evenly spaced; their distances run through `radii` (in its radius)."""
     points = []
     for index, radius in enumerate(radii):
         angle = math.radians(start + shape.angle) + 2 * math.pi * index / len(radii)
@@ -127,5 +127,5 @@ def _text(pen: ImageDraw.ImageDraw, text: Text, scale: float) -> None:
     dark, light = (20, 20, 25), (248, 248, 245)
     fill, edge = (dark, light) if text.dark else (light, dark)
     place = (text.x * scale, text.y * scale)
-    width = max(1, round(2 * scale))
-    pen.text(place, text.text, fill, _font(round(text.height * scale)), anchor="mm", stroke_width=width, stroke_fill=edge)
+    font, width = _font(round(text.height * scale)), max(1, round(2 * scale))
+    pen.text(place, text.text, fill, font, anchor="mm", stroke_width=width, stroke_fill=edge)

@@ -50,7 +50,8 @@ class Learner(nn.Module):
             return answer_loss(model.decoder, batch.packed, None)
         pixels = batch.pixels.float().div(255).contiguous(memory_format=torch.channels_last)
         if self.heads is not None:
-            assert batch.token_labels is not None and batch.pooled_labels is not None
+            assert batch.token_labels is not None
+            assert batch.pooled_labels is not None
             return self.heads.loss(model.vision_encoder(pixels), batch.token_labels, batch.pooled_labels)
         assert batch.packed is not None
         return answer_loss(model.decoder, batch.packed, model.encode_image(pixels))

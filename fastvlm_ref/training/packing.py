@@ -69,7 +69,7 @@ def _pad(rows: Sequence[list[int]], length: int, fill: int) -> Tensor:
 
 
 def visible(packed: Packed) -> Tensor:
-    """Returns bool (B, 1, S, S): True where a query may look: itself and what came before in its block or the prefix."""
+    """Returns bool (B, 1, S, S): True where a query may look: what came before in its block or the prefix."""
     length = packed.ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     query, key = packed.blocks[:, :, None], packed.blocks[:, None, :]

@@ -24,7 +24,11 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     "shape": ("What shape is {colour}?", "Which shape is {colour}?", "What is the {colour} thing?"),
     "count": ("How many shapes are there?", "How many shapes do you see?", "Count the shapes."),
     "size": ("Is the {kind} big or small?", "What size is the {kind}?", "How big is the {kind}?"),
-    "place": ("Where is the {kind}?", "Where in the picture is the {kind}?", "In which part of the picture is the {kind}?"),
+    "place": (
+        "Where is the {kind}?",
+        "Where in the picture is the {kind}?",
+        "In which part of the picture is the {kind}?",
+    ),
     "side": (
         "Is the {kind} left of, right of, above or below the {other}?",
         "Where is the {kind}, seen from the {other}?",

@@ -56,7 +56,7 @@ class Replicas(Generic[Half]):
         torch.set_num_threads(1)
         member.zero_grad(set_to_none=True)
         loss, seen = self.loss(member, half)
-        loss.backward()
+        torch.autograd.backward(loss)
         return float(loss.detach()), seen
 
 

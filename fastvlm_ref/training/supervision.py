@@ -1,13 +1,15 @@
 """Dense supervision for the encoder's own pre-training: what lies under each image token.
 
 Notable choices:
-- every token answers for the shape or text around its own 64×64 patch, so that the features are readable where things are;
+- every token answers for the shape or text around its own 64×64 patch: features are then readable where things are;
 - a pooled head counts and reads once more, which trains the attention stages to gather;
 - the heads are thrown away after the stage: the language model learns to read the features itself.
 Source of the idea: the paper pre-trains its encoder apart (CLIP); at this scale labels replace a billion captions.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +46,7 @@ def labels(scene: Scene, side: int = 256) -> tuple[NDArray[np.int64], NDArray[np
     return tokens.reshape(grid * grid, -1), np.array((len(scene.shapes), *reading), np.int64)
 
 
-def _near(centres: NDArray[np.float64], at: float, reach: float) -> NDArray[np.bool_]:
+def _near(centres: NDArray[np.floating[Any]], at: float, reach: float) -> NDArray[np.bool_]:
     near: NDArray[np.bool_] = np.abs(centres - at) < reach
     return near
 
@@ -74,13 +76,14 @@ class DenseHeads(nn.Module):
     def loss(self, features: Tensor, tokens: Tensor, pooled: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Returns the sum of all cross-entropies, and accuracies where there is something to see."""
         token_logits, pooled_logits = self(features)
-        groups = [
-            *zip(TOKEN_CLASSES, token_logits.flatten(0, 1).split(list(TOKEN_CLASSES.values()), -1), tokens.flatten(0, 1).T),
-            *zip(POOLED_CLASSES, pooled_logits.split(list(POOLED_CLASSES.values()), -1), pooled.T),
+        logits_of = [
+            *token_logits.flatten(0, 1).split(list(TOKEN_CLASSES.values()), -1),
+            *pooled_logits.split(list(POOLED_CLASSES.values()), -1),
         ]
+        targets = [*tokens.flatten(0, 1).T, *pooled.T]
         total = torch.zeros(())
         seen: dict[str, float] = {}
-        for label, (name, logits, target) in zip(LABELS, groups, strict=True):
+        for label, logits, target in zip(LABELS, logits_of, targets, strict=True):
             weight = _rarity(target)
             losses = F.cross_entropy(logits.float(), target, reduction="none")
             total = total + (losses * weight).sum() / weight.sum()

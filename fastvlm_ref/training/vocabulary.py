@@ -40,8 +40,7 @@ def corpus() -> Iterator[str]:
             if question is not None:
                 yield f"\n{question.prompt}"
                 yield question.answer
-    for word in WORDS * 60:
-        yield word
+    yield from WORDS * 60
 
 
 def train_vocabulary() -> tokenizers.Tokenizer:
@@ -74,7 +73,7 @@ def write_vocabulary(folder: Path) -> None:
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     _write_json(folder / "vocab.json", model["vocab"])
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    added = {name: inner.token_to_id(name) for name in CONTROLS}
+    added = {token.content: id_ for id_, token in sorted(inner.get_added_tokens_decoder().items())}
     _write_json(folder / "added_tokens.json", added)
     _write_json(folder / "tokenizer_config.json", _config(added))
 

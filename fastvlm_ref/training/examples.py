@@ -1,0 +1,47 @@
+"""The three pictures that ship with the tiny checkpoint, with a question each: drawn scenes of a seed of their own.
+
+They serve `make demo` and `validate`; one has a word in it, one is wide and is padded by the image rule.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastvlm_ref.training.drawing import draw
+from fastvlm_ref.training.questions import ask
+from fastvlm_ref.training.scenes import EXAMPLE_SEED, scene
+
+SIDE = 256
+
+
+@dataclass(frozen=True)
+class Example:
+    """Scene `index` under `name`, and the form of the question asked of it."""
+
+    name: str
+    index: int
+    form: str
+
+
+EXAMPLES = (
+    Example("shapes.png", 155, "caption"),
+    Example("number.png", 192, "number"),
+    Example("wide.png", 730, "side"),
+)
+
+
+def write_examples(folder: Path) -> None:
+    """Writes the pictures as PNG and examples.json: [{image, prompt, answer}]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for example in EXAMPLES:
+        drawn = scene(EXAMPLE_SEED, example.index)
+        question = ask(drawn, example.form, np.random.Generator(np.random.PCG64(example.index)))
+        assert question is not None, example
+        draw(drawn, SIDE).save(folder / example.name, optimize=True)
+        rows.append({"image": example.name, "prompt": question.prompt, "answer": question.answer})
+    (folder / "examples.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

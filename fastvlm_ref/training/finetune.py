@@ -1,0 +1,76 @@
+"""Fine-tuning any checkpoint on a user's rows with the same loop, and writing the result as a LLaVA folder.
+
+Notable choices:
+- the result keeps the base's licence: its licence files are copied and its card says what it was made from;
+- the sizes stay those of the checkpoint; learning rates are far below those of the recipe, as in the paper's stage 3.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from fastvlm.errors import UsageError
+from fastvlm.progress import SILENT, Progress
+from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.training.loop import train_stage
+from fastvlm_ref.training.rows import UserRows, read_rows
+from fastvlm_ref.training.saving import save_llava
+from fastvlm_ref.training.stages import STAGES, Stage
+
+AMLR = "apple-amlr"
+AMLR_SENTENCE = (
+    "Apple Machine Learning Research Model is licensed under the "
+    "Apple Machine Learning Research Model License Agreement."
+)
+
+
+def finetune(
+    checkpoint: str, data: Path, work: Path, *, stage: Stage, image_size: int | None = None, progress: Progress = SILENT
+) -> FastVLM:
+    """Returns the trained model in eval mode; `image_size` None keeps the checkpoint's own side.
+
+    Raises UsageError for rows that cannot be used, CheckpointError as `load_checkpoint` does.
+    """
+    rows = read_rows(data)
+    model = load_checkpoint(checkpoint, progress=progress)
+    assert model.tokenizer is not None
+    side = image_size or model.config.vision.image_size
+    if side % model.config.vision.stride:
+        raise UsageError(f"--image-size is {side}, expected a multiple of {model.config.vision.stride}")
+    stage = replace(stage, image_size=side)
+    train_stage(model, stage, UserRows(rows, model.tokenizer, model.config), work, progress=progress)
+    model.config = replace(model.config, vision=replace(model.config.vision, image_size=side))
+    return model.eval()
+
+
+def finetune_stage(name: str, steps: int | None, rows_a_step: int | None, rate: float | None) -> Stage:
+    """Returns a stage that learns from pictures and answers, with the user's numbers in place of its own."""
+    stage = STAGES[name]
+    if stage.objective != "answers":
+        known = ", ".join(sorted(name for name, stage in STAGES.items() if stage.objective == "answers"))
+        raise UsageError(f"--stage {name} does not learn from rows with pictures; choose one of {known}")
+    rows = rows_a_step or stage.pictures
+    vision_rate = stage.vision_rate * rate / stage.rate if rate and stage.vision_rate else stage.vision_rate
+    return replace(
+        stage, steps=steps or stage.steps, pictures=rows, questions=1, rate=rate or stage.rate,
+        vision_rate=vision_rate, replicas=min(stage.replicas, rows),
+    )  # fmt: skip
+
+
+def write_finetuned(model: FastVLM, folder: Path) -> None:
+    """Writes the LLaVA folder with the base's licence files and a card that names the base."""
+    assert model.tokenizer is not None
+    assert model.source is not None
+    save_llava(model, model.tokenizer, folder)
+    licence = model.config.licence
+    for file in sorted(Path(model.source.folder).glob("LICENSE*")):
+        shutil.copyfile(file, folder / file.name)
+    said = f"\n{AMLR_SENTENCE}\nNon-commercial research only.\n" if licence == AMLR else ""
+    (folder / "README.md").write_text(
+        f"---\nlicense: {licence}\n---\nA derivative of {model.source.id}, fine-tuned with `fastvlm train`.\n"
+        f"Its licence is that of the model it was made from: {licence}.\n{said}",
+        encoding="utf-8",
+    )

@@ -1,0 +1,67 @@
+"""From nothing to the embedded checkpoint: every stage of the recipe in turn, then the folder.
+
+Notable choices:
+- each stage starts from the parts that the stages before it left in the work folder, so an interrupted recipe goes on
+  where it stopped, in the middle of a stage too;
+- the encoder keeps its batch norms through all stages; they are folded when the folder is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastvlm.progress import SILENT, Progress
+from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.tokenizer import load_tokenizer
+from fastvlm_ref.training.batch_norm import add_batch_norms, fold_batch_norms
+from fastvlm_ref.training.batches import DrawnScenes
+from fastvlm_ref.training.examples import write_examples
+from fastvlm_ref.training.initial import initialise
+from fastvlm_ref.training.loop import finished, train_stage
+from fastvlm_ref.training.saving import save_llava
+from fastvlm_ref.training.stages import RECIPE, TINY, Stage
+from fastvlm_ref.training.vocabulary import write_vocabulary
+
+SEED = 0  # of the first values
+
+CARD = """---
+license: apache-2.0
+---
+# tiny: the embedded checkpoint of fastvlm-coreml
+
+A FastVLM of 3.7 million parameters that answers questions about drawn scenes: their shapes, colours, sizes, counts and
+places, and a word or number written in them. It knows nothing else; no photo, no Apple weight and no text from
+elsewhere went into it. Trained by `fastvlm train` (`docs/training.md`), a pure function of a seed and this code.
+Licence: Apache-2.0, like the code.
+"""
+
+
+def start_model() -> FastVLM:
+    """Returns the untrained tiny model, with batch norms in its encoder."""
+    model = FastVLM(TINY)
+    initialise(model, SEED)
+    add_batch_norms(model.vision_encoder)
+    return model
+
+
+def run_recipe(
+    work: Path, *, stages: Sequence[Stage] = RECIPE, only: str | None = None, progress: Progress = SILENT
+) -> FastVLM:
+    """Returns the model after all `stages` (or as far as `only` takes it), going on from what `work` holds."""
+    work.mkdir(parents=True, exist_ok=True)
+    write_vocabulary(work)
+    tokenizer = load_tokenizer(work, TINY.text.vocab_size)
+    model = start_model()
+    for stage in stages:
+        if not finished(stage, model, work) and only in (None, stage.name):
+            train_stage(model, stage, DrawnScenes(tokenizer), work, progress=progress)
+    return model
+
+
+def write_checkpoint(model: FastVLM, work: Path, folder: Path) -> None:
+    """Folds the batch norms and writes the LLaVA folder, with its card and its pictures."""
+    fold_batch_norms(model.vision_encoder)
+    save_llava(model.eval(), load_tokenizer(work, TINY.text.vocab_size), folder)
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    write_examples(folder / "pictures")

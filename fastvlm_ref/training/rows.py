@@ -1,0 +1,115 @@
+"""A user's own data for fine-tuning: JSON lines of {image, prompt, answer}, checked whole before training starts.
+
+Notable choices:
+- pictures lie beside the file (paths are relative to it) and go through the checkpoint's own image rule;
+- rows are visited in a new order each epoch, a pure function of (seed, step), so that a resumed run sees the same;
+- prompts use the checkpoint's own template, and the answer ends with its end-of-turn token.
+It does not know the model's weights.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastvlm.errors import TokenizerError, UsageError
+from fastvlm_ref.config import IMAGE_TOKEN, FastVLMConfig
+from fastvlm_ref.image import open_image, preprocess
+from fastvlm_ref.prompt import encode_prompt, find_template
+from fastvlm_ref.tokenizer import Tokenizer
+from fastvlm_ref.training.batches import Batch
+from fastvlm_ref.training.packing import Block, pack
+from fastvlm_ref.training.stages import Stage
+
+FIELDS = ("image", "prompt", "answer")
+LISTED = 10  # problems named in one error
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture, one question, one answer."""
+
+    image: Path
+    prompt: str
+    answer: str
+
+
+def read_rows(data: Path) -> list[Row]:
+    """Returns the rows of a .jsonl file, or of every .jsonl file in a folder.
+
+    Raises UsageError that lists what is wrong (first ten): no file, no JSON, a field missing, a picture not there.
+    """
+    files = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
+    if not files or not all(file.is_file() for file in files):
+        raise UsageError(f"{data}: expected a .jsonl file or a folder with some, found none; give --data FILE.jsonl")
+    rows: list[Row] = []
+    problems: list[str] = []
+    for file in files:
+        for number, line in enumerate(file.read_text("utf-8", errors="replace").splitlines(), 1):
+            if line.strip():
+                row = _row(file, line)
+                if isinstance(row, Row):
+                    rows.append(row)
+                else:
+                    problems.append(f"{file.name} line {number}: {row}")
+    if problems:
+        rest = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise UsageError(f"{len(problems)} rows cannot be used: {'; '.join(problems[:LISTED])}{rest}")
+    if not rows:
+        raise UsageError(f'{data} holds no rows; expected lines of {{"image": …, "prompt": …, "answer": …}}')
+    return rows
+
+
+def _row(file: Path, line: str) -> Row | str:
+    """Returns the row, or what is wrong with it."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    if not isinstance(found, dict):
+        return f"a {type(found).__name__}, expected an object with {', '.join(FIELDS)}"
+    lacking = [name for name in FIELDS if not (isinstance(found.get(name), str) and found[name].strip())]
+    if lacking:
+        return f"{', '.join(lacking)} missing or no text"
+    image = file.parent / found["image"]
+    if not image.is_file():
+        return f"no picture at {found['image']}"
+    return Row(image, found["prompt"], found["answer"])
+
+
+class UserRows:
+    """Rows as a source of batches for one checkpoint."""
+
+    def __init__(self, rows: list[Row], tokenizer: Tokenizer, config: FastVLMConfig) -> None:
+        self.rows, self.tokenizer, self.config = rows, tokenizer, config
+        self.end = _end_of_turn(tokenizer, config)
+
+    def batch(self, stage: Stage, step: int, part: int) -> Batch:
+        """Returns one part of the step's rows: pixels through the image rule, one question each."""
+        places = range(step * stage.pictures + part, (step + 1) * stage.pictures, stage.replicas)
+        chosen = [self._at(stage, place) for place in places]
+        tokens = self.config.vision.tokens_at(stage.image_size)
+        packed = []
+        for row in chosen:
+            before, after = encode_prompt(self.tokenizer, row.prompt)
+            answer = [*self.tokenizer.encode(row.answer), self.end]
+            packed.append((before + [IMAGE_TOKEN] * tokens, [Block(after, answer)]))
+        pictures = [preprocess(open_image(row.image), stage.image_size, self.config.image_rule) for row in chosen]
+        return Batch(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), pack(packed))
+
+    def _at(self, stage: Stage, number: int) -> Row:
+        epoch, place = divmod(number, len(self.rows))
+        order = np.random.Generator(np.random.PCG64([stage.seed, epoch])).permutation(len(self.rows))
+        return self.rows[int(order[place])]
+
+
+def _end_of_turn(tokenizer: Tokenizer, config: FastVLMConfig) -> int:
+    """The token that the template ends an answer with."""
+    for name in find_template(config.prompt.template).stops:
+        if tokenizer.has_control(name):
+            return tokenizer.control(name)
+    raise TokenizerError(f"the tokenizer has no token that ends an answer in template {config.prompt.template}")

@@ -1,0 +1,102 @@
+"""Writes a model as a LLaVA folder, as ml-fastvlm's own training leaves one: config.json, BF16 safetensors, tokenizer.
+
+Notable choices:
+- every layout that can be read is written in this one, which Apple's code and this project's readers both open;
+- weights are rounded to BF16 here and nowhere else, so what is measured afterwards is what is stored.
+It does not know how the model was trained, nor how a folder is put into its place (`fastvlm.publish`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastvlm_ref.config import FastVLMConfig
+from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.prompt import stop_ids
+from fastvlm_ref.tokenizer import Tokenizer
+
+PREFIXES = {  # our names -> LLaVA's
+    "vision_encoder.": "model.vision_tower.vision_tower.model.",
+    "projector.": "model.mm_projector.",
+    "decoder.lm_head.": "lm_head.",
+    "decoder.": "model.",
+}
+
+
+def save_llava(model: FastVLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes config.json, generation_config.json, model.safetensors and the tokenizer into an existing `folder`."""
+    tensors = {_llava_name(name): _stored(value) for name, value in model.state_dict().items()}
+    weights = folder / "model.safetensors"
+    save_file(tensors, str(weights), metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors makes it readable by its owner alone
+    stops = stop_ids(tokenizer, model.config.prompt)
+    _write_json(folder / "config.json", llava_config(model.config, stops))
+    _write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": list(stops)})
+    tokenizer.save(folder)
+
+
+def llava_config(config: FastVLMConfig, stops: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the fields of config.json, spelled as Apple's checkpoints spell them."""
+    text = config.text
+    qwen2 = text.qkv_bias
+    return {
+        "architectures": ["LlavaQwen2ForCausalLM" if qwen2 else "LlavaLlamaForCausalLM"],
+        "model_type": "llava_qwen2" if qwen2 else "llava_llama",
+        "bos_token_id": stops[0] if stops else None,
+        "eos_token_id": stops[-1] if stops else None,
+        "hidden_act": "silu",
+        "hidden_size": text.hidden_size,
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "num_key_value_heads": text.kv_heads,
+        "head_dim": text.head_dim,
+        "intermediate_size": text.intermediate_size,
+        "vocab_size": text.vocab_size,
+        "max_position_embeddings": text.max_positions,
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_theta": text.rope_theta,
+        "tie_word_embeddings": text.tied_head,
+        "use_sliding_window": False,
+        "attention_dropout": 0.0,
+        "image_aspect_ratio": "pad" if config.image_rule == "pad" else "square",
+        "mm_hidden_size": config.vision.features,
+        "mm_patch_merge_type": "flat",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": f"mobileclip_l_{config.vision.image_size}",
+        "tokenizer_model_max_length": text.max_positions,
+        "tokenizer_padding_side": "right",
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_mm_proj": True,
+    }
+
+
+def is_trained(folder: Path) -> bool:
+    """Returns whether `folder` is a checkpoint that this project trained, which `--overwrite` may replace."""
+    card = folder / "README.md"
+    return (folder / "config.json").is_file() and card.is_file() and "`fastvlm train`" in card.read_text("utf-8")
+
+
+def _llava_name(name: str) -> str:
+    prefix = next(prefix for prefix in PREFIXES if name.startswith(prefix))
+    return PREFIXES[prefix] + name.removeprefix(prefix)
+
+
+def _stored(value: Tensor) -> Tensor:
+    """BF16 in plain row-major memory (training keeps channels last); counters stay integers; tied tensors part."""
+    kept = value.detach().to("cpu", torch.bfloat16) if value.is_floating_point() else value.detach().cpu()
+    return kept.clone(memory_format=torch.contiguous_format)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
