@@ -75,7 +75,7 @@ def read_config(opened: Opened, *, image_rule: str | None, template: str | None,
     text, text_notes = text_config(opened.config, _has_qkv_bias(tensors), tied)
     said.assumed += text_notes + tied_note
     if text.layers > len(tensors):  # every layer has several; a number alone must not cost memory
-        raise ConfigError(f"config.json states num_hidden_layers {text.layers}, the checkpoint holds {len(tensors)} tensors")
+        raise ConfigError(f"config.json has num_hidden_layers {text.layers}, the folder holds {len(tensors)} tensors")
     name = said.template(template)
     prompt = PromptConfig(name, said.system(system, name), tuple(said.end_ids()), said.image_token_id())
     rule = said.image_rule(image_rule)

@@ -53,6 +53,8 @@ def _stages(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:
         if found := re.match(r"network\.(\d+)\.(\d+)\.", name):
             at, block = int(found[1]), int(found[2])
             blocks[at] = max(blocks.get(at, 0), block + 1)
+    if sum(blocks.values()) > len(shapes):  # a block has a dozen tensors; a name alone must not cost memory
+        raise TensorError(f"the vision tower numbers {sum(blocks.values())} blocks but holds {len(shapes)} tensors")
     if not blocks:
         raise TensorError("the vision tower has no stages (vision_encoder.network.N.M.*); the checkpoint is incomplete")
     return sorted(blocks.items())

@@ -37,6 +37,24 @@ class Statements:
     family: str
     assumed: list[str] = field(default_factory=list)
 
+    def check(self) -> None:
+        """Raises ConfigError for every statement about how image and text meet that the model here does not do."""
+        supported: tuple[tuple[str, tuple[Any, ...]], ...] = (
+            ("mm_projector_type", (None, "mlp2x_gelu")),
+            ("projector_hidden_act", (None, "gelu")),
+            ("mm_use_im_start_end", (None, False)),
+            ("mm_patch_merge_type", (None, "flat")),
+            ("vision_feature_layer", (None, -1)),
+            ("vision_feature_select_strategy", (None, "full")),
+        )
+        problems = [
+            f"{name} is {self.config[name]!r}, supported is {values[-1]!r}"
+            for name, values in supported
+            if self.config.get(name) not in values
+        ]
+        if problems:
+            raise ConfigError(f"config.json cannot be used: {'; '.join(problems)}")
+
     def _find(self, name: str) -> Path | None:
         return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
 

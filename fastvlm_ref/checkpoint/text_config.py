@@ -33,9 +33,9 @@ MAX_POSITIONS = {QWEN2: 32_768, LLAMA: 2_048}
 def model_type(config: Mapping[str, Any]) -> str:
     """Returns config.json's model_type; raises ConfigError for one that is not known, naming those that are."""
     found = config.get("model_type")
-    if found not in MODEL_TYPES:
+    if not isinstance(found, str) or found not in MODEL_TYPES:
         raise ConfigError(f"config.json has model_type {found!r}, known are {', '.join(sorted(MODEL_TYPES))}")
-    return str(found)
+    return found
 
 
 def family(config: Mapping[str, Any]) -> str:

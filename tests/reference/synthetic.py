@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def untied(config: FastVLMConfig = SMALL) -> FastVLMConfig:
     return replace(config, text=replace(config.text, tied_head=False))
 
 
-def state(config: FastVLMConfig = SMALL, seed: int = 0, dtype: str = "BF16") -> dict[str, Tensor]:
-    """Returns every tensor by our names, random but lively, rounded to `dtype` and held as it."""
+@lru_cache(maxsize=8)
+def _state(config: FastVLMConfig, seed: int, dtype: str) -> dict[str, Tensor]:
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in FastVLM(config).state_dict().items()}
     generator = torch.Generator().manual_seed(seed)
@@ -64,6 +65,11 @@ def state(config: FastVLMConfig = SMALL, seed: int = 0, dtype: str = "BF16") -> 
             value = 0.1 * value + (0 if name.endswith(("bias", "mean")) else 1)
         found[name] = value.to(DTYPES[dtype])
     return found
+
+
+def state(config: FastVLMConfig = SMALL, seed: int = 0, dtype: str = "BF16") -> dict[str, Tensor]:
+    """Returns every tensor by our names, random but lively, rounded to `dtype` and held as it."""
+    return {name: value.clone() for name, value in _state(config, seed, dtype).items()}
 
 
 def llava_config(config: FastVLMConfig = SMALL, **changes: Any) -> dict[str, Any]:
