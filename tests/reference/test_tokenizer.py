@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, processors, trainers
 
+import fastvlm_ref
 from fastvlm.errors import TokenizerError
 from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
 
@@ -53,7 +54,7 @@ def by_library(folder: Path) -> tokenizers.Tokenizer:
 
 def parts_only(folder: Path, target: Path) -> Path:
     """Copies a tokenizer folder as trainers leave it: without tokenizer.json."""
-    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("tokenizer.json"))
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("tokenizer.json", "*.safetensors", "pictures"))
     return target
 
 
@@ -77,6 +78,14 @@ def test_vocab_and_merges_give_identical_ids(bpe_folder: Path, tmp_path: Path) -
     (assumed,) = built.assumed
     assert assumed == "tokenizer.json is absent: built from vocab.json and merges.txt as Qwen2's byte-level BPE"
     assert load_tokenizer(bpe_folder, 1000).assumed == ()
+
+
+def test_the_embedded_checkpoint_from_both_layouts(tmp_path: Path) -> None:
+    folder = Path(fastvlm_ref.__file__).parent / "tiny"
+    theirs = by_library(folder)
+    texts = strings(2000, seed=8)
+    compare(load_tokenizer(folder, theirs.get_vocab_size()), theirs, texts)
+    compare(load_tokenizer(parts_only(folder, tmp_path / "parts"), theirs.get_vocab_size()), theirs, texts)
 
 
 def test_qwen2_itself_from_both_layouts(qwen2_folder: Path, tmp_path: Path) -> None:
