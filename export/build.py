@@ -7,6 +7,7 @@ It writes into the folder it is given; staging and publishing are `export.api`'s
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ from fastvlm_ref.tokenizer import Tokenizer
 
 ENCODER, LANGUAGE, TOKENIZER = "VisionEncoder.mlpackage", "LanguageModel.mlpackage", "tokenizer"
 TRACE_SIDE = 128  # the encoder's graph holds no size; this is the smallest side whose last stage is not 1×1
+LICENCE = "licence"
+APPLE = "apple-amlr"
 AUTHOR = f"fastvlm {__version__}"
 APPLE_SENTENCE = (
     "Apple Machine Learning Research Model is licensed under the "
@@ -61,6 +64,7 @@ class BuildWriter:
             self.write_embeddings()
         with self.progress.stage("Tokenizer, hashes and manifest"):
             self.tokenizer.save(self.folder / TOKENIZER)
+            self.write_licences()
             write_manifest(self.folder / MANIFEST, self.manifest())
 
     @property
@@ -114,6 +118,21 @@ class BuildWriter:
             count = write_embeddings(self.folder / EMBEDDINGS, self.model.decoder.embed_tokens.weight)
         self._report({"decoder.embed_tokens.weight": count} if count else {})
 
+    def write_licences(self) -> None:
+        """Copies the checkpoint's licence texts into `licence/`: they bind what is made from the weights as well."""
+        sources = {"": self.source} | ({"base": self.source.base} if self.source.base else {})
+        found = [(place, source, name) for place, source in sources.items() for name in source.names]
+        texts = [(place, source.folder / name) for place, source, name in found if name.startswith("LICENSE")]
+        for place, text in texts:
+            folder = self.folder / LICENCE / place
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(text, folder / text.name)
+        if self.model.config.licence == APPLE and not texts:
+            self.progress.note(
+                f"licence {APPLE} asks for a copy of its agreement with every derivative, "
+                "and the checkpoint folder holds none; put LICENSE_MODEL there before you pass the build on"
+            )
+
     def _saturate(self, part: str, graph: Any) -> None:
         self._report({f"{part}.{name}": count for name, count in saturate_parameters(graph).items()})
 
@@ -144,7 +163,7 @@ class BuildWriter:
     def licence_text(self) -> str:
         """The licence as a package states it; Apple's asks for its sentence in every derivative (FACTS)."""
         licence = self.model.config.licence
-        return f"{licence}. {APPLE_SENTENCE}" if licence == "apple-amlr" else licence
+        return f"{licence}. {APPLE_SENTENCE}" if licence == APPLE else licence
 
     def manifest(self) -> dict[str, Any]:
         """Returns the manifest of what lies in the folder; schema of DESIGN §3."""
@@ -157,7 +176,7 @@ class BuildWriter:
             },
             "model": {"type": config.model_type, "vision": asdict(config.vision), "text": asdict(config.text)},
             "image": {
-                "rule": config.image_rule, "sizes": list(plan.image_sizes),
+                "rule": config.image_rule, "sizes": list(plan.image_sizes) if plan.encoder else [],
                 "scale": SCALE, "bias": [0, 0, 0], "color": "RGB",
             },
             "prompt": prompt_record(config.prompt),
@@ -168,6 +187,7 @@ class BuildWriter:
             "tokenizer": {"folder": TOKENIZER},
             "compression": {"scheme": "fp16"},
             "licence": config.licence,
+            "licence_text": self.licence_text,
             "assumed": list(config.assumed),
             "saturated": self.saturated,
         }  # fmt: skip

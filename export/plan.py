@@ -45,6 +45,8 @@ def check_options(image_sizes: Sequence[int], context: int, query_length: int, o
     problems = [p for side in image_sizes if (p := _side_problem(side))]
     if only not in (None, *PARTS):
         problems.append(f"--only is {only!r}, expected encoder or language")
+    if only == "language" and image_sizes:
+        problems.append("--image-size is given with --only language, which makes no encoder; leave one of them out")
     if query_length < 1:
         problems.append(f"the query length is {query_length}, expected at least 1 (64 unless asked)")
     elif context < 1 or context % query_length or context % ALIGNMENT:
@@ -64,8 +66,8 @@ def make_plan(
     only: str | None = None,
 ) -> ExportPlan:
     """Returns the plan for a checkpoint; without `image_sizes` its own size. Raises UsageError as `check_options`."""
+    check_options(image_sizes, context, query_length, only)
     sizes = tuple(dict.fromkeys(image_sizes)) or (config.vision.image_size,)
-    check_options(sizes, context, query_length, only)
     plan = ExportPlan(sizes, context, query_length, PARTS if only is None else (only,))
     problems = []
     if plan.language and config.text.head_dim % ALIGNMENT:

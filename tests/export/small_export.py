@@ -19,6 +19,7 @@ sys.path.insert(0, str(DATA.parent.parent))
 
 from seeded_weights import seeded_tensor  # noqa: E402
 
+from fastvlm_ref.checkpoint.source import Source  # noqa: E402
 from fastvlm_ref.config import FastVLMConfig, PromptConfig, TextConfig, VisionConfig  # noqa: E402
 from fastvlm_ref.model.fastvlm import FastVLM  # noqa: E402
 from validation.metrics import snr_db  # noqa: E402
@@ -46,7 +47,7 @@ def small_model(**text: Any) -> FastVLM:
     model = FastVLM(small_config(**text)).eval().requires_grad_(False)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         value.copy_(torch.from_numpy(seeded_tensor(name, tuple(value.shape))))
-    model.source = SimpleNamespace(id="small", revision=None, layout="llava", files=dict)  # type: ignore[assignment]
+    model.source = Source(id="small", revision=None, layout="llava", folder=Path("nowhere"), names=())
     model.tokenizer = SimpleNamespace(save=save_tokenizer)  # type: ignore[assignment]
     return model
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,33 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TensorError, match=r"patch_embed\.0\.conv\.weight holds NaN"):
         api.export_model(broken, tmp_path / "build", context=CONTEXT, query_length=QUERY)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_licences_travel_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's terms cover what is made from the weights: agreement and sentence are in the build."""
+    own, base, changed = tmp_path / "own", tmp_path / "base", small_model()
+    changed.config = replace(changed.config, licence="apple-amlr")
+    for folder in (own, base):
+        folder.mkdir()
+        (folder / "LICENSE_MODEL").write_text(folder.name)
+    monkeypatch.setattr(BuildWriter, "write_language", lambda self: None)
+
+    def built(name: str) -> Path:
+        return api.export_model(
+            changed, tmp_path / name, context=CONTEXT, query_length=QUERY, only="language", progress=notes
+        )
+
+    notes = Notes()
+    manifest = read_manifest(built("without"))
+    assert "Apple Machine Learning Research Model License Agreement." in manifest["licence_text"]
+    assert len(notes.said) == 1
+    assert "holds none" in notes.said[0]
+    below = replace(changed.source, folder=base, names=("LICENSE_MODEL",))
+    changed.source = replace(below, folder=own, base=below)
+    build = built("with")
+    assert (build / "licence/LICENSE_MODEL").read_text() == "own"
+    assert (build / "licence/base/LICENSE_MODEL").read_text() == "base"
+    assert {"licence/LICENSE_MODEL", "licence/base/LICENSE_MODEL"} <= read_manifest(build)["files"].keys()
 
 
 def test_existing_output_needs_overwrite(build: Path, model: Any) -> None:

@@ -24,6 +24,7 @@ from fastvlm.errors import OutputError, UsageError
         ({"context": 0}, "--context is 0"),
         ({"context": 48, "query_length": 48}, "a multiple of the query length 48 and of 32; the next that fits is 96"),
         ({"query_length": 0}, "the query length is 0"),
+        ({"only": "language", "image_sizes": (128,)}, "--image-size is given with --only language"),
         ({"only": "decoder"}, "--only is 'decoder', expected encoder or language"),
     ],
 )
