@@ -34,6 +34,7 @@ RANGES: dict[str, tuple[str, str | None]] = {
 }
 _PYTHON = ((3, 11), (3, 13))
 _PLATFORMS = (("Linux", "x86_64"), ("Darwin", "arm64"))
+_PATIENCE = 300  # seconds; coremltools takes 6 on an idle machine
 _STATEFUL_MACOS = 15  # a state needs the iOS 18 / macOS 15 runtime
 # Written by coremltools' native part; without it weights cannot be saved (a wheel for another platform lacks it).
 _LOADS = {"torch": "import torch", "coremltools": "import coremltools.libmilstoragepython, coremltools"}
@@ -97,10 +98,10 @@ def _loads(name: str) -> Finding:
     # -I: a torch.py or numpy.py in the current folder must not be taken for the library.
     command = [sys.executable, "-I", "-c", _LOADS[name]]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
         problem = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1] if done.returncode else ""
     except subprocess.TimeoutExpired:
-        problem = "did not finish loading within 120 s"
+        problem = f"did not finish loading within {_PATIENCE} s"
     if problem:
         return Finding(f"{name} loads", problem[:200], "missing", f"reinstall {name} (make distclean, then make setup)")
     return Finding(f"{name} loads", "yes", "ok")

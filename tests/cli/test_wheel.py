@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -81,5 +82,9 @@ def test_rooms_come_from_the_wheel(installed: Path, tmp_path: Path) -> None:
 
 
 def test_doctor_of_the_wheel(installed: Path, tmp_path: Path) -> None:
-    result = command(installed, tmp_path, "doctor")
+    result = command(installed, tmp_path, "doctor", "--json")
     assert result.returncode == 0, result.stdout + result.stderr
+    content = json.loads(result.stdout)
+    assert content["good"] is True
+    wanted = {"python", "torch", "coremltools loads", "memory", "disk", "Core ML prediction", "HEIC pictures"}
+    assert wanted <= {finding["name"] for finding in content["findings"]}
