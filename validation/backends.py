@@ -25,22 +25,23 @@ class Predictor(Protocol):
         """Returns a fresh, zeroed state that every function of the package accepts."""
 
 
+def check_backend(backend: str) -> None:
+    """Raises UsageError for a backend nobody knows, MissingDependency for one that this machine cannot run."""
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
+    if backend == "coreml" and sys.platform != "darwin":
+        raise MissingDependency(
+            f"backend coreml needs macOS, this machine is {sys.platform}; --backend mil runs the same files anywhere"
+        )
+
+
 def open_package(package: Path, function: str, backend: str, precision: str = "fp16") -> Predictor:
     """Opens `function` of the .mlpackage with a backend of BACKENDS; `precision` is the MIL runtime's alone."""
+    check_backend(backend)
     if backend == "mil":
         from validation.mil import MILModel
 
         return MILModel(package, function_name=function, precision=precision)
-    if backend == "coreml":
-        return _open_coreml(package, function)
-    raise UsageError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
-
-
-def _open_coreml(package: Path, function: str) -> Predictor:
-    if sys.platform != "darwin":
-        raise MissingDependency(
-            f"backend coreml needs macOS, this machine is {sys.platform}; --backend mil runs the same files anywhere"
-        )
     import coremltools
 
     model: Predictor = coremltools.models.MLModel(str(package), function_name=function)

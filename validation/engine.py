@@ -19,7 +19,7 @@ from PIL import Image
 from fastvlm.errors import BuildError, UsageError
 from fastvlm.manifest import read_manifest
 from fastvlm.paths import contained
-from validation.backends import open_package
+from validation.backends import check_backend, open_package
 from validation.host import EmbeddingTable, causal_mask, pad_rows, plan_prefill, rope_tables
 
 
@@ -33,6 +33,7 @@ class PackageEngine:
     def __init__(
         self, build: Path, backend: str = "mil", image_size: int | None = None, precision: str = "fp16"
     ) -> None:
+        check_backend(backend)
         self.build, self.backend, self.precision = build, backend, precision
         self.manifest = read_manifest(build / "manifest.json")
         sizes = self.manifest["image"]["sizes"]

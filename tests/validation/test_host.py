@@ -34,7 +34,8 @@ def test_a_prompt_that_does_not_fit_names_the_numbers():
 
 def test_padding_repeats_the_last_row():
     padded = pad_rows(np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), 4)
-    assert padded.dtype == np.float16 and padded.shape == (1, 4, 2)
+    assert padded.dtype == np.float16
+    assert padded.shape == (1, 4, 2)
     assert padded[0].tolist() == [[1, 2], [3, 4], [3, 4], [3, 4]]
 
 
@@ -43,7 +44,8 @@ def test_rope_tables_equal_the_reference_after_rounding():
     cos, sin = reference_tables(config, torch.arange(1000, 1016))
     ours = rope_tables(1000, 16, 32, 1e6)
     for table, expected in zip(ours, (cos, sin), strict=True):
-        assert table.shape == (1, 1, 16, 32) and table.dtype == np.float16
+        assert table.shape == (1, 1, 16, 32)
+        assert table.dtype == np.float16
         assert np.abs(table[0, 0].astype(np.float32) - expected.numpy()).max() <= 2**-11  # half a step of fp16 below 1
 
 
