@@ -122,7 +122,7 @@ def sign(x: Tensor) -> Tensor:
     return torch.sign(x)
 
 
-@op("sin", kind=Kind.NATIVE)
+@op("sin")
 def sin(x: Tensor) -> Tensor:
     """iOS15 elementwise_unary.sin"""
     return torch.sin(x)
