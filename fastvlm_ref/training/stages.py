@@ -76,7 +76,7 @@ class Stage:
 ENCODER = Stage("encoder", "dense", ("vision_encoder",), steps=2400, pictures=24, questions=0, rate=2e-3)
 LANGUAGE = Stage("language", "text", ("decoder",), steps=400, pictures=24, questions=6, rate=2e-3)
 STAGE_1 = Stage("stage1", "answers", ("projector",), steps=150, pictures=16, questions=6, rate=2e-3)
-STAGE_2 = Stage("stage2", "answers", PARTS, steps=1200, pictures=16, questions=6, rate=1e-3, vision_rate=5e-4)
+STAGE_2 = Stage("stage2", "answers", PARTS, steps=1500, pictures=16, questions=6, rate=1e-3, vision_rate=5e-4)
 RECIPE = (ENCODER, LANGUAGE, STAGE_1, STAGE_2)
 
 # further passes of the same loop; fine-tuning takes STAGE_3 unless told otherwise

@@ -1,0 +1,148 @@
+"""The loop: packing changes nothing, an interrupted run ends like one that was not, and it learns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastvlm.errors import CheckpointError
+from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.config import FastVLMConfig
+from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
+from fastvlm_ref.training.batch_norm import add_batch_norms, fold_batch_norms
+from fastvlm_ref.training.batches import DrawnScenes
+from fastvlm_ref.training.initial import initialise
+from fastvlm_ref.training.loop import finished, train_stage
+from fastvlm_ref.training.packing import Block, answer_loss, pack
+from fastvlm_ref.training.saving import save_llava
+from fastvlm_ref.training.stages import ENCODER, LANGUAGE, STAGE_1, STAGE_2, STAGES, TINY, Stage
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALLER = replace(
+    TINY,
+    vision=replace(
+        TINY.vision, depths=(1, 1, 1, 1, 1), widths=(4, 8, 16, 32, 64), mlp_widths=(4, 8, 16, 32, 64), features=64
+    ),
+    text=replace(TINY.text, hidden_size=64, layers=1, heads=2, kv_heads=1, intermediate_size=64),
+)
+
+
+def short(stage: Stage, steps: int = 4) -> Stage:
+    return replace(stage, steps=steps, pictures=2, questions=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny: Path) -> Tokenizer:
+    return load_tokenizer(tiny, TINY.text.vocab_size)
+
+
+def new_model(config: FastVLMConfig = SMALLER) -> FastVLM:
+    model = FastVLM(config)
+    initialise(model, 0)
+    add_batch_norms(model.vision_encoder)
+    return model
+
+
+def different(model: FastVLM, other: FastVLM) -> list[str]:
+    theirs = other.state_dict()
+    return [name for name, value in model.state_dict().items() if not torch.equal(value, theirs[name])]
+
+
+def test_questions_packed_behind_one_prefix_cost_what_they_cost_alone() -> None:
+    decoder = new_model().decoder.eval()
+    prefix, blocks = [5, 6, 7], [Block([8, 9], [10, 11]), Block([12], [13, 14, 15])]
+    with torch.no_grad():
+        together = answer_loss(decoder, pack([(prefix, blocks)]), None)[0] * 5
+        apart = [answer_loss(decoder, pack([(prefix, [block])]), None)[0] * len(block.answer) for block in blocks]
+        rows = decoder.head(decoder(decoder.embed_tokens(torch.tensor([[*prefix, 12, 13, 14]]))))
+        plain = torch.nn.functional.cross_entropy(rows[0, -3:], torch.tensor([13, 14, 15]), reduction="sum")
+    torch.testing.assert_close(together, sum(apart))
+    torch.testing.assert_close(apart[1], plain)
+
+
+def test_padding_a_row_changes_no_loss() -> None:
+    decoder = new_model().decoder.eval()
+    short_row, long_row = ([5], [Block([8], [9])]), ([5, 6, 7], [Block([8] * 20, [9] * 5)])
+    with torch.no_grad():
+        alone = answer_loss(decoder, pack([short_row]), None)[0]
+        both = answer_loss(decoder, pack([short_row, long_row]), None)[0] * 6
+        other = answer_loss(decoder, pack([long_row]), None)[0] * 5
+    torch.testing.assert_close(both, alone + other)
+
+
+@pytest.mark.parametrize("stage", [ENCODER, LANGUAGE, STAGE_2], ids=lambda stage: stage.name)
+def test_an_interrupted_run_ends_with_the_same_weights(stage: Stage, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    stage, source = short(stage), DrawnScenes(tokenizer)
+    whole, first, second = new_model(), new_model(), new_model()
+    train_stage(whole, stage, source, tmp_path / "whole", save_every=2, background=False)
+    train_stage(first, stage, source, tmp_path / "cut", stop_at=2, save_every=2, background=False)
+    train_stage(second, stage, source, tmp_path / "cut", save_every=2, background=False)
+    assert different(whole, second) == []
+    assert different(whole, first)  # the comparison sees a difference where there is one
+
+
+def test_a_stage_moves_only_what_it_trains(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = new_model()
+    train_stage(model, short(STAGE_1, 2), DrawnScenes(tokenizer), tmp_path, background=False)
+    assert {name.split(".")[0] for name in different(model, new_model())} == {"projector"}
+
+
+def test_other_settings_do_not_continue_a_run(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    stage = short(STAGE_1, 2)
+    train_stage(new_model(), stage, DrawnScenes(tokenizer), tmp_path, background=False)
+    with pytest.raises(CheckpointError, match=r"stage1 \(rate\)"):
+        finished(replace(stage, rate=1.0), new_model(), tmp_path)
+
+
+def test_a_few_steps_lower_the_loss(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    stage = replace(short(LANGUAGE, 40), rate=5e-3, pictures=4)
+    train_stage(new_model(), stage, DrawnScenes(tokenizer), tmp_path, save_every=40, background=False)
+    first, last = [json.loads(line)["loss"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert last < 0.8 * first
+
+
+def test_scenes_of_two_stages_never_meet() -> None:
+    from fastvlm_ref.training.batches import _numbers
+
+    spans = [(_numbers(stage, 0).start, _numbers(stage, stage.steps).stop) for stage in STAGES.values()]
+    spans.sort()
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(spans))
+
+
+def test_the_schedule_rises_for_three_percent_and_falls_to_zero() -> None:
+    stage = replace(STAGE_2, steps=1000)
+    assert stage.rate_at(0) == pytest.approx(1 / 30)
+    assert stage.rate_at(29) == stage.rate_at(30) == 1.0
+    assert stage.rate_at(999) < 1e-4
+
+
+def test_folding_batch_norms_changes_no_feature(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = new_model()
+    train_stage(model, short(ENCODER, 2), DrawnScenes(tokenizer), tmp_path, background=False)
+    names = [name for name, _ in FastVLM(SMALLER).named_parameters()]
+    pixels = torch.rand(2, 3, 256, 256)
+    encoder = model.eval().vision_encoder
+    with torch.no_grad():
+        before = encoder(pixels)
+        fold_batch_norms(encoder)
+        after = encoder(pixels)
+    assert [name for name, _ in model.named_parameters()] == names
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-4)
+
+
+def test_a_saved_folder_reads_back_rounded_to_bf16(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = FastVLM(SMALLER).eval()
+    initialise(model, 3)
+    save_llava(model.to(memory_format=torch.channels_last), tokenizer, tmp_path)
+    read = load_checkpoint(tmp_path)
+    assert read.config.vision == SMALLER.vision
+    assert read.config.text == SMALLER.text
+    saved = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    for name, value in saved.items():
+        assert torch.equal(read.state_dict()[name], value.to(torch.bfloat16).float()), name
