@@ -111,12 +111,9 @@ def _package_names(manifest: dict[str, Any]) -> Iterator[str]:
 def _function(name: str, function: Any, declared: Any) -> FunctionContents:
     block = function.block_specializations[function.opset]
     ops = Counter(_op_types(block))
-    constants = sum(ops.pop(kind, 0) for kind in ("const",))
-    return FunctionContents(
-        name, function.opset,
-        *(tuple(map(_feature, side)) for side in (declared.input, declared.output, declared.state)),
-        dict(sorted(ops.items())), constants,
-    )  # fmt: skip
+    constants = ops.pop("const", 0)
+    inputs, outputs, states = (tuple(map(_feature, side)) for side in (declared.input, declared.output, declared.state))
+    return FunctionContents(name, function.opset, inputs, outputs, states, dict(sorted(ops.items())), constants)
 
 
 def _op_types(block: Any) -> Iterator[str]:
