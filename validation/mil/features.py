@@ -136,8 +136,8 @@ def array_to_tensor(value: Any, feature: Feature, precision: str) -> torch.Tenso
         limits = np.iinfo(dtype.numpy)
         if array.min() < limits.min or array.max() > limits.max:
             raise ExecutionError(f"input {feature.name!r}: values {array.min()}..{array.max()} do not fit {dtype.name}")
-    exact = np.ascontiguousarray(array, dtype=dtype.numpy) if precision != "fp32" or not dtype.is_float else array
-    return to_tensor(np.array(exact)).to(held_type(dtype, precision))
+    exact = array if precision == "fp32" and dtype.is_float else array.astype(dtype.numpy)
+    return to_tensor(np.array(exact, order="C")).to(held_type(dtype, precision))
 
 
 def image_to_tensor(value: Any, feature: Feature, precision: str) -> torch.Tensor:
