@@ -21,7 +21,7 @@ def _round(value: Any) -> Any:
     return value
 
 
-class RoundEachOp(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class RoundEachOp(TorchDispatchMode):
     """Inside this context every float32 result of every op carries fp16 precision (and overflows as fp16 does)."""
 
     def __torch_dispatch__(
