@@ -112,20 +112,12 @@ def run_shard(target: str, record: Path, shard: int, shards: int, rows: str, key
 
     settings = Path(tempfile.mkdtemp()) / "pytest.ini"
     settings.write_text("[pytest]\n")
-    options = [
-        "-c",
-        str(settings),
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--no-header",
-        "-x" if False else "-q",
-        "--tb=short",
-    ]
+    options = ["-c", str(settings), "--rootdir", str(package_folder()), "-q", "--no-header", "--tb=short"]
+    options += ["-p", "no:cacheprovider", "--continue-on-collection-errors", "-W", "ignore"]
     if keyword:
         options += ["-k", keyword]
     where = str(package_folder() / SUITES[target]) if target in SUITES else target
-    return int(pytest.main([where, *options, "-W", "ignore"], plugins=[Recorder(record, shard, shards, rows)]))
+    return int(pytest.main([where, *options], plugins=[Recorder(record, shard, shards, rows)]))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -154,9 +146,8 @@ def summary(record: Path) -> str:
     total: Counter[str] = sum(families.values(), Counter())
     lines = ["| family | passed | failed | skipped | xfail |", "|---|---|---|---|---|"]
     for family, counts in [*sorted(families.items()), ("all", total)]:
-        lines.append(
-            f"| {family} | {counts['passed']} | {counts['failed']} | {counts['skipped']} | {counts['xfail']} |"
-        )
+        row = [family, *(str(counts[outcome]) for outcome in ("passed", "failed", "skipped", "xfail"))]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join([*lines, "", *(f"{count} x {reason}" for reason, count in reasons.most_common())])
 
 

@@ -55,7 +55,7 @@ def test_opens_specs_and_models_in_memory(package: Path) -> None:
     np.testing.assert_array_equal(predict(model), TABLE[[3, 0, -1]])
     spec = model.get_spec()  # type: ignore[attr-defined]
     again = MILModel(spec, weights=package / "Data/com.apple.CoreML/weights")
-    np.testing.assert_array_equal(list(again.predict({"x0": np.array([1, 2, 3])}).values())[0], TABLE[1:4])
+    np.testing.assert_array_equal(next(iter(again.predict({"x0": np.array([1, 2, 3])}).values())), TABLE[1:4])
     with pytest.raises(PackageError, match="weights folder"):
         predict(spec)
 
@@ -202,7 +202,7 @@ def test_inputs_are_checked(given: dict[str, object], message: str) -> None:
 
 def test_integer_inputs_refuse_floats_and_wide_values() -> None:
     model = MILModel(build(lambda x0: mb.add(x=x0, y=1), [((2,), np.int32)]))
-    assert list(model.predict({"x0": np.array([1, 2])}).values())[0].tolist() == [2, 3]
+    assert next(iter(model.predict({"x0": np.array([1, 2])}).values())).tolist() == [2, 3]
     with pytest.raises(ExecutionError, match="float64 given, expected int32"):
         model.predict({"x0": np.array([1.0, 2.0])})
     with pytest.raises(ExecutionError, match="do not fit int32"):
