@@ -125,5 +125,6 @@ def batches(source: Source, stage: Stage, start: int, stop: int, *, background: 
     if not background:
         yield from (steps[step] for step in range(start, stop))
         return
-    ahead: dict[str, Any] = {"num_workers": 1, "prefetch_factor": 6}
+    # spawned, not forked: this process has threads, and a fork may deadlock on what they hold
+    ahead: dict[str, Any] = {"num_workers": 1, "prefetch_factor": 6, "multiprocessing_context": "spawn"}
     yield from DataLoader(steps, batch_size=None, sampler=range(start, stop), **ahead)

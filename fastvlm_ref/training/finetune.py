@@ -48,10 +48,10 @@ def finetune(
 
 def finetune_stage(name: str, steps: int | None, rows_a_step: int | None, rate: float | None) -> Stage:
     """Returns a stage that learns from pictures and answers, with the user's numbers in place of its own."""
-    stage = STAGES[name]
-    if stage.objective != "answers":
-        known = ", ".join(sorted(name for name, stage in STAGES.items() if stage.objective == "answers"))
-        raise UsageError(f"--stage {name} does not learn from rows with pictures; choose one of {known}")
+    known = {name: stage for name, stage in STAGES.items() if stage.objective == "answers"}
+    if name not in known:
+        raise UsageError(f"--stage {name} is no stage that learns from rows; choose one of {', '.join(sorted(known))}")
+    stage = known[name]
     rows = rows_a_step or stage.pictures
     vision_rate = stage.vision_rate * rate / stage.rate if rate and stage.vision_rate else stage.vision_rate
     return replace(

@@ -1,0 +1,141 @@
+"""`fastvlm train`: fine-tuning on a user's rows, measuring, and everything that is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from fastvlm.cli import cli
+from fastvlm.errors import UsageError
+from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.training.finetune import AMLR_SENTENCE, finetune_stage, write_finetuned
+from fastvlm_ref.training.loop import train_stage
+from fastvlm_ref.training.rows import Row, UserRows, read_rows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Two rows about one picture of each colour."""
+    for colour in ("red", "blue"):
+        Image.new("RGB", (120, 80), colour).save(tmp_path / f"{colour}.png")
+    lines = [{"image": f"{colour}.png", "prompt": "What is it?", "answer": colour} for colour in ("red", "blue")]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    return file
+
+
+def train(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["train", *map(str, arguments)])
+
+
+def test_a_fine_tune_leaves_a_checkpoint_that_learned(rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = train("--checkpoint", "tiny", "--data", rows, "-o", out, "--steps", 12, "--batch", 2, "--rate", "1e-3")
+    assert done.exit_code == 0, done.output
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out.work" / "curve.jsonl").read_text().splitlines()]
+    assert losses
+    tuned = load_checkpoint(out)
+    assert tuned.config.licence == "apache-2.0"
+    for colour in ("red", "blue"):
+        with Image.open(tmp_path / f"{colour}.png") as picture:
+            assert "".join(tuned.generate(picture, "What is it?", 5)) == colour
+    again = train("--checkpoint", "tiny", "--data", rows, "-o", out)
+    assert (again.exit_code, "--overwrite" in again.output) == (2, True)
+
+
+def test_rows_go_through_the_checkpoints_own_rules(rows: Path) -> None:
+    model = load_checkpoint("tiny")
+    assert model.tokenizer is not None
+    source = UserRows(read_rows(rows), model.tokenizer, model.config)
+    stage = replace(finetune_stage("stage3", 4, 2, None), image_size=256)
+    batch = source.batch(stage, 0, 0)
+    assert batch.pixels is not None
+    assert batch.packed is not None
+    assert batch.pixels.shape == (1, 3, 256, 256)
+    assert int(batch.pixels[0, :, 0].sum()) == 0  # a wide picture has black bars
+    answered = batch.packed.targets[batch.packed.targets >= 0].tolist()
+    assert answered[-1] == model.tokenizer.control("<|im_end|>")
+    assert model.tokenizer.decode(answered[:-1]) in ("red", "blue")
+    assert torch.equal(batch.pixels, source.batch(stage, 0, 0).pixels)  # type: ignore[arg-type]
+    parts = [source.batch(stage, step, part).packed for step in (0, 1) for part in (0, 1)]
+    assert len({tuple(part.targets[0].tolist()) for part in parts[:2] if part}) == 2  # an epoch visits every row
+
+
+def test_a_derivative_keeps_its_licence(tmp_path: Path) -> None:
+    model = load_checkpoint("tiny")
+    model.config = replace(model.config, licence="apple-amlr")
+    write_finetuned(model, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert AMLR_SENTENCE in card
+    assert "derivative" in card
+    assert load_checkpoint(tmp_path).config.licence == "apple-amlr"
+
+
+def test_every_bad_row_is_listed_at_once(rows: Path) -> None:
+    rows.write_text(
+        '{"image": "red.png", "prompt": "?"}\nnonsense\n{"image": "no.png", "prompt": "?", "answer": "x"}\n[]'
+    )
+    with pytest.raises(UsageError) as caught:
+        read_rows(rows)
+    for said in ("4 rows", "line 1: answer missing", "line 2: not JSON", "no picture at no.png", "line 4: a list"):
+        assert said in str(caught.value)
+
+
+def test_a_folder_of_rows_is_read_whole(rows: Path) -> None:
+    (rows.parent / "more.jsonl").write_text(rows.read_text())
+    assert len(read_rows(rows.parent)) == 4
+    assert read_rows(rows)[0] == Row(rows.parent / "red.png", "What is it?", "red")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "-o DIR"),
+        (["-o", "out", "--data", "rows.jsonl"], "--checkpoint"),
+        (["-o", "out", "--steps", "5"], "--steps"),
+        (["-o", "out", "--checkpoint", "tiny", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["-o", "out", "--checkpoint", "tiny", "--data", "rows.jsonl", "--stage", "encoder"], "stage3"),
+        (["-o", "out", "--checkpoint", "tiny", "--data", "rows.jsonl", "--stage", "fourth"], "stage3"),
+        (["-o", "out", "--checkpoint", "tiny", "--data", "rows.jsonl", "--image-size", "100"], "64"),
+        (["--evaluate", "no-such-folder"], "no-such-folder"),
+    ],
+)
+def test_bad_usage_is_one_line(arguments: list[str], said: str, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(rows.parent)
+    result = train(*arguments)
+    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert (result.exit_code, len(errors)) == (2, 1), result.output
+    assert said in errors[0]
+    assert not Path("out").exists()
+
+
+def test_measuring_prints_a_table_and_says_no(tmp_path: Path) -> None:
+    """Nine questions to a model whose projector is gone: all forms in the table, exit code 1."""
+    model = load_checkpoint("tiny")
+    with torch.no_grad():
+        model.projector[2].weight.zero_()
+    write_finetuned(model, tmp_path)
+    result = train("--evaluate", tmp_path, "--questions", 9, "--json")
+    assert result.exit_code == 1, result.output
+    found = json.loads(result.stdout)
+    assert found["good"] is False
+    assert len(found["rows"]) == 10
+
+
+def test_training_continues_where_it_stopped(rows: Path, tmp_path: Path) -> None:
+    model = load_checkpoint("tiny")
+    assert model.tokenizer is not None
+    source = UserRows(read_rows(rows), model.tokenizer, model.config)
+    stage = finetune_stage("stage3", 4, 2, None)
+    train_stage(model, stage, source, tmp_path / "work", stop_at=2, background=False)
+    train_stage(model, stage, source, tmp_path / "work", background=False)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "work" / "curve.jsonl").read_text().splitlines()]
+    assert steps == [4]
