@@ -13,11 +13,16 @@ from tokenizers import Tokenizer as Inner
 
 from fastvlm_ref.config import FastVLMConfig, PromptConfig, TextConfig, VisionConfig
 from fastvlm_ref.model.fastvlm import FastVLM
-from fastvlm_ref.tokenizer import QWEN2_WORDS, load_tokenizer
+from fastvlm_ref.tokenizer import load_tokenizer
 
 DATA = Path(__file__).parents[1] / "data"
 SHARED = Path(__file__).parents[3] / "shared" / "reference"
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# As Qwen2's tokenizer.json has it, and apart from the package's own copy, so that one checks the other
+WORDS = (
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+)
 CORPUS = (
     "You are a helpful assistant. system user assistant What are these? Describe the image. How many red circles "
     "are there? The quick brown fox jumps over the lazy dog, it's 12,345.67 — isn't it?",
@@ -25,6 +30,7 @@ CORPUS = (
     "中文描述一下这张图片 這張圖片裡有什麼 日本語のテキストを読む 한국어 텍스트",
     "अनुच्छेद नमस्ते ภาษาไทย Привет мир Ελληνικά שלום مرحبا",
     "🙂👩‍👩‍👧 def f(x):\n    return x + 1\n\n\ttabs  and   spaces\r\nlines",
+    "## A heading\n#### Another ####\n## And a third",
 )
 
 
@@ -56,7 +62,7 @@ def train_bpe(vocab_size: int = 700) -> Inner:
     inner.normalizer = normalizers.NFC()
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -337,7 +337,7 @@ def heic(brand: bytes = b"heic", others: bytes = b"mif1heic") -> bytes:
     return struct.pack(">I4s4sI", 16 + len(others), b"ftyp", brand, 0) + others + bytes(200)
 
 
-@pytest.mark.parametrize("data", [heic(), heic(b"mif1", b"mif1heic"), heic(b"msf1", b"hevc")])
+@pytest.mark.parametrize("data", [heic(), heic(b"heic", b""), heic(b"mif1", b"mif1heic"), heic(b"msf1", b"hevc")])
 def test_heic_without_its_plugin(tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
     assert "pip install pillow-heif" in refused(stored(tmp_path, data, "IMG_0001.HEIC"))
