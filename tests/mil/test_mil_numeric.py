@@ -324,3 +324,39 @@ def test_random_follows_its_seed() -> None:
     options = {"size": np.int32(2000), "seed": np.int32(1)}
     drawn = one_op("random_categorical", {"x": (logits,), **options}, "fp32")
     assert abs(drawn.mean() - 0.9) < 0.05
+
+
+def half(*shape: int) -> np.ndarray:
+    return (normal(*shape) / 4).astype(np.float16)
+
+
+def blocks_of_32(products: np.ndarray) -> np.ndarray:
+    """The last axis summed in float32 over 32, the blocks in fp16: the definition, term by term."""
+    total = np.zeros(products.shape[:-1], np.float16)
+    for start in range(0, products.shape[-1], 32):
+        total = total + products[..., start : start + 32].sum(-1, dtype=np.float32).astype(np.float16)
+    return total
+
+
+def test_accumulation_in_blocks_is_its_definition() -> None:
+    x, weight = half(3, 200), half(5, 200)
+    products = x.astype(np.float32)[:, None] * weight.astype(np.float32)[None]
+    want = blocks_of_32(products)
+    got = one_op("linear", {"x": (x,), "weight": weight}, "fp16", "fp16-accumulate")
+    np.testing.assert_allclose(got, want, atol=2e-3)
+    once = one_op("linear", {"x": (x,), "weight": weight}, "fp16", "fp16")
+    exact = products.sum(-1, dtype=np.float64)
+    assert np.abs(got - exact).mean() > 1.5 * np.abs(once - exact).mean()
+    flags = {"transpose_y": np.bool_(True)}
+    np.testing.assert_array_equal(
+        one_op("matmul", {"x": (x,), "y": (weight,), **flags}, "fp16", "fp16-accumulate"), got
+    )
+
+
+@pytest.mark.parametrize(("groups", "kernel"), [(1, 1), (1, 3), (40, 7), (4, 3)])
+def test_convolution_in_blocks_sums_the_same_terms(groups: int, kernel: int) -> None:
+    x, weight, bias = half(1, 40, 9, 9), half(40, 40 // groups, kernel, kernel), half(40)
+    options = {"weight": weight, "bias": bias, "groups": np.int32(groups), "pad_type": "same"}
+    got = one_op("conv", {"x": (x,), **options}, "fp16", "fp16-accumulate").astype(np.float32)
+    want = one_op("conv", {"x": (x,), **options}, "fp16", "fp32")
+    assert 0 < np.abs(got - want).max() < 0.02

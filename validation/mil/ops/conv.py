@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
+from validation.mil.ops import blocked
 from validation.mil.ops.padding import pad_amounts, padded
 from validation.mil.registry import Ints, Tensor, op
 
 _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-@op("conv")
+def _conv_blocked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    strides: Ints | None = None,
+    pad_type: str = "valid",
+    pad: Ints | None = None,
+    dilations: Ints | None = None,
+    groups: int = 1,
+) -> Tensor:
+    """`conv` in blocks of 32 products; the bias is added last, in fp16."""
+    total = None
+    for channels, part in blocked.weight_blocks(weight):
+        values = blocked.grouped_channels(x, channels, groups)
+        block = conv(values, part, None, strides, pad_type, pad, dilations, groups).half()
+        total = block if total is None else total + block
+    if total is None:
+        raise ValueError(f"a convolution without input channels: weight {list(weight.shape)}")
+    return total if bias is None else total + bias.half().reshape(-1, *[1] * (x.ndim - 2))
+
+
+@op("conv", blocked=_conv_blocked)
 def conv(
     x: Tensor,
     weight: Tensor,

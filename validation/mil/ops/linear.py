@@ -8,6 +8,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from validation.mil.ops import blocked
 from validation.mil.registry import Kind, Tensor, Tensors, op
 
 _HALF = torch.float16
@@ -30,7 +31,7 @@ def half_linear_rounds_once() -> bool:
     return bool((error <= 0.51 * expected.abs() * 2**-10 + 1e-3).all())
 
 
-@op("linear", kind=Kind.NATIVE)
+@op("linear", kind=Kind.NATIVE, blocked=blocked.linear)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """iOS15, iOS17 linear.linear: x (..., D_in) @ weight (D_out, D_in) transposed + bias (D_out,)"""
     rows = x.numel() // x.shape[-1]
@@ -40,7 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x.float(), weight.float(), raised).to(_HALF)
 
 
-@op("matmul")
+@op("matmul", blocked=blocked.transposing_matmul)
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """iOS15, iOS17 linear.matmul: rank-1 operands as numpy's matmul takes them"""
     left = x.mT if transpose_x and x.ndim > 1 else x
@@ -48,7 +49,7 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
     return torch.matmul(left, right)
 
 
-@op("scaled_dot_product_attention")
+@op("scaled_dot_product_attention", blocked=blocked.attention)
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """iOS18 transformers.scaled_dot_product_attention: (B, ..., L, E), (B, ..., S, E), (B, ..., S, EV)"""
     scores = torch.matmul(query, key.mT) / math.sqrt(query.shape[-1])
