@@ -1,4 +1,8 @@
-"""Recurrent layers (iOS15, iOS17, iOS18 recurrent). x is (S, B, I); gates lie on the weights' first axis."""
+"""Recurrent layers (iOS15, iOS17, iOS18 recurrent). x is (S, B, I); gates lie on the weights' first axis.
+
+The documentation leaves out where `clip` acts (on the cell), the scales of the activations and the order of a reversed
+sequence; coremltools' own tests settle them.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,10 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": F.relu,
     "linear": lambda x: x,
-    # Core ML's fixed constants: 0.2 x + 0.5 within [0, 1], and 1.7159 tanh(2/3 x).
+    # The scales are 1 here: coremltools' test_recurrent.py, whose answers were taken on a Mac.
     "hard_sigmoid": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),
     "sigmoid_hard": lambda x: torch.clamp(0.2 * x + 0.5, 0, 1),
-    "scaled_tanh": lambda x: 1.7159 * torch.tanh(2 / 3 * x),
+    "scaled_tanh": torch.tanh,
 }
 
 
@@ -33,10 +37,9 @@ def _directed(x: Tensor, direction: str) -> Tensor:
     return x.flip(0) if direction == "reverse" else x
 
 
-def _sequence(steps: list[Tensor], direction: str, output_sequence: bool) -> Tensor:
-    if not output_sequence:
-        return steps[-1].unsqueeze(0)
-    return torch.stack(steps[::-1] if direction == "reverse" else steps)
+def _sequence(steps: list[Tensor], output_sequence: bool) -> Tensor:
+    """Every step in the order of processing, also for "reverse" (coremltools' tests show that), or the last alone."""
+    return torch.stack(steps) if output_sequence else steps[-1].unsqueeze(0)
 
 
 @op("rnn")
@@ -56,7 +59,7 @@ def rnn(
     for part in F.linear(_directed(x, direction), weight_ih, bias):
         hidden = act(part + F.linear(hidden, weight_hh))
         steps.append(hidden)
-    return Tensors((_sequence(steps, direction, output_sequence), hidden))
+    return Tensors((_sequence(steps, output_sequence), hidden))
 
 
 @op("gru")
@@ -91,7 +94,7 @@ def gru(
         inner = r * F.linear(hidden, weight_o, bias_o) if reset_after else F.linear(r * hidden, weight_o, bias_o)
         hidden = (1 - z) * act(part_o + inner) + z * hidden
         steps.append(hidden)
-    return Tensors((_sequence(steps, direction, output_sequence), hidden))
+    return Tensors((_sequence(steps, output_sequence), hidden))
 
 
 @op("lstm")
@@ -120,7 +123,7 @@ def lstm(
         steps, cell = _lstm(
             _directed(x, direction), initial_h, initial_c, weight_ih, weight_hh, bias, peephole, acts, clip
         )
-        return Tensors((_sequence(steps, direction, output_sequence), steps[-1], cell))
+        return Tensors((_sequence(steps, output_sequence), steps[-1], cell))
     if weight_ih_back is None or weight_hh_back is None:
         raise ValueError("a bidirectional lstm lacks weight_ih_back or weight_hh_back")
     size = initial_h.shape[-1] // 2
@@ -136,7 +139,8 @@ def lstm(
         acts,
         clip,
     )
-    both = (_sequence(ahead, "forward", output_sequence), _sequence(back, "reverse", output_sequence))
+    # Joined with the forward steps, the backward ones lie in the order of the input, as in torch.
+    both = (_sequence(ahead, output_sequence), _sequence(back[::-1] if output_sequence else back, output_sequence))
     return Tensors((torch.cat(both, -1), torch.cat((ahead[-1], back[-1]), -1), torch.cat((cell, cell_back), -1)))
 
 
@@ -160,8 +164,8 @@ def _lstm(
     for part in F.linear(x, weight_ih, bias):
         i, f, o, z = (part + F.linear(hidden, weight_hh)).split(size, dim=-1)
         i, f, z = gate(i + peep_i * cell), gate(f + peep_f * cell), inner(z)
-        z = z if clip is None else torch.clamp(z, -clip, clip)
         cell = f * cell + i * z
+        cell = cell if clip is None else torch.clamp(cell, -clip, clip)
         hidden = gate(o + peep_o * cell) * outer(cell)
         steps.append(hidden)
     return steps, cell
