@@ -239,7 +239,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], type[CheckpointError], str]] = {
     "image side too large": (_config(mm_vision_tower="mobileclip_l_6400000"), ConfigError, "multiple of 64"),
     "image rule": (_config(image_aspect_ratio="anyres"), ConfigError, "image_aspect_ratio 'anyres'"),
     "other mean": (
-        damaged(_text("preprocessor_config.json", '{"image_mean": [0.5, 0.5, 0.5]}')), ConfigError, "image_mean is [0.5",
+        damaged(_text("preprocessor_config.json", '{"image_mean": [0.5, 0.5]}')), ConfigError, "image_mean is [0.5",
     ),
     "image not square": (
         lambda path: write(

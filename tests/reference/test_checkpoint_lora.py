@@ -260,7 +260,7 @@ def test_factors_that_do_not_fit_are_listed(tmp_path: Path, base: Path) -> None:
 
 
 def test_a_rank_other_than_stated_is_seen(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(TensorError, match="has rank 4, adapter_config.json states 8"):
+    with pytest.raises(TensorError, match=r"has rank 4, adapter_config\.json states 8"):
         load_checkpoint(adapter(tmp_path / "it", factors(), r=8), base=base)
 
 
