@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastvlm.errors import PackageError
+from fastvlm.errors import BuildError, PackageError
 from fastvlm.manifest import NAME, read_manifest
 from fastvlm.paths import contained
 
@@ -101,11 +101,13 @@ def is_package(path: str | Path) -> bool:
 
 
 def _package_names(manifest: dict[str, Any]) -> Iterator[str]:
-    for part in manifest["packages"].values():
+    for name, part in manifest["packages"].items():
         if isinstance(part, str):
             yield part
-        else:
-            yield from part or ()
+        elif isinstance(part, list):
+            yield from part
+        elif part is not None:
+            raise BuildError(f"packages.{name} in manifest.json is {str(part)[:60]!r}, expected names; export again")
 
 
 def _function(name: str, function: Any, declared: Any) -> FunctionContents:

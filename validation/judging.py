@@ -8,6 +8,7 @@ good any more.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,19 +17,21 @@ from typing import Any
 
 import torch
 
-from fastvlm.errors import UsageError
+from fastvlm.build import Build, read_build
+from fastvlm.errors import BuildError, OutputError, UsageError
 from fastvlm.hashes import sha256_file
 from fastvlm.manifest import NAME as MANIFEST
-from fastvlm.manifest import check_files, dump, read_manifest
+from fastvlm.manifest import check_files, dump
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import replace_file
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.comparison import Comparison
+from validation.limits import TABLE
 from validation.samples import Sample, samples_in, shipped_samples
 from validation.selftest import FOLDER as SELFTEST
-from validation.selftest import work_example, write_selftest
+from validation.selftest import SelfTest, is_selftest, work_example, write_selftest
 from validation.verdict import FILE, Verdict
 
 STEPS = 32
@@ -45,53 +48,83 @@ def validate(
     Raises BuildError (files missing or changed), UsageError (a reference that is not the build's source), and
     whatever loading the checkpoint raises.
     """
-    build = Path(build)
-    manifest = read_manifest(build)
-    check_files(build, manifest)
+    folder = Path(build)
+    opened = read_build(folder)
+    with progress.stage("Checking the files"):
+        _check_folder(opened)
     samples = shipped_samples() if images is None else samples_in(Path(images))
     with _one_thread():
-        model, tokenizer = _load_reference(manifest, reference, progress, checkpoint_options)
-        comparison = Comparison(build, model, tokenizer, backend, steps, progress)
+        model, tokenizer = _load_reference(opened, reference, progress, checkpoint_options)
+        comparison = Comparison(opened, model, tokenizer, backend, steps, progress)
         rows, answers = comparison.run(samples)
-        hashes = {name: row["sha256"] for name, row in manifest["source"]["files"].items()}
-        manifest_hash = sha256_file(build / MANIFEST)
-        verdict = Verdict(rows, answers, backend, steps, manifest_hash, hashes, build / FILE)
-        _publish(verdict, build, comparison, samples[0])
+        measured = {row.limit.key for row in rows}
+        missing = tuple(limit.key for limit in TABLE if limit.key not in measured)
+        hashes = {name: row["sha256"] for name, row in opened.source_files.items()}
+        manifest_hash = sha256_file(folder / MANIFEST)
+        verdict = Verdict(rows, answers, backend, steps, missing, manifest_hash, hashes, folder / FILE)
+        with progress.stage("Writing the verdict"):
+            _publish(verdict, folder, comparison, samples[0])
     return verdict
 
 
+def _check_folder(build: Build) -> None:
+    """Raises before the minutes of work: OutputError where nothing can be written, BuildError for changed files.
+
+    An older verdict on files that have changed since is taken away: it speaks of a build that is no more.
+    """
+    if not os.access(build.folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{build.folder} may not be written by this user, and the verdict goes there; copy it first")
+    selftest = build.folder / SELFTEST
+    if selftest.exists() and not is_selftest(selftest):
+        raise OutputError(f"{selftest} was not written by fastvlm; move it away, the self-test goes there")
+    try:
+        check_files(build.folder, build.manifest)
+    except BuildError:
+        (build.folder / FILE).unlink(missing_ok=True)
+        if selftest.is_dir():
+            shutil.rmtree(selftest)
+        raise
+
+
 def _load_reference(
-    manifest: dict[str, Any], reference: str | Path | None, progress: Progress, options: dict[str, Any]
+    build: Build, reference: str | Path | None, progress: Progress, options: dict[str, Any]
 ) -> tuple[FastVLM, Tokenizer]:
     """Loads the checkpoint with what was asked for at the export; raises UsageError where it is another one."""
-    source = manifest["source"]
     if reference is None:
-        if source["id"] != "tiny":
-            raise UsageError(f"this build was made from {source['id']}; name that checkpoint: --reference CHECKPOINT")
+        if build.source_id != "tiny":
+            raise UsageError(f"this build was made from {build.source_id}; name it: --reference CHECKPOINT")
         reference = "tiny"
-    model = load_checkpoint(reference, progress=progress, **source.get("options", {}), **options)
+    told: dict[str, Any] = {**build.source_options, **options}
+    model = load_checkpoint(reference, progress=progress, **told)
     if model.source is None or model.tokenizer is None:
         raise UsageError(f"{reference} has no source or no tokenizer")
-    found, expected = model.source.files(), source["files"]
+    with progress.stage("Hashing the reference"):
+        found, expected = model.source.files(), build.source_files
     different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if different:
         raise UsageError(
             f"{reference} is not what this build was made from ({', '.join(different[:5])} differ); "
-            f"give the checkpoint {source['id']} it was exported from, or export again"
+            f"give the checkpoint {build.source_id} it was exported from, or export again"
         )
     return model, model.tokenizer
 
 
 def _publish(verdict: Verdict, build: Path, comparison: Comparison, sample: Sample) -> None:
-    """Writes validation.json last, so that a passed verdict never stands beside a self-test of another build."""
+    """A passed verdict is written after its self-test, a failed one before the old self-test goes: neither lies."""
     if verdict.passed and verdict.answers:
-        pixels = comparison.pixels(sample.picture, comparison.package.image_size)
-        ids = comparison.ids(sample.prompt)
-        stop_ids, steps = comparison.stop_ids, comparison.steps
-        write_selftest(build, work_example(comparison.reference, sample.prompt, pixels, ids, stop_ids, steps))
-    elif (build / SELFTEST).is_dir():
-        shutil.rmtree(build / SELFTEST)
+        write_selftest(build, _example(comparison, sample))
+        replace_file(verdict.path, dump(verdict.as_json()))
+        return
     replace_file(verdict.path, dump(verdict.as_json()))
+    if (build / SELFTEST).is_dir():
+        shutil.rmtree(build / SELFTEST)
+
+
+def _example(comparison: Comparison, sample: Sample) -> SelfTest:
+    pixels, ids = comparison.pixels(sample.picture, comparison.image_size), comparison.ids(sample.prompt)
+    tokens = comparison.model.config.vision.tokens_at(comparison.image_size)
+    steps = comparison.steps_after(len(ids[0]) + tokens + len(ids[1]))
+    return work_example(comparison.reference, sample.prompt, pixels, ids, comparison.stop_ids, steps)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ def _lines(verdict: Verdict) -> list[str]:
             f"{'ok' if row.passed else '**MISSED**'} | {_cell(row.subject)} | {_cell(row.limit.reason)} |"
             for row in verdict.rows
         ),
+        *(("", f"Not measured here: {', '.join(verdict.not_measured)}.") if verdict.not_measured else ()),
         "", "## What was compared", "",
         f"- manifest sha256 `{verdict.manifest_sha256}`",
         *(f"- reference `{name}` sha256 `{digest}`" for name, digest in sorted(verdict.reference_files.items())),

@@ -87,11 +87,12 @@ def work_example(
 
 def write_selftest(build: Path, test: SelfTest) -> None:
     """Writes `selftest/` into the build, whole or not at all, in place of an older one."""
-    with staged_folder(build / FOLDER, overwrite=True, is_ours=_is_selftest) as stage:
+    with staged_folder(build / FOLDER, overwrite=True, is_ours=is_selftest) as stage:
         Image.fromarray(test.pixels).save(stage / "picture.png")
         test.features.astype(np.float16).tofile(stage / "features.bin")
         (stage / "selftest.json").write_bytes(dump(test.as_json()))
 
 
-def _is_selftest(folder: Path) -> bool:
+def is_selftest(folder: Path) -> bool:
+    """Returns whether a folder is a self-test that this project wrote, which may be replaced."""
     return (folder / "selftest.json").is_file()

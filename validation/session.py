@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
+from fastvlm.build import Build, read_build
 from fastvlm.errors import UsageError
 from fastvlm.manifest import NAME as MANIFEST
-from fastvlm.paths import contained
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.config import PromptConfig
@@ -55,8 +55,10 @@ class Session(Generic[AnyEngine]):
     ) -> Answer:
         """Answers one question about one picture; `on_text` receives the pieces as they come.
 
-        Raises ImageError and PromptError, before anything has run.
+        Raises ImageError, PromptError, and BuildError for a build of one part alone, before anything has run.
         """
+        if isinstance(self.engine, PackageEngine):
+            self.engine.check_whole()
         timings = Timings()
         image = picture if isinstance(picture, Image.Image) else open_image(picture, progress=progress)
         pieces: list[str] = []
@@ -85,10 +87,11 @@ def open_session(
     """
     if is_build(target):
         fixed = {"context": context, **checkpoint_options}
-        given = ", ".join("--" + name.replace("_", "-") for name, value in fixed.items() if value)
+        given = [name for name, value in fixed.items() if value not in (None, False)]
         if given:
-            raise UsageError(f"{given}: fixed when {target} was exported; give it to `fastvlm export`")
-        return build_session(Path(target), backend or "mil", image_size, progress)
+            names = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise UsageError(f"{names}: fixed when {target} was exported; give it to `fastvlm export`")
+        return build_session(read_build(target), backend or "mil", image_size, progress)
     if backend not in (None, "torch"):
         raise UsageError(f"--backend {backend} runs a build folder, and {target} is a checkpoint; export it first")
     model = load_checkpoint(target, progress=progress, **checkpoint_options)
@@ -99,13 +102,12 @@ def open_session(
 
 
 def build_session(
-    build: Path, backend: str = "mil", image_size: int | None = None, progress: Progress = SILENT
+    build: Build, backend: str = "mil", image_size: int | None = None, progress: Progress = SILENT
 ) -> Session[PackageEngine]:
-    """Opens a build folder with its own tokenizer, prompt and image rule, as its manifest states them."""
+    """Opens a build with its own tokenizer, prompt and image rule, as its manifest states them."""
     if backend == "torch":
-        raise UsageError(f"--backend torch runs a checkpoint, and {build} is a build folder; use mil or coreml")
-    with progress.stage("Opening the packages"):
+        raise UsageError(f"--backend torch runs a checkpoint, and {build.folder} is a build folder; use mil or coreml")
+    with progress.stage("Opening the build"):
         engine = PackageEngine(build, backend, image_size)
-    manifest = engine.manifest
-    tokenizer = load_tokenizer(contained(build, manifest["tokenizer"]["folder"]), manifest["embeddings"]["rows"])
-    return Session(engine, tokenizer, prompt_from_record(manifest["prompt"]), manifest["image"]["rule"], backend)
+        tokenizer = load_tokenizer(build.tokenizer, build.vocab_size)
+    return Session(engine, tokenizer, prompt_from_record(build.prompt), build.image_rule, backend)

@@ -38,6 +38,7 @@ class Verdict:
     answers: tuple[AnswerRow, ...]
     backend: str
     steps: int
+    not_measured: tuple[str, ...]  # limits that this backend, or this part of a build, cannot be held against
     manifest_sha256: str
     reference_files: dict[str, str]  # file -> sha256
     path: Path  # where validation.json was written
@@ -54,6 +55,7 @@ class Verdict:
             "verdict": "passed" if self.passed else "failed",
             "backend": self.backend,
             "steps": self.steps,
+            "not_measured": list(self.not_measured),
             "limits": [row.as_json() for row in self.rows],
             "answers": [{**vars(row), "same": row.same} for row in self.answers],
             "manifest_sha256": self.manifest_sha256,

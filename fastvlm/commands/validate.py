@@ -70,6 +70,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
         bound = f"{sign} {measured.limit.limit:g}"
         limits.add_row(measured.limit.key, f"{measured.value:.3g}", bound, "ok" if measured.passed else "MISSED")
     console.print(limits)
+    if verdict.not_measured:
+        console.print(f"not measured by this backend on this build: {', '.join(verdict.not_measured)}")
 
 
 def _missed(verdict: Verdict) -> str:

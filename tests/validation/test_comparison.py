@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export import export
+from fastvlm.build import read_build
 from fastvlm.errors import BuildError, ImageError, MissingDependency, UsageError
 from fastvlm.hashes import file_hash
 from fastvlm.manifest import read_manifest, write_manifest
@@ -40,8 +42,10 @@ def test_the_embedded_checkpoint_passes_every_limit(validated):
     assert verdict.passed, [f"{row.limit.key} = {row.value}" for row in verdict.rows if not row.passed]
     assert {row.limit.key for row in verdict.rows} == {
         "encoder.psnr_db", "encoder.snr_loss_db", "encoder.peak", "language.kl", "language.logit_error",
-        "language.divergences", "language.peak", "answer.divergences", "embeddings.max_error", "prompt.differing_ids",
+        "language.divergences", "language.peak", "answer.kl", "answer.logit_error", "answer.divergences",
+        "embeddings.max_error", "manifest.differing_fields", "prompt.differing_ids",
     }
+    assert verdict.not_measured == ()
     assert len(verdict.answers) >= 3
     assert all(row.same for row in verdict.answers)
 
@@ -72,7 +76,7 @@ def test_the_self_test_is_what_the_packages_find(validated):
     test = json.loads((build / "selftest" / "selftest.json").read_text("utf-8"))
     pixels = np.asarray(Image.open(build / "selftest" / "picture.png"))
     features = np.fromfile(build / "selftest" / "features.bin", np.float16).reshape(test["features"]["shape"])
-    engine = PackageEngine(build)
+    engine = PackageEngine(read_build(build))
     found = engine.encode_image(pixels)
     assert np.abs(found - features).max() < 0.05 * np.abs(features).max()
     engine.prefill(engine.embed(test["ids_before_image"]))
@@ -100,8 +104,10 @@ def change_weights(build, package, change):
 
 def test_a_changed_file_is_named_before_anything_runs(tiny_build):
     change_weights(tiny_build, "LanguageModel.mlpackage", lambda values: -values)
+    (tiny_build / "validation.json").write_text("{}")
     with pytest.raises(BuildError, match=r"weight\.bin"):
         validate(tiny_build)
+    assert not (tiny_build / "validation.json").exists()  # it spoke of other files
 
 
 @pytest.mark.parametrize(
@@ -127,11 +133,38 @@ def test_swapped_embedding_rows_fail(tiny_build):
     assert "embeddings.max_error" in missed(validate(tiny_build, steps=1))
 
 
-def test_a_wrong_template_fails(tiny_build):
+@pytest.mark.parametrize(
+    ("path", "value", "limit"),
+    [
+        ("prompt.system", "You are a pirate.", "prompt.differing_ids"),
+        ("prompt.stop_ids", [5], "manifest.differing_fields"),
+        ("image.rule", "crop", "manifest.differing_fields"),
+        ("model.vision.image_size", 1024, "manifest.differing_fields"),
+        ("model.text.rms_norm_eps", 1e-5, "manifest.differing_fields"),
+    ],
+)
+def test_a_manifest_that_misleads_a_runtime_fails(tiny_build, path, value, limit):
     manifest = read_manifest(tiny_build)
-    manifest["prompt"]["system"] = "You are a pirate."
+    *parents, leaf = path.split(".")
+    place = manifest
+    for name in parents:
+        place = place[name]
+    place[leaf] = value
     write_manifest(tiny_build / "manifest.json", manifest)
-    assert "prompt.differing_ids" in missed(validate(tiny_build, steps=1))
+    assert limit in missed(validate(tiny_build, steps=1))
+
+
+@pytest.mark.parametrize("part", ["encoder", "language"])
+def test_a_build_of_one_part_is_compared_in_that_part(part, tmp_path):
+    build = export("tiny", tmp_path / part, only=part)
+    verdict = validate(build, steps=STEPS)
+    assert verdict.passed
+    quantities = {row.limit.quantity for row in verdict.rows}
+    assert (part in quantities)
+    assert (quantities & {"encoder", "language"} == {part})
+    assert any(key.startswith("answer.") for key in verdict.not_measured)
+    with pytest.raises(BuildError, match="exported with --only"):
+        open_session(build).answer(Image.new("RGB", (64, 64)), "What is this?")
 
 
 def test_a_wrong_rope_base_fails(tiny_build):

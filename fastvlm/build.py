@@ -1,0 +1,181 @@
+"""A build folder as a runtime needs it: the manifest's fields, each checked, as one frozen object.
+
+`fastvlm.manifest` reads any manifest; this reads one that is to be run, so every field that leads to a file, a shape or
+a number is proven to be there and of its type before anything is opened. All problems are listed at once.
+A build that was exported with `--only` lacks one part: then `encoder` is None, or `language` is empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastvlm.errors import BuildError
+from fastvlm.manifest import NAME, read_manifest
+from fastvlm.paths import contained
+
+IMAGE_RULES = ("pad", "crop")
+SOURCE_OPTIONS = ("image_rule", "template", "system")
+LARGEST = 1 << 24  # no side, context, vocabulary or width of any model comes near; a larger number is damage
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """`embeddings.bin`: V rows of H values, fp16."""
+
+    file: Path
+    rows: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build folder; paths are contained in it, numbers are positive."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    source_id: str
+    source_options: dict[str, str]  # what the user said at the export in place of what the checkpoint states
+    source_files: dict[str, Any]
+    image_rule: str
+    image_sizes: tuple[int, ...]  # N, the first is the default; empty without an encoder
+    prompt: dict[str, Any]
+    context: int  # C
+    query: int  # Q of `prefill`
+    head_dim: int  # D
+    rope_theta: float
+    vocab_size: int  # V
+    encoder: Path | None
+    language: tuple[Path, ...]
+    embeddings: Embeddings | None
+    tokenizer: Path
+
+
+def read_build(folder: str | Path) -> Build:
+    """Reads the manifest of a build folder; raises BuildError that lists every field that is missing or wrong."""
+    root = Path(folder)
+    manifest = read_manifest(root)
+    fields = _Fields(manifest)
+    language = tuple(contained(root, name) for name in fields.strings("packages.language"))
+    encoder = fields.text("packages.encoder", optional=True)
+    build = Build(
+        root,
+        manifest,
+        fields.text("source.id"),
+        fields.texts("source.options", SOURCE_OPTIONS),
+        fields.mapping("source.files"),
+        fields.choice("image.rule", IMAGE_RULES),
+        fields.integers("image.sizes"),
+        _prompt(fields),
+        fields.integer("context"),
+        fields.integer("query_length"),
+        fields.integer("model.text.head_dim"),
+        fields.number("model.text.rope_theta"),
+        fields.integer("model.text.vocab_size"),
+        contained(root, encoder) if encoder else None,
+        language,
+        _embeddings(root, fields) if language else None,
+        contained(root, fields.text("tokenizer.folder") or "tokenizer"),
+    )
+    if encoder and not build.image_sizes:
+        fields.problems.append("image.sizes is empty, expected the sides of the encoder")
+    if fields.problems:
+        raise BuildError(f"{root / NAME} cannot be run: {'; '.join(fields.problems)}; export the build again")
+    return build
+
+
+def _prompt(fields: _Fields) -> dict[str, Any]:
+    fields.text("prompt.template")
+    if fields.has("prompt.system"):
+        fields.text("prompt.system")
+    fields.integers("prompt.stop_ids")
+    return fields.mapping("prompt")
+
+
+def _embeddings(root: Path, fields: _Fields) -> Embeddings:
+    file = fields.text("embeddings.file") or "embeddings.bin"
+    fields.choice("embeddings.dtype", ("float16",))
+    return Embeddings(contained(root, file), fields.integer("embeddings.rows"), fields.integer("embeddings.width"))
+
+
+class _Fields:
+    """Reads dotted paths of a manifest and gathers what is wrong; a wrong field yields an empty value of its type."""
+
+    def __init__(self, manifest: dict[str, Any]) -> None:
+        self._manifest = manifest
+        self.problems: list[str] = []
+
+    def _find(self, path: str) -> Any:
+        value: Any = self._manifest
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def has(self, path: str) -> bool:
+        """Whether the field is there and not null."""
+        return self._find(path) is not None
+
+    def _wrong(self, path: str, expected: str) -> None:
+        value = self._find(path)
+        found = "nothing" if value is None else repr(value)[:60]
+        self.problems.append(f"{path} is {found}, expected {expected}")
+
+    def text(self, path: str, optional: bool = False) -> str:
+        value = self._find(path)
+        if isinstance(value, str):
+            return value
+        if value is not None or not optional:
+            self._wrong(path, "text")
+        return ""
+
+    def texts(self, path: str, known: tuple[str, ...]) -> dict[str, str]:
+        return {name: self.text(f"{path}.{name}") for name in known if self.has(f"{path}.{name}")}
+
+    def choice(self, path: str, known: tuple[str, ...]) -> str:
+        value = self._find(path)
+        if value in known:
+            return str(value)
+        self._wrong(path, " or ".join(known))
+        return known[0]
+
+    def integer(self, path: str) -> int:
+        value = self._find(path)
+        if _is_count(value):
+            return int(value)
+        self._wrong(path, f"a whole number from 1 to {LARGEST}")
+        return 1
+
+    def number(self, path: str) -> float:
+        value = self._find(path)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e12:
+            return float(value)
+        self._wrong(path, "a positive number")
+        return 1.0
+
+    def integers(self, path: str) -> tuple[int, ...]:
+        value = self._find(path)
+        if isinstance(value, list) and all(_is_count(item) or item == 0 for item in value):
+            return tuple(value)
+        self._wrong(path, "a list of whole numbers")
+        return ()
+
+    def strings(self, path: str) -> tuple[str, ...]:
+        value = self._find(path)
+        if value is None:
+            return ()
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        self._wrong(path, "a list of package names")
+        return ()
+
+    def mapping(self, path: str) -> dict[str, Any]:
+        value = self._find(path)
+        if isinstance(value, dict):
+            return value
+        self._wrong(path, "an object")
+        return {}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST
