@@ -88,7 +88,7 @@ def read_build(folder: str | Path) -> Build:
 def _prompt(fields: _Fields) -> dict[str, Any]:
     fields.text("prompt.template")
     if fields.has("prompt.system"):
-        fields.text("prompt.system")
+        fields.text("prompt.system", empty=True)
     fields.integers("prompt.stop_ids")
     return fields.mapping("prompt")
 
@@ -121,16 +121,16 @@ class _Fields:
         found = "nothing" if value is None else repr(value)[:60]
         self.problems.append(f"{path} is {found}, expected {expected}")
 
-    def text(self, path: str, optional: bool = False) -> str:
+    def text(self, path: str, optional: bool = False, empty: bool = False) -> str:
         value = self._find(path)
-        if isinstance(value, str):
+        if isinstance(value, str) and (value or empty):
             return value
         if value is not None or not optional:
             self._wrong(path, "text")
         return ""
 
     def texts(self, path: str, known: tuple[str, ...]) -> dict[str, str]:
-        return {name: self.text(f"{path}.{name}") for name in known if self.has(f"{path}.{name}")}
+        return {name: self.text(f"{path}.{name}", empty=True) for name in known if self.has(f"{path}.{name}")}
 
     def choice(self, path: str, known: tuple[str, ...]) -> str:
         value = self._find(path)
