@@ -1,48 +1,45 @@
-"""`make demo`: the whole job on the embedded checkpoint, as a user would type it.
+"""`make demo`: the whole job on the embedded checkpoint, by the commands that a user would type.
 
-It calls the functions behind `fastvlm export` and `fastvlm validate`, so what it shows is what they do. The build goes
-to the folder given (build/tiny by default) and replaces an older one of this tool's making.
+Every command is shown before it runs, so that what happens here can be done again by hand with another checkpoint.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
-from rich.console import Console
+import click
 
-from export import export
-from fastvlm.commands.validate import show_verdict
-from fastvlm.errors import FastVLMError
-from fastvlm.terminal import TerminalProgress
-from validation.judging import validate
+from fastvlm.cli import cli
 from validation.report import write_report
 from validation.samples import shipped_samples
 
-DEFAULT = Path("build/tiny")
+DEFAULT = "build/tiny"
 
 
-def main(build: Path = DEFAULT) -> int:
-    """Exports, validates, shows; returns 0 when every limit holds, else 1."""
-    console = Console(soft_wrap=True, highlight=False)
-    progress = TerminalProgress()
-    console.print("The embedded checkpoint: to Core ML, executed from its files, held against PyTorch.")
-    export("tiny", build, overwrite=True, progress=progress)
-    verdict = validate(build, progress=progress)
-    show_verdict(verdict, console)
-    report = write_report(verdict, build.parent / f"{build.name}-report.md")
-    console.print(f"build folder: {build}\nreport:       {report}")
-    if not verdict.passed:
-        print("Error: a limit was missed; this build is not good, do not ship it", file=sys.stderr)
-        return 1
-    sample = shipped_samples()[0]
-    console.print(f'next: .venv/bin/fastvlm run {build} {sample.picture} "{sample.prompt}"')
+def typed(*words: str) -> int:
+    """Shows a command of `fastvlm`, runs it in this process, and returns its exit code."""
+    click.secho(f"\n$ fastvlm {shlex.join(words)}", bold=True)
+    try:
+        cli.main(list(words), prog_name="fastvlm")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
     return 0
 
 
+def main(build: str = DEFAULT) -> int:
+    """Exports, validates, reports, asks; returns 0, or the exit code of the first command that did not end well."""
+    sample = shipped_samples()[0]
+    code = typed("export", "tiny", "-o", build, "--overwrite") or typed("validate", build)
+    report = Path(f"{build}-report.md")
+    if (Path(build) / "validation.json").is_file():
+        write_report(Path(build), report)
+    code = code or typed("run", build, str(sample.picture), sample.prompt)
+    if code == 0:
+        click.echo(f"\nbuild folder: {build}\nreport:       {report}")
+    return code
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT))
-    except FastVLMError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(main(*sys.argv[1:2]))

@@ -1,46 +1,63 @@
-"""The report of a validation, for people: one Markdown file with the answers, the limits, and what was compared."""
+"""The report of a validation, for people: one Markdown file with the answers, the limits, and what was compared.
+
+It is made from `validation.json` alone, so it can be made again from any build; the same verdict gives the same bytes.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+from fastvlm.errors import BuildError
 from fastvlm.publish import replace_file
-from validation.verdict import Verdict
+from validation.verdict import FILE
 
 
-def write_report(verdict: Verdict, path: Path) -> Path:
-    """Writes the report to `path` and returns it; the same verdict gives the same bytes."""
-    replace_file(path, "\n".join(_lines(verdict)).encode())
+def write_report(build: Path, path: Path) -> Path:
+    """Writes the report on a build to `path` and returns it; BuildError where the build holds no readable verdict."""
+    try:
+        verdict = json.loads((build / FILE).read_bytes())
+        text = "\n".join(_lines(verdict))
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise BuildError(f"{build / FILE} cannot be read ({problem}); run `fastvlm validate` first") from problem
+    replace_file(path, text.encode())
     return path
 
 
-def _lines(verdict: Verdict) -> list[str]:
-    word = "passed: every limit holds" if verdict.passed else "FAILED: at least one limit was missed"
+def _lines(verdict: dict[str, Any]) -> list[str]:
+    passed = verdict["verdict"] == "passed"
     return [
         "# Validation report", "",
-        f"**Verdict: {word}.** The packages were executed by backend `{verdict.backend}`, "
-        f"{verdict.steps} greedy steps per question.", "",
+        f"**Verdict: {'passed: every limit holds' if passed else 'FAILED: at least one limit was missed'}.** "
+        f"Packages executed by backend `{verdict['backend']}`, {verdict['steps']} greedy steps per question.", "",
         "## Answers", "",
-        "| picture | question | Core ML | PyTorch | true answer |", "|---|---|---|---|---|",
-        *(
-            f"| {_cell(row.image)} | {_cell(row.prompt)} | {_cell(row.coreml)} | {_cell(row.pytorch)} | "
-            f"{_cell(row.expected or '—')} |"
-            for row in verdict.answers
-        ),
+        *_table(("picture", "question", "Core ML", "PyTorch", "true answer"), map(_answer, verdict["answers"])),
         "", "## Limits", "",
-        "| quantity | metric | worst value | limit | | where | why |", "|---|---|---|---|---|---|---|",
-        *(
-            f"| {row.limit.quantity} | {row.limit.metric} | {row.value:.3g} | {row.limit.words} | "
-            f"{'ok' if row.passed else '**MISSED**'} | {_cell(row.subject)} | {_cell(row.limit.reason)} |"
-            for row in verdict.rows
-        ),
-        *(("", f"Not measured here: {', '.join(verdict.not_measured)}.") if verdict.not_measured else ()),
+        *_table(("quantity", "worst value", "limit", "", "where", "why"), map(_limit, verdict["limits"])),
+        *(("", f"Not measured: {', '.join(verdict['not_measured'])}.") if verdict["not_measured"] else ()),
         "", "## What was compared", "",
-        f"- manifest sha256 `{verdict.manifest_sha256}`",
-        *(f"- reference `{name}` sha256 `{digest}`" for name, digest in sorted(verdict.reference_files.items())),
+        f"- manifest sha256 `{verdict['manifest_sha256']}`",
+        *(f"- reference `{name}` sha256 `{digest}`" for name, digest in sorted(verdict["reference_files"].items())),
         "",
-    ]
+    ]  # fmt: skip
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _answer(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["image"], row["prompt"], row["coreml"], row["pytorch"], row["expected"] or "—"
+
+
+def _limit(row: dict[str, Any]) -> tuple[Any, ...]:
+    sign = "≥" if row["bound"] == "min" else "≤"
+    word = "ok" if row["passed"] else "**MISSED**"
+    name, limit = f"{row['quantity']}.{row['metric']}", f"{sign} {row['limit']:g}"
+    return name, row["value"], limit, word, row["subject"], row["reason"]
+
+
+def _table(heads: tuple[str, ...], rows: Any) -> list[str]:
+    return [_row(heads), "|" + "---|" * len(heads), *map(_row, rows)]
+
+
+def _row(cells: tuple[Any, ...]) -> str:
+    plain = (str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells)
+    return f"| {' | '.join(plain)} |"
