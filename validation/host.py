@@ -1,6 +1,6 @@
 """The host's half of the language model: everything between ids and `predict`, in numpy alone.
 
-This is the rule that a Swift runtime repeats (docs/host-contract): rotary tables, causal mask, the cutting of a
+This is the rule that a Swift runtime repeats: rotary tables, causal mask, the cutting of a
 prompt into prefill chunks, and rows of `embeddings.bin`. It knows neither torch nor coremltools nor any backend.
 """
 
