@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import BuildError
-from fastvlm.hashes import list_tree, sha256_file
+from fastvlm.hashes import FileHash, list_tree, sha256_file
 from fastvlm.paths import contained
 
 SCHEMA = "0.1"
@@ -92,11 +92,9 @@ def check_files(build: str | Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def _problem(root: Path, name: str, entry: Any) -> str | None:
+def _problem(root: Path, name: str, entry: FileHash) -> str | None:
     """What is wrong with one listed file, or None."""
     path = contained(root, name)
-    if not isinstance(entry, dict) or not {"sha256", "bytes"} <= entry.keys():
-        return f"{name}: its manifest entry lacks sha256 or bytes"
     if not path.is_file():
         return f"{name}: missing"
     if (size := path.stat().st_size) != entry["bytes"]:
@@ -139,6 +137,13 @@ def _check_schema(manifest: dict[str, Any], file: Path) -> None:
 
 def _check_fields(manifest: dict[str, Any], file: Path) -> None:
     wrong = [name for name, kind in _REQUIRED.items() if not isinstance(manifest.get(name), kind)]
+    if "files" not in wrong:
+        wrong += [f"files.{name}" for name, entry in manifest["files"].items() if not _is_file_hash(entry)]
     if wrong:
-        raise BuildError(f"{file} lacks {', '.join(wrong)} (missing or of the wrong type); export the build again")
+        names = ", ".join(wrong[:20]) + (" …" if len(wrong) > 20 else "")
+        raise BuildError(f"{file} lacks {names} (missing or of the wrong type); export the build again")
+
+
+def _is_file_hash(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
 

@@ -51,18 +51,23 @@ def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> N
     rows = {
         "made by": f"fastvlm {manifest['fastvlm_version']}, schema {manifest['schema']}",
         "source": f"{source.get('id')} ({source.get('layout')} layout, revision {source.get('revision') or 'unknown'})",
-        "image": f"rule {image.get('rule')}, sizes {', '.join(map(str, image.get('sizes') or []))}",
+        "image": f"rule {image.get('rule')}, sizes {_listed(image.get('sizes'), ', ')}",
         "prompt": f"template {prompt.get('template')}, stop ids {prompt.get('stop_ids')}",
         "context": manifest.get("context"),
         "compression": manifest["compression"].get("scheme"),
         "licence": manifest["licence"],
-        "assumed": "; ".join(map(str, manifest.get("assumed") or [])) or "nothing",
+        "assumed": _listed(manifest.get("assumed"), "; ") or "nothing",
         "files": f"{len(manifest['files'])}, {_bytes(size)}",
         "validated": _verdict(build),
     }
     console.print(f"{build}")
     for name, value in rows.items():
         console.print(f"  {name:<12} {value}")
+
+
+def _listed(value: Any, separator: str) -> str:
+    """A list from the manifest in one line; whatever else stands there is shown as it is."""
+    return separator.join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
 def _verdict(build: Path) -> str:

@@ -225,3 +225,22 @@ def test_pictures_that_are_none(refused: Refused, build: Path, small_checkpoint:
 @pytest.mark.parametrize("name", ["absent", "checkpoint"])
 def test_nothing_to_inspect(refused: Refused, checkpoint: Path, tmp_path: Path, name: str) -> None:
     refused("inspect", tmp_path / name, says=(name, "fastvlm export"))
+
+
+def test_no_manifest_makes_inspect_fail_inside(run: Run, build: Path) -> None:
+    """Whatever stands in a field, inspect shows it or refuses it; it never calls it a fault of its own."""
+    path = build / "manifest.json"
+    manifest = json.loads(path.read_text())
+    fields = [(name,) for name in manifest]
+    nested = ("source", "image", "prompt", "packages", "compression")
+    fields += [(name, inner) for name in nested for inner in manifest[name]]
+    faults = []
+    for field in fields:
+        for value in (5, {"a": 1}):
+            changed = json.loads(json.dumps(manifest))
+            (changed if len(field) == 1 else changed[field[0]])[field[-1]] = value
+            path.write_text(json.dumps(changed))
+            result = run("inspect", build)
+            if result.exit_code not in (0, 2):
+                faults.append((field, value, result.stderr))
+    assert faults == []

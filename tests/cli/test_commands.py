@@ -14,19 +14,17 @@ from fastvlm import doctor as doctor_module
 from fastvlm.hashes import file_hash
 
 
-def test_export_names_the_next_command(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
+def test_export_says_where_it_is_what_it_assumed_and_what_to_type_next(
+    run: Run, small_checkpoint: Path, tmp_path: Path
+) -> None:
     result = run("export", small_checkpoint, "-o", tmp_path / "out dir", "--only", "encoder")
     assert result.exit_code == 0
     assert result.stdout == f"build folder: {tmp_path / 'out dir'}\n"
     assert result.stderr.splitlines()[-1] == f"next: fastvlm inspect '{tmp_path / 'out dir'}'"
     assert (tmp_path / "out dir" / "VisionEncoder.mlpackage").is_dir()
     assert not (tmp_path / "out dir" / "LanguageModel.mlpackage").exists()
-
-
-def test_export_tells_what_it_assumed(run: Run, small_checkpoint: Path, tmp_path: Path) -> None:
-    result = run("export", small_checkpoint, "-o", tmp_path / "out", "--only", "encoder")
     notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
-    assumed = json.loads((tmp_path / "out" / "manifest.json").read_text())["assumed"]
+    assumed = json.loads((tmp_path / "out dir" / "manifest.json").read_text())["assumed"]
     assert assumed
     assert [text for text in assumed if f"note: {text}" not in notes] == []
 

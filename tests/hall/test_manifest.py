@@ -76,6 +76,13 @@ def test_all_missing_fields_are_listed(build: Path) -> None:
         read_manifest(build)
 
 
+@pytest.mark.parametrize("entry", [None, 3, {}, {"sha256": "", "bytes": "3"}, {"sha256": 1, "bytes": 3}])
+def test_senseless_file_entries(build: Path, entry: object) -> None:
+    edit(build, files={"x": entry})
+    with pytest.raises(BuildError, match=r"lacks files\.x"):
+        read_manifest(build)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, '"x"', "\x00\xff"])
 def test_no_json(build: Path, text: str) -> None:
     (build / "manifest.json").write_text(text)
