@@ -64,9 +64,9 @@ def _train(
     from fastvlm_ref.training.saving import is_trained
 
     check_output(place, overwrite, is_trained)  # before the hours that follow
-    import torch
+    from fastvlm_ref.training.replicas import leave_threads_to_replicas
 
-    torch.set_num_threads(1)  # the loop has its own two threads (fastvlm_ref/training/replicas.py)
+    leave_threads_to_replicas()
     progress = TerminalProgress()
     progress.note(f"the run's state and curve.jsonl are kept in {state}; type the same command to go on after a stop")
     if checkpoint is not None and data is not None:

@@ -13,7 +13,8 @@ LIBRARIES = {
     "fastvlm": set(),
     "fastvlm_ref": {"torch", "numpy", "PIL", "pillow_heif", "safetensors", "tokenizers"},
     "export": {"torch", "numpy", "coremltools", "onnx", "tqdm"},
-    "validation": {"torch", "numpy", "PIL", "google", "coremltools", "onnxruntime", "rich", "jinja2", "matplotlib"},
+    # click for demo.py, which types the commands for the user
+    "validation": {"torch", "numpy", "PIL", "google", "coremltools", "onnxruntime", "jinja2", "matplotlib", "click"},
     "ios_bundle": set(),
 }
 ROOMS_SEEN = {
