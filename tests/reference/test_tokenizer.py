@@ -97,9 +97,9 @@ def test_the_embedded_checkpoint_from_both_layouts(tmp_path: Path) -> None:
 
 
 def test_qwen2_itself_from_both_layouts(qwen2_folder: Path, tmp_path: Path) -> None:
-    texts = strings(3000, seed=2)
+    texts = strings(2200, seed=2)
     theirs = by_library(qwen2_folder)
-    compare(load_tokenizer(qwen2_folder, 151_936), theirs, texts)
+    compare(load_tokenizer(qwen2_folder, 151_936), theirs, texts[:500])
     built = load_tokenizer(parts_only(qwen2_folder, tmp_path / "parts"), 151_936)
     compare(built, theirs, texts)
     assert built.size == 151_646
