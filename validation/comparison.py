@@ -152,13 +152,14 @@ class Comparison:
             yield worst("encoder.psnr_db", {name: row.psnr_db for name, row in self.encoder.items()})
             yield worst("encoder.snr_loss_db", {name: row.snr_loss_db for name, row in self.encoder.items()})
         if self.language:
-            yield worst("language.kl", {name: max(row.kl) for name, row in self.language.items()})
+            yield worst("language.kl", {name: row.mean_kl for name, row in self.language.items()})
+            yield worst("language.kl_step", {name: max(row.kl) for name, row in self.language.items()})
             yield worst("language.logit_error", {name: max(row.logit_error) for name, row in self.language.items()})
             yield worst("language.divergences", {name: row.divergences for name, row in self.language.items()})
             yield worst("embeddings.max_error", {"all rows": self._embedding_error()})
             yield worst("prompt.differing_ids", self.differing_ids)
         if self.whole:
-            yield worst("answer.kl", {name: max(row.kl) for name, row in self.whole.items()})
+            yield worst("answer.kl", {name: row.mean_kl for name, row in self.whole.items()})
             yield worst("answer.logit_error", {name: max(row.logit_error) for name, row in self.whole.items()})
             yield worst("answer.divergences", {name: row.divergences for name, row in self.whole.items()})
         for part, peak in self.peaks.items():

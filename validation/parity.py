@@ -75,6 +75,11 @@ class DecoderParity:
     ties: int = 0  # differing tokens that a logit error of this size explains
     divergences: int = 0  # differing tokens that it does not
 
+    @property
+    def mean_kl(self) -> float:
+        """KL in nats, mean over the steps."""
+        return sum(self.kl) / len(self.kl)
+
     def add(self, reference: NDArray[np.float32], actual: NDArray[np.float32]) -> None:
         """Counts one step: logits (V,) of both sides."""
         error = max_error(reference, actual)

@@ -41,7 +41,8 @@ def test_the_embedded_checkpoint_passes_every_limit(validated):
     _, verdict = validated
     assert verdict.passed, [f"{row.limit.key} = {row.value}" for row in verdict.rows if not row.passed]
     assert {row.limit.key for row in verdict.rows} == {
-        "encoder.psnr_db", "encoder.snr_loss_db", "encoder.peak", "language.kl", "language.logit_error",
+        "encoder.psnr_db", "encoder.snr_loss_db", "encoder.peak",
+        "language.kl", "language.kl_step", "language.logit_error",
         "language.divergences", "language.peak", "answer.kl", "answer.logit_error", "answer.divergences",
         "embeddings.max_error", "manifest.differing_fields", "prompt.differing_ids",
     }
@@ -171,7 +172,7 @@ def test_a_wrong_rope_base_fails(tiny_build):
     manifest = read_manifest(tiny_build)
     manifest["model"]["text"]["rope_theta"] = 1e4
     write_manifest(tiny_build / "manifest.json", manifest)
-    assert missed(validate(tiny_build, steps=STEPS)) >= {"language.kl", "language.logit_error"}
+    assert missed(validate(tiny_build, steps=STEPS)) >= {"language.kl", "language.kl_step", "language.logit_error"}
 
 
 def test_another_checkpoint_is_refused(tiny_build, tiny, tmp_path):
