@@ -248,6 +248,8 @@ def test_crop_resize_reads_corners_of_the_box() -> None:
     wide = np.float32([[1, 0, 3, 8]])
     got = one_op("crop_resize", {"x": (x,), "boxes": (wide,), **options, "pad_value": np.float32(-5)})
     near(got[0, 0], [[4, -5], [12, -5]])
+    backwards = np.float32([[3, 2, 1, 0]])
+    near(one_op("crop_resize", {"x": (x,), "boxes": (backwards,), **options})[0, 0], [[14, 12], [6, 4]])
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])

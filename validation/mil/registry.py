@@ -81,7 +81,8 @@ class Parameter:
 class Op:
     """A registered op: the function that computes it, its parameters, and how its result is rounded.
 
-    aliases: the result may share memory with an argument. many: it gives a tuple of results.
+    aliases: the result may share memory with an argument. many: it gives a tuple of results. pointwise: each element
+    of the result depends on one element of the first argument alone, so that a large fp16 tensor can be done in pieces.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Op:
     kind: Kind
     aliases: bool
     many: bool
+    pointwise: bool = False
     blocked: Callable[..., Any] | None = None
     inplace: Callable[..., Any] | None = None
 
@@ -116,12 +118,14 @@ def op(
     *names: str,
     kind: Kind = Kind.FLOAT,
     aliases: bool | None = None,
+    pointwise: bool = False,
     blocked: Callable[..., Any] | None = None,
     inplace: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function under MIL's op names.
 
     kind: see the file's docstring. aliases: the result may share memory with an argument (default: MOVE does).
+    pointwise: see `Op`.
     blocked: the same op with fp16 accumulation in blocks, for precision "fp16-accumulate".
     inplace: the same op writing into its first argument, used where no reader of that argument remains.
     """
@@ -132,7 +136,7 @@ def op(
         for name in names:
             if name in OPS:
                 raise ValueError(f"op {name} is registered twice")
-            OPS[name] = Op(name, function, _parameters(function), kind, shares, many, blocked, inplace)
+            OPS[name] = Op(name, function, _parameters(function), kind, shares, many, pointwise, blocked, inplace)
         return function
 
     return register

@@ -39,7 +39,7 @@ def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     return F.elu(x, alpha)
 
 
-@op("gelu")
+@op("gelu", pointwise=True)
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     """iOS15 activation.gelu: EXACT (erf), TANH_APPROXIMATION, SIGMOID_APPROXIMATION x * sigmoid(1.702 x)"""
     if mode == "EXACT":

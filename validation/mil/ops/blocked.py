@@ -67,4 +67,5 @@ def weight_blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def grouped_channels(x: Tensor, channels: slice, groups: int) -> Tensor:
     """Those channels of each group of x (B, C, ...)."""
-    return x.unflatten(1, (groups, -1))[:, :, channels].flatten(1, 2)
+    picked: Tensor = x.unflatten(1, (groups, -1))[:, :, channels].flatten(1, 2)
+    return picked

@@ -25,7 +25,8 @@ def _along(values: Array, data: Array, axis: int) -> Array:
 def constexpr_affine_dequantize(quantized_data: Array, zero_point: Array, scale: Array, axis: int) -> Array:
     """iOS16 constexpr_ops.constexpr_affine_dequantize: scale * (quantized_data - zero_point)"""
     values = quantized_data.astype(np.float32) - _along(zero_point.astype(np.float32), quantized_data, axis)
-    return values * _along(scale.astype(np.float32), quantized_data, axis)
+    dense: Array = values * _along(scale.astype(np.float32), quantized_data, axis)
+    return dense
 
 
 @op("constexpr_cast", kind=Kind.MOVE)

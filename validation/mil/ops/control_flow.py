@@ -83,7 +83,8 @@ def list_write(ls: Any, index: int, value: Tensor) -> Any:
 @op("list_read", kind=Kind.MOVE)
 def list_read(ls: Any, index: int) -> Tensor:
     """iOS15 control_flow.list_read"""
-    return ls.read(index)
+    element: Tensor = ls.read(index)
+    return element
 
 
 @op("list_gather", kind=Kind.MOVE, aliases=False)

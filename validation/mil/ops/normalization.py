@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from validation.mil.registry import Ints, Tensor, op
 
@@ -38,11 +39,12 @@ def layer_norm(
 ) -> Tensor:
     """iOS15, iOS17 normalization.layer_norm: over `axes` (all by default); gamma and beta have those axes' shape"""
     over = sorted(axis % x.ndim for axis in (axes if axes is not None else range(x.ndim)))
-    variance, mean = torch.var_mean(x, dim=over, keepdim=True, correction=0)
-    result = (x - mean) * torch.rsqrt(variance + epsilon)
-    shape = [x.shape[axis] if axis in over else 1 for axis in range(x.ndim)]
-    result = result if gamma is None else result * gamma.reshape(shape)
-    return result if beta is None else result + beta.reshape(shape)
+    kept = [axis for axis in range(x.ndim) if axis not in over]
+    # torch's kernel takes the last axes; elsewhere they are moved there, which copies nothing in the usual layouts.
+    order = [*kept, *over]
+    last = x.permute(order)
+    normed = F.layer_norm(last, last.shape[len(kept) :], gamma, beta, epsilon)
+    return normed.permute([order.index(axis) for axis in range(x.ndim)])
 
 
 @op("instance_norm")

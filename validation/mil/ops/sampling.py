@@ -40,7 +40,8 @@ def grid(mode: str, start: Tensor, end: Tensor, count: int) -> Tensor:
         points = (i + 0.5) * ((span + 1) / count) - 0.5
     else:
         raise ValueError(f"unknown sampling mode {mode!r}")
-    return first + torch.minimum(torch.clamp(points, min=0), torch.clamp(span, min=0))
+    # A box may run backwards: then its span is negative.
+    return first + torch.clamp(points, torch.clamp(span, max=0), torch.clamp(span, min=0))
 
 
 def axis_grid(mode: str, length: int, count: int) -> Tensor:

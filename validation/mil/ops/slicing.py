@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from validation.mil.registry import Bools, Ints, Kind, Tensor, Tensors, op
 
 
+@lru_cache(maxsize=4096)
 def _resolved(
     shape: torch.Size,
     begin: Ints,
