@@ -33,7 +33,8 @@ class RMSNorm(nn.Module):
 
 def rope_tables(config: TextConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Returns cos and sin, float32 (S, D), for int positions (S,); both halves of D hold the same angles."""
-    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=positions.device).float() / config.head_dim)
+    exponents = -torch.arange(0, config.head_dim, 2, device=positions.device).float() / config.head_dim
+    frequencies = config.rope_theta**exponents
     angles = positions.float()[:, None] * frequencies  # (S, D/2)
     angles = torch.cat((angles, angles), -1)  # (S, D)
     return angles.cos(), angles.sin()
@@ -57,7 +58,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
+    ) -> Tensor:
         batch, length, _ = x.shape  # (B, S, H)
         split = (batch, length, -1, self.config.head_dim)
         q = rotate(self.q_proj(x).view(split).transpose(1, 2), *rope)  # (B, heads, S, D)
@@ -94,7 +97,9 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
+    ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out

@@ -85,7 +85,7 @@ with_timm = pytest.mark.skipif(bool(WITHOUT_TIMM), reason=str(WITHOUT_TIMM))
 @with_timm
 @torch.inference_mode()
 def test_fast_vlm_with_timms_tower(tmp_path: Path) -> None:
-    """A Hugging Face folder written by transformers itself, official tower sizes, read by us: ids and pixels to logits."""
+    """A Hugging Face folder written by transformers, official tower sizes, read by us: ids and pixels to logits."""
     text = SIZES | {
         "model_type": "qwen2",
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
@@ -95,6 +95,7 @@ def test_fast_vlm_with_timms_tower(tmp_path: Path) -> None:
     tower = {
         "model_type": "timm_wrapper",
         "architecture": "fastvit_mci3",
+        "hidden_size": 3072,
         "do_pooling": True,
         "model_args": {"inference_mode": True},
     }
@@ -127,6 +128,7 @@ def test_timms_own_training_branches(tmp_path: Path) -> None:
     tower = {
         "model_type": "timm_wrapper",
         "architecture": "fastvit_mci3",
+        "hidden_size": 3072,
         "hidden_size": 3072,
         "model_args": {"inference_mode": False},
     }
