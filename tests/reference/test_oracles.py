@@ -129,7 +129,6 @@ def test_timms_own_training_branches(tmp_path: Path) -> None:
         "model_type": "timm_wrapper",
         "architecture": "fastvit_mci3",
         "hidden_size": 3072,
-        "hidden_size": 3072,
         "model_args": {"inference_mode": False},
     }
     config = transformers.FastVlmConfig(
