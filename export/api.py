@@ -37,7 +37,7 @@ def export(
     is, PackageError when the converter did not make what the contract says. Nothing is left behind on failure.
     """
     check_options(image_sizes, context, query_length, only)
-    _check_place(checkpoint, check_output(output, overwrite))
+    _check_place((checkpoint, base), check_output(output, overwrite))
     model = load_checkpoint(
         checkpoint, base=base, allow_pickle=allow_pickle, image_rule=image_rule, template=template, system=system,
         progress=progress,
@@ -73,8 +73,9 @@ def export_model(
     return place
 
 
-def _check_place(checkpoint: str | Path, place: Path) -> None:
-    """A build never goes into the checkpoint's own folder, nor over it."""
-    source = Path(checkpoint).expanduser()
-    if source.is_dir() and (source.resolve() == place or source.resolve() in place.parents):
-        raise OutputError(f"{place} lies in the checkpoint folder {source}; choose another place with -o")
+def _check_place(sources: Sequence[str | Path | None], place: Path) -> None:
+    """A build never goes into a checkpoint's own folder, nor in place of a folder that holds one."""
+    for source in sources:
+        folder = Path(source).expanduser().resolve() if source else None
+        if folder and folder.is_dir() and (place == folder or folder in place.parents or place in folder.parents):
+            raise OutputError(f"{place} and the checkpoint {source} lie in each other; choose another place with -o")

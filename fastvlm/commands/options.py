@@ -31,7 +31,7 @@ debug = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an older result of this tool at the same place.")
 context = click.option(
-    "--context", type=click.IntRange(min=1), metavar="C", help="Positions of the KV cache; default 2048."
+    "--context", type=click.IntRange(1, 1 << 20), metavar="C", help="Positions of the KV cache; default 2048."
 )
 only = click.option(
     "--only", type=click.Choice(["encoder", "language"]), help="Make only one of the two packages."

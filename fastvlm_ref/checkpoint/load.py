@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastvlm.errors import CheckpointError, ConfigError, TensorError
+from fastvlm.errors import CheckpointError, ConfigError, TensorError, TokenizerError
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.checkpoint.opening import Opened, open_checkpoint
 from fastvlm_ref.checkpoint.sizes import vision_config
@@ -24,7 +24,7 @@ from fastvlm_ref.checkpoint.tensors import LazyTensor, same_values
 from fastvlm_ref.checkpoint.text_config import family, model_type, text_config
 from fastvlm_ref.config import FastVLMConfig, PromptConfig
 from fastvlm_ref.model.fastvlm import FastVLM
-from fastvlm_ref.prompt import stop_ids
+from fastvlm_ref.prompt import encode_prompt, stop_ids
 from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
 
 EMBEDDING, HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
@@ -194,6 +194,12 @@ def _tokenizer(opened: Opened, config: FastVLMConfig) -> Tokenizer:
     holders = [folder for folder in opened.folders if any((folder / name).is_file() for name in marks)]
     tokenizer = load_tokenizer((holders or list(opened.folders))[0], config.text.vocab_size)
     tokenizer.prompt = replace(config.prompt, stop_ids=stop_ids(tokenizer, config.prompt))
+    encode_prompt(tokenizer, "x")  # a tokenizer without the template's control tokens belongs to another model
+    if not tokenizer.prompt.stop_ids:
+        raise TokenizerError(
+            f"nothing would end an answer: neither the checkpoint nor template {config.prompt.template} names a stop "
+            "token that the tokenizer has; state eos_token_id in generation_config.json, or choose another --template"
+        )
     return tokenizer
 
 

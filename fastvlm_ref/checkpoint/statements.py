@@ -73,7 +73,7 @@ class Statements:
     def image_size(self) -> int:
         """Returns the image side N: the vision tower's name, else the preprocessor, else the config, else 1024."""
         tower = self.config.get("mm_vision_tower")
-        if isinstance(tower, str) and (found := re.search(r"_(\d+)/?$", tower)):
+        if isinstance(tower, str) and (found := re.search(r"_(\d{1,6})/?$", tower)):
             return _side(int(found[1]), f"mm_vision_tower {tower!r}")
         size = self.preprocessor()
         for name in ("crop_size", "size"):

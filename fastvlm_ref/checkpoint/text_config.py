@@ -62,6 +62,9 @@ def text_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config
 
 
+LARGEST = 1 << 24  # no size of any model comes near; what is larger is damage, and would cost memory
+
+
 class Fields:
     """Reads typed fields of a config and gathers every problem, so that one error can list them all."""
 
@@ -74,10 +77,10 @@ class Fields:
         value = self.section.get(name)
         if value is None and default is not None:
             return default
-        if isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31:
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST:
             return value
         self.problems.append(
-            f"{name} is {value!r}, expected a whole number of at least {least}"
+            f"{name} is {value!r}, expected a whole number from {least} to {LARGEST}"
             if value is not None
             else f"{name} is missing"
         )

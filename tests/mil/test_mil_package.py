@@ -248,3 +248,26 @@ def test_runs_without_coremltools_and_beside_it(package: Path) -> None:
     command = [sys.executable, "-c", COEXISTENCE, str(package)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_function_may_hand_its_input_back(tmp_path):
+    """A block without operations: nothing to plan but its inputs and outputs."""
+    import numpy as np
+    from coremltools.converters.mil.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
+
+    import coremltools as ct
+    from validation.mil import MILModel
+
+    @mb.program(input_specs=[mb.TensorSpec((2,), types.fp32)], opset_version=ct.target.iOS18)
+    def program(x):
+        return mb.identity(x=x, name="y")
+
+    model = ct.convert(program, minimum_deployment_target=ct.target.iOS18, skip_model_load=True)
+    spec = model.get_spec()
+    block = next(iter(spec.mlProgram.functions["main"].block_specializations.values()))
+    del block.operations[:]
+    block.outputs[:] = ["x"]
+    spec.description.output[0].name = "x"
+    found = MILModel(spec).predict({"x": np.array([1, 2], np.float32)})
+    assert found["x"].tolist() == [1, 2]

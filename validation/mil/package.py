@@ -83,7 +83,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise PackageError(
             f"{folder} holds no Manifest.json; it is no .mlpackage, or was only partly copied"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PackageError(f"{path} cannot be read as JSON ({error})") from error
     entries = manifest.get("itemInfoEntries") if isinstance(manifest, dict) else None
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):

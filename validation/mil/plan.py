@@ -107,7 +107,7 @@ class Planner:
             for index in writable_in_place(effects, set(message.outputs), outside):
                 step, op = pending[index]
                 step.function = op.inplace
-        outputs = tuple(self._read(name, scope, Parameter(name, Any, None), index) for name in message.outputs)
+        outputs = tuple(self._read(name, scope) for name in message.outputs)
         steps = [step for step, _ in pending]
         self._free(steps, effects, set(message.outputs), outside, scope)
         captured = {name for effect in effects for name in effect.reads if name in outside}
@@ -196,7 +196,7 @@ class Planner:
         reads.append(name)
         return scope.slots[name]
 
-    def _read(self, name: str, scope: _Scope, parameter: Parameter, index: int) -> int:
+    def _read(self, name: str, scope: _Scope) -> int:
         if name in scope.constants:
             return self.binder.constant(scope.constants[name], Tensors, None)
         if name not in scope.slots:
