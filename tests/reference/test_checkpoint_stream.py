@@ -114,7 +114,7 @@ print(streaming - before, peak() - before, int(torch.equal(streamed, held)))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 def test_memory_stays_that_of_one_layer(tmp_path: Path) -> None:
-    """12 layers of 9 MB as float32. With 24 layers of 12 MB, running them was measured to add 29 MB to the loaded model."""
+    """12 layers of 9 MB as float32. With 24 of 12 MB, running them was measured to add 29 MB to the loaded model."""
     text = replace(
         TEXT, hidden_size=512, layers=12, heads=8, kv_heads=2, head_dim=64, intermediate_size=1024, vocab_size=4000
     )
