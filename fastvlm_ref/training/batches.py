@@ -9,11 +9,12 @@ It does not know the model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,9 +22,9 @@ from fastvlm_ref.config import IMAGE_TOKEN
 from fastvlm_ref.prompt import encode_prompt
 from fastvlm_ref.tokenizer import Tokenizer
 from fastvlm_ref.training.drawing import draw, pad_to_square
-from fastvlm_ref.training.packing import Block, Packed, pack
-from fastvlm_ref.training.questions import FORMS, Question, ask, describe
-from fastvlm_ref.training.scenes import Scene, scene
+from fastvlm_ref.training.packing import IGNORED, Block, Packed, pack
+from fastvlm_ref.training.questions import FORMS, Question, ask, describe, inventory, place
+from fastvlm_ref.training.scenes import COLOURS, SHAPES, Scene, scene
 from fastvlm_ref.training.stages import STAGES, Stage
 from fastvlm_ref.training.supervision import labels
 
@@ -36,6 +37,7 @@ class Batch:
     packed: Packed | None = None
     token_labels: Tensor | None = None
     pooled_labels: Tensor | None = None
+    words: Tensor | None = None  # (B, T, 2 or 4) ids of what each image token shows: kind, colour, place; or −100
 
 
 class Source(Protocol):
@@ -55,18 +57,16 @@ class DrawnScenes:
     def batch(self, stage: Stage, step: int, part: int) -> Batch:
         """Returns the scenes of one part of the step, labelled for the stage's objective."""
         scenes = [scene(stage.seed, number) for number in _numbers(stage, step)[part :: stage.replicas]]
+        dense = _dense_labels(scenes) if stage.objective in ("dense", "joint") else (None, None)
         if stage.objective == "dense":
-            tokens, pooled = zip(*(labels(drawn) for drawn in scenes), strict=True)
-            return Batch(
-                _pixels(scenes, stage.image_size),
-                token_labels=torch.from_numpy(np.stack(tokens)),
-                pooled_labels=torch.from_numpy(np.stack(pooled)),
-            )
+            return Batch(_pixels(scenes, stage.image_size), None, *dense)
         rng = np.random.Generator(np.random.PCG64([stage.seed, _place(stage), step, part]))
         rows = [self._row(stage, drawn, rng) for drawn in scenes]
         if stage.objective == "text":
             return Batch(None, pack(rows))
-        return Batch(_pixels(scenes, stage.image_size), pack(rows))
+        if stage.objective == "lookup":
+            return Batch(_pixels(scenes, stage.image_size), pack(rows), words=self._words(scenes, stage.placed))
+        return Batch(_pixels(scenes, stage.image_size), pack(rows), *dense)
 
     def _row(self, stage: Stage, drawn: Scene, rng: np.random.Generator) -> tuple[list[int], list[Block]]:
         before, _ = encode_prompt(self.tokenizer, "-")
@@ -74,12 +74,40 @@ class DrawnScenes:
             prefix = before + self.tokenizer.encode(describe(drawn))
         else:
             prefix = before + [IMAGE_TOKEN] * (stage.image_size // 64) ** 2
-        return prefix, [self.block(question) for question in _questions(drawn, stage.questions, rng)]
+        if stage.objective == "lookup":
+            questions = _lookups(drawn, stage.questions, rng, stage.one_by_one)
+        else:
+            questions = _questions(drawn, stage.questions, rng)
+        return prefix, [self.block(question) for question in questions]
+
+    def _words(self, scenes: list[Scene], placed: bool) -> Tensor:
+        """The words as they stand inside a sentence, behind a space; each is one token of the vocabulary."""
+        kinds = [IGNORED, *(self.tokenizer.encode(f" {kind}")[0] for kind in SHAPES)]
+        colours = [IGNORED, *(self.tokenizer.encode(f" {colour}")[0] for colour in COLOURS)]
+        seen = np.stack([labels(drawn)[0][:, :2] for drawn in scenes])  # (B, T, 2)
+        words = np.stack((np.array(kinds)[seen[..., 0]], np.array(colours)[seen[..., 1]]), -1)
+        if placed:
+            words = np.concatenate((words, np.stack([self._place_words(drawn) for drawn in scenes])), -1)
+        return torch.from_numpy(words)
+
+    def _place_words(self, drawn: Scene) -> NDArray[np.int64]:
+        """Returns (T, 2): up to two words for the place of the shape under each token of a square picture."""
+        words = np.full((16, 2), IGNORED, np.int64)
+        for shape in drawn.shapes if drawn.rows == 3 else ():
+            alone, _ = labels(replace(drawn, shapes=(shape,), text=None))
+            for column, word in enumerate(place(shape).split()):
+                words[alone[:, 0] > 0, column] = self.tokenizer.encode(f" {word}")[0]
+        return words
 
     def block(self, question: Question) -> Block:
         """Returns the ids of one question and its answer."""
         _, after = encode_prompt(self.tokenizer, question.prompt)
         return Block(after, [*self.tokenizer.encode(question.answer), self.end])
+
+
+def _dense_labels(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+    tokens, pooled = zip(*(labels(drawn) for drawn in scenes), strict=True)
+    return torch.from_numpy(np.stack(tokens)), torch.from_numpy(np.stack(pooled))
 
 
 def _numbers(stage: Stage, step: int) -> range:
@@ -97,6 +125,20 @@ def _questions(drawn: Scene, count: int, rng: np.random.Generator) -> list[Quest
     weights = {"side": 3.0, "number": 2.5, "word": 2.5, "caption": 1.5}
     keys = {form: rng.random() ** (1 / weights.get(form, 1.0)) for form in FORMS}
     asked = (ask(drawn, form, rng) for form in sorted(FORMS, key=lambda form: -keys[form]))
+    return [question for question in asked if question is not None][:count]
+
+
+def _lookups(drawn: Scene, count: int, rng: np.random.Generator, one_by_one: bool) -> list[Question]:
+    """Returns questions that name a shape, several of a form about one picture so that its shapes must be told apart;
+    and two of the other forms."""
+    others = [str(form) for form in rng.choice(("count", "word", "number", "caption", "shape"), 3, replace=False)]
+    if one_by_one:
+        lists = [inventory(drawn, rng, attribute) for attribute in ("colours", "sizes", "places", "places")]
+        forms = ["colour"] + ["place"] * 2 + ["side"] * 3 + ["size"] * 2 + others
+    else:
+        lists = [inventory(drawn, rng) for _ in range(2)]
+        forms = ["colour"] * 2 + ["place"] * 2 + ["side"] * 2 + ["size"] + others
+    asked = dict.fromkeys([*lists, *(ask(drawn, form, rng) for form in forms)])  # without repetitions
     return [question for question in asked if question is not None][:count]
 
 

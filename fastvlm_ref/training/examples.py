@@ -30,7 +30,7 @@ class Example:
 EXAMPLES = (
     Example("shapes.png", 155, "caption"),
     Example("number.png", 192, "number"),
-    Example("wide.png", 730, "side"),
+    Example("wide.png", 730, "colour"),
 )
 
 

@@ -25,12 +25,14 @@ from fastvlm.errors import CheckpointError
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.training.batches import Batch, Source, batches
-from fastvlm_ref.training.packing import answer_loss
+from fastvlm_ref.training.packing import answer_loss, word_loss
 from fastvlm_ref.training.replicas import Replicas
 from fastvlm_ref.training.stages import PARTS, Stage
 from fastvlm_ref.training.supervision import DenseHeads
 
 LOG_EVERY = 20
+DENSE_SHARE = 0.25  # of the dense losses where answers are learned too
+WORD_SHARE = 0.2
 
 
 class Learner(nn.Module):
@@ -40,7 +42,12 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
         torch.manual_seed(stage.seed)
-        self.heads = DenseHeads(model.config.vision.features) if stage.objective == "dense" else None
+        self.joint = stage.objective == "joint"
+        vision = model.config.vision
+        self.heads: DenseHeads | None = None
+        if self.joint or stage.objective == "dense":
+            tokens = vision.tokens_at(stage.image_size) if self.joint else 0
+            self.heads = DenseHeads(vision.features, tokens)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Returns the loss and what else is worth watching."""
@@ -49,12 +56,26 @@ class Learner(nn.Module):
             assert batch.packed is not None
             return answer_loss(model.decoder, batch.packed, None)
         pixels = batch.pixels.float().div(255).contiguous(memory_format=torch.channels_last)
+        features = model.vision_encoder(pixels)
+        losses: list[Tensor] = []
+        seen: dict[str, float] = {}
         if self.heads is not None:
             assert batch.token_labels is not None
             assert batch.pooled_labels is not None
-            return self.heads.loss(model.vision_encoder(pixels), batch.token_labels, batch.pooled_labels)
-        assert batch.packed is not None
-        return answer_loss(model.decoder, batch.packed, model.encode_image(pixels))
+            dense, seen = self.heads.loss(features, batch.token_labels, batch.pooled_labels)
+            losses.append(dense * (DENSE_SHARE if self.heads.place is not None else 1.0))
+        if self.heads is not None and self.heads.place is not None:
+            where, more = self.heads.place_loss(features)
+            losses.append(where)
+            seen |= more
+        if batch.packed is not None:
+            tokens = model.projector(features)
+            answers, more = answer_loss(model.decoder, batch.packed, tokens, per_question=self.joint)
+            losses.append(answers)
+            if batch.words is not None:
+                losses.append(WORD_SHARE * word_loss(model.decoder, tokens, batch.words))
+            seen |= more
+        return torch.stack(losses).sum(), seen
 
 
 def prepare(model: FastVLM, stage: Stage) -> None:
@@ -100,7 +121,7 @@ def train_stage(
     learner = Learner(model, stage)
     adam = optimiser(learner, stage)
     start = _resume(work / f"{stage.name}.pt", stage, learner, adam)
-    stop = stage.steps if stop_at is None else min(stop_at, stage.steps)
+    stop = stage.last_step if stop_at is None else min(stop_at, stage.last_step)
     learning = [parameter for group in adam.param_groups for parameter in group["params"]]
     replicas = Replicas(learner, _loss, stage.replicas)
     curve = _Curve(work / "curve.jsonl", stage)
@@ -131,7 +152,7 @@ def finished(stage: Stage, model: FastVLM, work: Path) -> bool:
     if not path.exists():
         return False
     state = _read(path, stage)
-    if state["step"] < stage.steps:
+    if state["step"] < stage.last_step:
         return False
     _load_parts(model, state["parts"])
     return True

@@ -34,34 +34,37 @@ class Block:
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of rows, all int64 (B, S): ids (−200 for each image token), positions, blocks (0 prefix), next ids."""
+    """A batch of rows, all int64 (B, S): ids (−200 for each image token), positions, blocks (0 prefix), next ids;
+    `lengths` holds at each target how many targets its answer has."""
 
     ids: Tensor
     positions: Tensor
     blocks: Tensor
     targets: Tensor
+    lengths: Tensor
 
 
 def pack(rows: Sequence[tuple[list[int], Sequence[Block]]]) -> Packed:
     """Returns the batch of (prefix ids, blocks) rows, padded to the longest."""
     packed = [_pack_row(prefix, blocks) for prefix, blocks in rows]
     longest = max(len(ids) for ids, *_ in packed)
-    fills = (0, 0, PADDING, IGNORED)
+    fills = (0, 0, PADDING, IGNORED, 1)
     columns = zip(*packed, strict=True)
     padded = [_pad(column, longest, fill) for column, fill in zip(columns, fills, strict=True)]
     return Packed(*padded)
 
 
-def _pack_row(prefix: list[int], blocks: Sequence[Block]) -> tuple[list[int], list[int], list[int], list[int]]:
+def _pack_row(prefix: list[int], blocks: Sequence[Block]) -> tuple[list[int], ...]:
     ids, positions = list(prefix), list(range(len(prefix)))
-    owners, targets = [0] * len(prefix), [IGNORED] * len(prefix)
+    owners, targets, lengths = [0] * len(prefix), [IGNORED] * len(prefix), [1] * len(prefix)
     for number, block in enumerate(blocks, 1):
         whole = block.prompt + block.answer[:-1]  # the last id is only ever a target
         ids += whole
         positions += range(len(prefix), len(prefix) + len(whole))
         owners += [number] * len(whole)
         targets += [IGNORED] * (len(block.prompt) - 1) + block.answer
-    return ids, positions, owners, targets
+        lengths += [len(block.answer)] * len(whole)
+    return ids, positions, owners, targets, lengths
 
 
 def _pad(rows: Sequence[list[int]], length: int, fill: int) -> Tensor:
@@ -76,9 +79,24 @@ def visible(packed: Packed) -> Tensor:
     return (causal & ((key == query) | (key == 0)))[:, None]
 
 
-def answer_loss(decoder: Decoder, packed: Packed, image_tokens: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+def word_loss(decoder: Decoder, image_tokens: Tensor, words: Tensor) -> Tensor:
+    """Returns how far image tokens (B, T, H) lie from the embeddings of the words (B, T, 2 or 4) for what they show.
+
+    Where a word in a question and the thing in the picture look alike, one circuit finds every kind of thing.
+    """
+    there = words[..., 0] != IGNORED
+    logits = decoder.head(F.rms_norm(image_tokens[there], image_tokens.shape[-1:]))  # (n, V)
+    wanted = words[there]
+    likely = logits.float().log_softmax(-1).gather(-1, wanted.clamp(min=0))  # (n, words)
+    return -likely[wanted != IGNORED].mean()
+
+
+def answer_loss(
+    decoder: Decoder, packed: Packed, image_tokens: Tensor | None, *, per_question: bool = False
+) -> tuple[Tensor, dict[str, float]]:
     """Returns the mean cross-entropy over answer tokens, and the share of them that are right.
 
+    `per_question` gives every question the same say, however long its answer: else captions drown one-word answers.
     `image_tokens` (B, T, H) take the places of the −200 ids in order; None for rows without a picture.
     """
     is_image = packed.ids == IMAGE_TOKEN
@@ -95,4 +113,8 @@ def answer_loss(decoder: Decoder, packed: Packed, image_tokens: Tensor | None) -
     logits = decoder.head(decoder.norm(x[asked]))
     targets = packed.targets[asked]
     right = float((logits.argmax(-1) == targets).float().mean())
-    return F.cross_entropy(logits.float(), targets), {"tokens_right": right}
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    if not per_question:
+        return losses.mean(), {"tokens_right": right}
+    shares = 1 / packed.lengths[asked].float()
+    return (losses * shares).sum() / shares.sum(), {"tokens_right": right}

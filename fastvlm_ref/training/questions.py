@@ -62,6 +62,26 @@ def caption(scene: Scene) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def inventory(scene: Scene, rng: np.random.Generator, attribute: str = "all") -> Question | None:
+    """Returns a training-only question whose answer names each shape and, right behind it, all that is known of it.
+
+    In a random order: what follows a name can only be found by looking for that name, one step away from the answer.
+    """
+    shapes = _only_ones(scene)
+    if not shapes or scene.rows != 3:
+        return None
+    ordered = [shapes[at] for at in rng.permutation(len(shapes))]
+    known = {
+        "all": lambda shape: f"{shape.colour} {shape.size} {place(shape)}",
+        "colours": lambda shape: shape.colour,
+        "sizes": lambda shape: shape.size,
+        "places": place,
+    }[attribute]
+    told = ", ".join(f"the {shape.kind} {known(shape)}" for shape in ordered)
+    prompt = "List the shapes." if attribute == "all" else f"List the {attribute} of the shapes."
+    return Question("inventory", prompt, told)
+
+
 def describe(scene: Scene) -> str:
     """Returns the scene in words, all that any question asks for: what the language model reads before it can see."""
     things = [((shape.row, shape.column), f"{place(shape)}: {shape.size} {shape.name}") for shape in scene.shapes]

@@ -49,6 +49,8 @@ class Stage:
 
     name: str
     objective: str  # dense: what lies under each token | text: answers from a described scene | answers: from a picture
+    # | joint: answers, every question with the same say, and dense, and which token it is
+    # | lookup: answers about single shapes above all, and image tokens near the words for what they show
     trains: tuple[str, ...]
     steps: int
     pictures: int  # scenes (or rows of the user's data) a step
@@ -62,6 +64,14 @@ class Stage:
     replicas: int = 2  # threads that each run a part of the batch; part of the recipe, since sums depend on it
     seed: int = TRAIN_SEED
     image_size: int = 256
+    one_by_one: bool = False  # lookup: lists of one attribute each, so that each is one step away from the name
+    placed: bool = False  # lookup: image tokens also near the words for their place
+    ends_at: int | None = None  # the next stage goes on before this one's schedule has run down
+
+    @property
+    def last_step(self) -> int:
+        """The number of steps that are really made."""
+        return self.steps if self.ends_at is None else self.ends_at
 
     def rate_at(self, step: int) -> float:
         """The schedule in [0, 1] at `step`: linear warm-up, then a half cosine to zero."""
@@ -76,8 +86,24 @@ class Stage:
 ENCODER = Stage("encoder", "dense", ("vision_encoder",), steps=2400, pictures=24, questions=0, rate=2e-3)
 LANGUAGE = Stage("language", "text", ("decoder",), steps=400, pictures=24, questions=6, rate=2e-3)
 STAGE_1 = Stage("stage1", "answers", ("projector",), steps=150, pictures=16, questions=6, rate=2e-3)
-STAGE_2 = Stage("stage2", "answers", PARTS, steps=1500, pictures=16, questions=6, rate=1e-3, vision_rate=5e-4)
-RECIPE = (ENCODER, LANGUAGE, STAGE_1, STAGE_2)
+STAGE_2 = Stage(
+    "stage2", "answers", PARTS, steps=1500, pictures=16, questions=6, rate=1e-3, vision_rate=5e-4, ends_at=1000
+)
+# still stage 2: captions no longer drown one-word answers, and features learn where they are
+STAGE_2B = Stage("stage2b", "joint", PARTS, steps=1000, pictures=12, questions=9, rate=1e-3, vision_rate=5e-4)
+# the encoder is done; what is left is to find the shape that a question names, which decides four of the nine forms
+STAGE_2C = Stage(
+    "stage2c", "lookup", ("projector", "decoder"), steps=700, pictures=12, questions=12, rate=1.5e-3, ends_at=400
+)
+STAGE_2D = Stage(
+    "stage2d", "lookup", ("projector", "decoder"), steps=600, pictures=12, questions=16, rate=1.5e-3, one_by_one=True,
+    ends_at=400,
+)  # fmt: skip
+STAGE_2E = Stage(
+    "stage2e", "lookup", ("projector", "decoder"), steps=340, pictures=12, questions=16, rate=1.5e-3, one_by_one=True,
+    placed=True,
+)  # fmt: skip
+RECIPE = (ENCODER, LANGUAGE, STAGE_1, STAGE_2, STAGE_2B, STAGE_2C, STAGE_2D, STAGE_2E)
 
 # further passes of the same loop; fine-tuning takes STAGE_3 unless told otherwise
 STAGE_1_5 = Stage("stage1.5", "answers", PARTS, steps=300, pictures=8, questions=6, rate=3e-4, image_size=512)

@@ -63,8 +63,9 @@ def _reading(scene: Scene) -> tuple[int, int, int]:
 class DenseHeads(nn.Module):
     """Linear heads on the encoder's features: one set per token, one on their mean."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, tokens: int = 0) -> None:
         super().__init__()
+        self.place = nn.Linear(features, tokens) if tokens else None  # which of the T tokens it is
         self.norm = nn.LayerNorm(features)
         self.token = nn.Linear(features, sum(TOKEN_CLASSES.values()))
         self.pooled = nn.Linear(features, sum(POOLED_CLASSES.values()))
@@ -72,6 +73,14 @@ class DenseHeads(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:  # (B, T, F) -> (B, T, …), (B, …)
         normed = self.norm(features)
         return self.token(normed), self.pooled(normed.mean(1))
+
+    def place_loss(self, features: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Returns the cross-entropy of each token's own number: nothing else tells a feature where it is."""
+        assert self.place is not None
+        batch, tokens, _ = features.shape
+        logits = self.place(self.norm(features)).flatten(0, 1)  # (B·T, T)
+        own = torch.arange(tokens, device=features.device).repeat(batch)
+        return F.cross_entropy(logits.float(), own), {"place": float((logits.argmax(-1) == own).float().mean())}
 
     def loss(self, features: Tensor, tokens: Tensor, pooled: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Returns the sum of all cross-entropies, and accuracies where there is something to see."""
