@@ -187,6 +187,6 @@ def test_large_tensors_are_done_in_pieces_without_a_trace(layout: str) -> None:
     # torch's vector code and the rest of a row differ in float32's last place, which may tip an fp16 rounding.
     want = F.gelu(x.float()).half()
     assert (got != want).float().mean() < 2e-3
-    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
     assert OPS["gelu"].pointwise
     assert x.numel() > 1 << 17
