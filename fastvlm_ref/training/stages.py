@@ -7,7 +7,7 @@ Change a number here and the weights in `fastvlm_ref/tiny` are no longer this re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fastvlm_ref.config import FastVLMConfig, TextConfig, VisionConfig
 from fastvlm_ref.training.scenes import TRAIN_SEED
@@ -103,8 +103,7 @@ STAGE_2E = Stage(
     "stage2e", "lookup", ("projector", "decoder"), steps=340, pictures=12, questions=16, rate=1.5e-3, one_by_one=True,
     placed=True,
 )  # fmt: skip
-STAGE_2F = replace(STAGE_2E, name="stage2f", steps=140)
-RECIPE = (ENCODER, LANGUAGE, STAGE_1, STAGE_2, STAGE_2B, STAGE_2C, STAGE_2D, STAGE_2E, STAGE_2F)
+RECIPE = (ENCODER, LANGUAGE, STAGE_1, STAGE_2, STAGE_2B, STAGE_2C, STAGE_2D, STAGE_2E)
 
 # further passes of the same loop; fine-tuning takes STAGE_3 unless told otherwise
 STAGE_1_5 = Stage("stage1.5", "answers", PARTS, steps=300, pictures=8, questions=6, rate=3e-4, image_size=512)
