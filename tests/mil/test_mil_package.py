@@ -252,11 +252,11 @@ def test_runs_without_coremltools_and_beside_it(package: Path) -> None:
 
 def test_a_function_may_hand_its_input_back(tmp_path):
     """A block without operations: nothing to plan but its inputs and outputs."""
+    import coremltools as ct
     import numpy as np
     from coremltools.converters.mil.mil import Builder as mb
     from coremltools.converters.mil.mil import types
 
-    import coremltools as ct
     from validation.mil import MILModel
 
     @mb.program(input_specs=[mb.TensorSpec((2,), types.fp32)], opset_version=ct.target.iOS18)
