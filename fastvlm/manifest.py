@@ -13,9 +13,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fastvlm.errors import BuildError
+from fastvlm.errors import BuildError, FastVLMError
 from fastvlm.hashes import FileHash, list_tree, sha256_file
 from fastvlm.paths import contained
+from fastvlm.progress import SILENT, Advance, Progress
 
 SCHEMA = "0.1"
 NAME = "manifest.json"
@@ -37,6 +38,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 _MAX_BYTES = 32 << 20
 # Written into a finished build by `validate` (and by macOS), therefore never in the manifest's own list.
 _ADDED_LATER = ("validation.json", "selftest", "report", "report.html", ".DS_Store")
+_UNFINISHED = re.compile(r"\.[^/]+\.stage-[0-9a-f]{16}(/.*)?")  # what a killed `validate` leaves (fastvlm.publish)
 
 
 def significant(value: float, digits: int = 3) -> float:
@@ -79,12 +81,30 @@ def is_build(folder: Path) -> bool:
     return isinstance(manifest.get("fastvlm_version"), str) and isinstance(manifest.get("schema"), str)
 
 
-def check_files(build: str | Path, manifest: dict[str, Any]) -> None:
+def holds_build_alone(folder: Path) -> bool:
+    """Whether `folder` is a build in which nobody has put anything: only then may it be replaced."""
+    if not is_build(folder):
+        return False
+    try:
+        return not _foreign(folder, _load(folder / NAME))
+    except FastVLMError:  # a link to a folder: not this tool's work
+        return False
+
+
+def _foreign(root: Path, manifest: dict[str, Any]) -> list[str]:
+    """Files below `root` that neither the manifest lists nor a later command writes."""
+    listed = manifest.get("files")
+    known = {NAME, *(listed if isinstance(listed, dict) else ())}
+    found = (name for name in list_tree(root, skip=_ADDED_LATER) if name not in known)
+    return [name for name in found if not name.endswith("/.DS_Store") and not _UNFINISHED.fullmatch(name)]
+
+
+def check_files(build: str | Path, manifest: dict[str, Any], progress: Progress = SILENT) -> None:
     """Compare every file of a build with its manifest; BuildError lists all that are missing, changed or foreign."""
-    root = Path(build)
-    problems = [problem for name, entry in manifest["files"].items() if (problem := _problem(root, name, entry))]
-    extra = set(list_tree(root, skip=_ADDED_LATER)) - set(manifest["files"]) - {NAME}
-    problems += [f"{name}: not in the manifest" for name in sorted(extra) if not name.endswith("/.DS_Store")]
+    root, files = Path(build), manifest["files"]
+    with progress.stage("Checking the files", sum(entry["bytes"] for entry in files.values())) as advance:
+        problems = [problem for name, entry in files.items() if (problem := _problem(root, name, entry, advance))]
+    problems += [f"{name}: not in the manifest" for name in _foreign(root, manifest)]
     if problems:
         raise BuildError(
             f"{root} is not the build its manifest describes ({len(problems)} of {len(manifest['files'])} files): "
@@ -92,14 +112,14 @@ def check_files(build: str | Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def _problem(root: Path, name: str, entry: FileHash) -> str | None:
+def _problem(root: Path, name: str, entry: FileHash, advance: Advance) -> str | None:
     """What is wrong with one listed file, or None."""
     path = contained(root, name)
     if not path.is_file():
         return f"{name}: missing"
     if (size := path.stat().st_size) != entry["bytes"]:
         return f"{name}: {size:,} bytes, expected {entry['bytes']:,}"
-    if sha256_file(path) != entry["sha256"]:
+    if sha256_file(path, advance) != entry["sha256"]:
         return f"{name}: its bytes changed (sha256 differs)"
     return None
 

@@ -25,10 +25,10 @@ class Progress:
 
 @contextmanager
 def _silent_stage() -> Iterator[Advance]:
-    yield _ignore
+    yield ignore
 
 
-def _ignore(count: int) -> None:
+def ignore(count: int) -> None:
     """Take an advance and show nothing."""
 
 

@@ -4,9 +4,11 @@ The work happens in a hidden folder beside the target (same file system, unguess
 complete and on the disk does it take the target's name; an older build is exchanged with it atomically, so the
 name always leads to a whole build. A failure removes the stage; a killed process cannot, so every stage is held
 under a lock (`flock`) and the next run removes stages whose lock is free, that is, whose owner is dead.
+Where the file system cannot exchange two folders, the older build steps aside under a name that is never taken for a
+stage: a run that is killed just then loses the new build, and the next run puts the older one back.
 
-`--overwrite` replaces only what this tool made: `-o ~ --overwrite` must not cost anyone a home folder.
-It knows nothing of what a build contains; `is_build` is passed in where other folders are published.
+`--overwrite` replaces only what this tool made, and nothing that others put into it: `-o ~ --overwrite` must not cost
+anyone a home folder. It knows nothing of what a build contains; `is_ours` says so where other folders are published.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -24,7 +27,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastvlm.errors import OutputError
-from fastvlm.manifest import is_build
+from fastvlm.manifest import holds_build_alone
+from fastvlm.progress import SILENT, Progress
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _RENAME_SWAP = 2  # sys/stdio.h on macOS
@@ -33,7 +37,7 @@ _NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, e
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def check_output(target: str | Path, overwrite: bool, is_ours: Callable[[Path], bool] = is_build) -> Path:
+def check_output(target: str | Path, overwrite: bool, is_ours: Callable[[Path], bool] = holds_build_alone) -> Path:
     """Decide before the work starts whether `target` may be written, and where it really lies (links resolved).
 
     Raises OutputError: it exists (and `overwrite` is off, or it is nothing that this tool made), it is a file,
@@ -52,20 +56,26 @@ def check_output(target: str | Path, overwrite: bool, is_ours: Callable[[Path], 
 
 @contextmanager
 def staged_folder(
-    target: str | Path, overwrite: bool, is_ours: Callable[[Path], bool] = is_build
+    target: str | Path,
+    overwrite: bool,
+    is_ours: Callable[[Path], bool] = holds_build_alone,
+    progress: Progress = SILENT,
 ) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends well, and vanishes when it does not.
 
     Raises OutputError as `check_output` does, and when the disk is full.
     """
+    _put_back(Path(target).expanduser())
     place = check_output(target, overwrite, is_ours)
     made = _make_parents(place.parent)
     try:
-        _remove_stale_stages(place)
+        _remove_stale(place, "stage")
+        _remove_stale(place, "older")  # of a run that was killed when its new build already had the name
         stage, lock = _new_stage(place)
         try:
             yield stage
-            _sync_tree(stage)
+            with progress.stage("Bringing it to the disk"):
+                _sync_tree(stage)
             if os.path.lexists(place):
                 _check_existing(place, overwrite, is_ours)
                 _exchange(stage, place)
@@ -117,8 +127,8 @@ def _check_existing(place: Path, overwrite: bool, is_ours: Callable[[Path], bool
         raise OutputError(f"{place} is a mounted disk and cannot be replaced; choose a folder inside it with -o")
     if any(place.iterdir()) and not is_ours(place):
         raise OutputError(
-            f"{place} was not made by fastvlm, so --overwrite does not replace it; "
-            "choose another place with -o, or remove the folder yourself"
+            f"{place} was not made by fastvlm, or holds files that others put there, so --overwrite does not replace "
+            "it; choose another place with -o, or remove the folder yourself"
         )
 
 
@@ -148,14 +158,42 @@ def _make_parents(parent: Path) -> list[Path]:
     return missing
 
 
-def _stage_prefix(place: Path) -> str:
-    return f".{place.name[:100]}.stage-"
+def _hidden(place: Path, kind: str) -> Path:
+    """A new hidden name beside `place`: `stage` is being written, `older` stepped aside for a new build."""
+    return place.parent / f".{place.name[:100]}.{kind}-{secrets.token_hex(8)}"
+
+
+def _hidden_folders(place: Path, kind: str) -> list[Path]:
+    """The folders beside `place` that `_hidden` named; a name that only begins like one is somebody else's."""
+    name = re.compile(re.escape(f".{place.name[:100]}.{kind}-") + "[0-9a-f]{16}")
+    try:
+        return [entry for entry in place.parent.iterdir() if name.fullmatch(entry.name)]
+    except OSError:  # no such parent yet, or one that may not be listed
+        return []
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds a folder's lock if it is free; yields whether it was, that is, whether no living run uses the folder."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(lock)
 
 
 def _new_stage(place: Path) -> tuple[Path, int]:
     """A new folder beside `place` and the file descriptor that holds its lock."""
     while True:
-        stage = place.parent / (_stage_prefix(place) + secrets.token_hex(8))
+        stage = _hidden(place, "stage")
         stage.mkdir()  # not mkdtemp: its mode 0700 would stay on the published build
         lock = os.open(stage, os.O_RDONLY)
         with suppress(OSError):  # a file system without locks: stages are then never taken for stale
@@ -167,19 +205,21 @@ def _new_stage(place: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _remove_stale_stages(place: Path) -> None:
-    for stage in place.parent.glob(_glob_literal(_stage_prefix(place)) + "*"):
-        with suppress(OSError):
-            lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the owner lives
-                shutil.rmtree(stage, ignore_errors=True)
-            finally:
-                os.close(lock)
+def _remove_stale(place: Path, kind: str) -> None:
+    for folder in _hidden_folders(place, kind):
+        with _locked(folder) as free:
+            if free:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _glob_literal(text: str) -> str:
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in text)
+def _put_back(asked: Path) -> None:
+    """Undoes what a run left that was killed in `_exchange_in_two_steps`: the older build gets its name back."""
+    with suppress(OSError):  # what is wrong with the place itself, `check_output` says
+        place = _real_place(asked)
+        for older in _hidden_folders(place, "older"):
+            with _locked(older) as free:
+                if free and not os.path.lexists(place):
+                    os.rename(older, place)
 
 
 def _exchange(stage: Path, place: Path) -> None:
@@ -207,14 +247,17 @@ def _rename_exchange(first: bytes, second: bytes) -> None:
 
 
 def _exchange_in_two_steps(stage: Path, place: Path) -> None:
-    aside = place.parent / (_stage_prefix(place) + secrets.token_hex(8))
-    os.rename(place, aside)
-    try:
-        os.rename(stage, place)
-    except OSError:
-        os.rename(aside, place)
-        raise
-    os.rename(aside, stage)
+    """Let the names pass on one after the other; whatever interrupts (Ctrl-C too), one whole build is at `place`."""
+    older = _hidden(place, "older")
+    with _locked(place):  # so that no other run takes the older build for one that was left behind
+        try:
+            os.rename(place, older)
+            os.rename(stage, place)
+        except BaseException:
+            if os.path.lexists(older) and not os.path.lexists(place):
+                os.rename(older, place)
+            raise
+        os.rename(older, stage)  # where the caller removes it
 
 
 def _sync_tree(folder: Path) -> None:

@@ -7,11 +7,14 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+
+from fastvlm.progress import Advance, Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,6 +64,32 @@ def exported_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_build(exported_tiny: Path, tmp_path: Path) -> Path:
     """A build of the embedded checkpoint that this test may damage."""
     return Path(shutil.copytree(exported_tiny, tmp_path / "build"))
+
+
+class Heard(Progress):
+    """Keeps what it is told: per stage the announced total and the sum of what was advanced; the notes."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[int | None]] = {}
+        self.notes: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        done = self.stages[name] = [total, 0]
+
+        def advance(count: int) -> None:
+            done[1] = (done[1] or 0) + count
+
+        yield advance
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    """A listener to pass as `progress`."""
+    return Heard()
 
 
 @pytest.fixture(autouse=True)

@@ -124,6 +124,15 @@ def test_manifest_cannot_point_outside(build: Path) -> None:
         check_files(build, manifest)
 
 
+def test_hashing_is_told_in_bytes(build: Path, heard: Any) -> None:
+    (build / "embeddings.bin").write_bytes(bytes(3_000_000))
+    files = hash_tree(build, ("manifest.json",), "hashing", heard)
+    size = sum(entry["bytes"] for entry in files.values())
+    check_files(build, {"files": files}, heard)
+    assert size > 3_000_000
+    assert heard.stages == {"hashing": [size, size], "Checking the files": [size, size]}
+
+
 def test_tree_reads_linked_files_and_refuses_linked_folders(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "1").write_text("x")

@@ -17,7 +17,7 @@ from fastvlm import publish
 from fastvlm.errors import OutputError
 from fastvlm.publish import check_output, replace_file, staged_folder
 
-MANIFEST = '{"schema": "0.1", "fastvlm_version": "0"}'
+MANIFEST = '{"schema": "0.1", "fastvlm_version": "0", "files": {"content": {}}}'
 
 
 def make_build(target: Path, text: str, overwrite: bool = False) -> None:
@@ -140,15 +140,113 @@ def test_published_folder_has_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "build").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_exchange_without_kernel_support(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["notes.txt", "photos/me.png", "selftests"])
+def test_overwrite_spares_what_others_put_into_a_build(tmp_path: Path, name: str) -> None:
+    make_build(tmp_path / "build", "old")
+    mine = tmp_path / "build" / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(OutputError, match="others put there"):
+        make_build(tmp_path / "build", "new", overwrite=True)
+    assert (mine.read_text(), (tmp_path / "build" / "content").read_text()) == ("mine", "old")
+
+
+def test_a_build_with_a_linked_folder_is_not_replaced(tmp_path: Path) -> None:
+    make_build(tmp_path / "build", "old")
+    (tmp_path / "build" / "link").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="others put there"):
+        check_output(tmp_path / "build", overwrite=True)
+
+
+def test_what_validation_and_the_finder_add_may_be_replaced(tmp_path: Path) -> None:
+    make_build(tmp_path / "build", "old")
+    for name in ("validation.json", "selftest/picture.png", ".DS_Store", f".selftest.stage-{'0' * 16}/half"):
+        place = tmp_path / "build" / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("")
+    make_build(tmp_path / "build", "new", overwrite=True)
+    assert everything_in(tmp_path) == ["build", "build/content", "build/manifest.json"]
+
+
+def test_folders_that_only_look_like_stages_are_left_alone(tmp_path: Path) -> None:
+    names = [".build.stage-mine", f".build.stage-{'0' * 17}", f".build.older-{'g' * 16}", f".builds.stage-{'0' * 16}"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    make_build(tmp_path / "build", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "build"])
+
+
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system on which two folders cannot trade names in one step."""
+
     def unsupported(*_: bytes) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(publish, "_rename_exchange", unsupported)
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_exchange_without_kernel_support(tmp_path: Path) -> None:
     make_build(tmp_path / "build", "old")
     make_build(tmp_path / "build", "new", overwrite=True)
     assert (tmp_path / "build" / "content").read_text() == "new"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.usefixtures("no_exchange")
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, PermissionError])
+@pytest.mark.parametrize("done", [1, 2], ids=["after the first rename", "after the second"])
+def test_interrupted_between_two_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException], done: int
+) -> None:
+    """One whole build is at the name, whichever; the next run leaves nothing else."""
+    make_build(tmp_path / "build", "old")
+    rename, calls = os.rename, []
+
+    def interrupted(first: Path, second: Path) -> None:
+        rename(first, second)
+        calls.append(second)
+        if len(calls) == done:
+            raise interruption
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", interrupted)
+        with pytest.raises(interruption):
+            make_build(tmp_path / "build", "new", overwrite=True)
+    assert (tmp_path / "build" / "content").read_text() == ("old", "new")[done - 1]
+    make_build(tmp_path / "build", "newer", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["build"]
+
+
+KILLED = """
+import errno, os, signal, sys
+from fastvlm import publish
+def unsupported(*_):
+    raise OSError(errno.EINVAL, "")
+rename, left = os.rename, [int(sys.argv[2])]
+def killed(first, second):
+    rename(first, second)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+publish._rename_exchange, os.rename = unsupported, killed
+with publish.staged_folder(sys.argv[1], True) as stage:
+    (stage / "manifest.json").write_text('{"schema": "0.1", "fastvlm_version": "0", "files": {"content": {}}}')
+    (stage / "content").write_text("new")
+"""
+
+
+@pytest.mark.parametrize(("done", "text"), [(1, "old"), (2, "new")])
+def test_killed_between_two_renames_no_build_is_lost(root: Path, tmp_path: Path, done: int, text: str) -> None:
+    make_build(tmp_path / "build", "old")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "build"), str(done)]
+    assert subprocess.run(command, cwd=root, check=False).returncode == -signal.SIGKILL
+    with pytest.raises(OutputError, match="--overwrite"):
+        make_build(tmp_path / "build", "newer")
+    assert (tmp_path / "build" / "content").read_text() == text
+    make_build(tmp_path / "build", "newer", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["build"]
 
 
 @pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="atomic exchange is known there only")
