@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import ConfigError
-from fastvlm_ref.checkpoint.folder import read_json
+from fastvlm_ref.checkpoint.folder import read_json, read_text
+from fastvlm_ref.checkpoint.source import licence_files
 from fastvlm_ref.checkpoint.text_config import LLAMA, text_section
 from fastvlm_ref.config import IMAGE_TOKEN
 from fastvlm_ref.prompt import find_template, template_option
@@ -73,8 +74,8 @@ class Statements:
     def image_size(self) -> int:
         """Returns the image side N: the vision tower's name, else the preprocessor, else the config, else 1024."""
         tower = self.config.get("mm_vision_tower")
-        if isinstance(tower, str) and (found := re.search(r"_(\d{1,6})/?$", tower)):
-            return _side(int(found[1]), f"mm_vision_tower {tower!r}")
+        if isinstance(tower, str) and (found := re.search(r"_(\d+)/?$", tower)):
+            return _side(int(found[1][:9]), f"mm_vision_tower {tower[:60]!r}")  # int() refuses thousands of digits
         size = self.preprocessor()
         for name in ("crop_size", "size"):
             if (side := _square(size.get(name), f"preprocessor_config.json's {name}")) is not None:
@@ -147,7 +148,7 @@ class Statements:
         """Returns the text of the stored chat template, or an empty one."""
         path = self._find("chat_template.jinja")
         if path is not None:
-            return path.read_text(encoding="utf-8", errors="replace")
+            return read_text(path)
         for name in ("chat_template.json", "tokenizer_config.json"):
             found = self._side(name).get("chat_template")
             if isinstance(found, str):
@@ -207,11 +208,10 @@ class Statements:
 
 def _folder_licence(folder: Path) -> str | None:
     readme = folder / "README.md"
-    if readme.is_file() and (name := _front_matter_licence(readme.read_text(encoding="utf-8", errors="replace"))):
+    if readme.is_file() and (name := _front_matter_licence(read_text(readme))):
         return name
-    texts = (
-        path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("LICENSE*")) if path.is_file()
-    )
+    # A NOTICE speaks of other people's licences as well.
+    texts = (read_text(path) for path in licence_files(folder) if not path.name.upper().startswith("NOTICE"))
     return next((name for text in texts if (name := _licence_of(text))), None)
 
 

@@ -9,12 +9,11 @@ It does not know the model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,9 +21,10 @@ from fastvlm_ref.config import IMAGE_TOKEN
 from fastvlm_ref.prompt import encode_prompt
 from fastvlm_ref.tokenizer import Tokenizer
 from fastvlm_ref.training.drawing import draw, pad_to_square
-from fastvlm_ref.training.packing import IGNORED, Block, Packed, pack
-from fastvlm_ref.training.questions import FORMS, Question, ask, describe, inventory, place
-from fastvlm_ref.training.scenes import COLOURS, SHAPES, Scene, scene
+from fastvlm_ref.training.finding import asked_mark, named_mark
+from fastvlm_ref.training.packing import Block, Packed, pack
+from fastvlm_ref.training.questions import FORMS, Question, ask, describe
+from fastvlm_ref.training.scenes import Scene, scene
 from fastvlm_ref.training.stages import STAGES, Stage
 from fastvlm_ref.training.supervision import labels
 
@@ -37,7 +37,6 @@ class Batch:
     packed: Packed | None = None
     token_labels: Tensor | None = None
     pooled_labels: Tensor | None = None
-    words: Tensor | None = None  # (B, T, 2 or 4) ids of what each image token shows: kind, colour, place; or −100
 
 
 class Source(Protocol):
@@ -64,8 +63,6 @@ class DrawnScenes:
         rows = [self._row(stage, drawn, rng) for drawn in scenes]
         if stage.objective == "text":
             return Batch(None, pack(rows))
-        if stage.objective == "lookup":
-            return Batch(_pixels(scenes, stage.image_size), pack(rows), words=self._words(scenes, stage.placed))
         return Batch(_pixels(scenes, stage.image_size), pack(rows), *dense)
 
     def _row(self, stage: Stage, drawn: Scene, rng: np.random.Generator) -> tuple[list[int], list[Block]]:
@@ -74,35 +71,28 @@ class DrawnScenes:
             prefix = before + self.tokenizer.encode(describe(drawn))
         else:
             prefix = before + [IMAGE_TOKEN] * (stage.image_size // 64) ** 2
-        if stage.objective == "lookup":
-            questions = _lookups(drawn, stage.questions, rng, stage.one_by_one)
-        else:
-            questions = _questions(drawn, stage.questions, rng)
+        choose = _naming_questions if stage.objective == "finding" else _questions
+        questions = choose(drawn, stage.questions, rng)
         return prefix, [self.block(question) for question in questions]
 
-    def _words(self, scenes: list[Scene], placed: bool) -> Tensor:
-        """The words as they stand inside a sentence, behind a space; each is one token of the vocabulary."""
-        kinds = [IGNORED, *(self.tokenizer.encode(f" {kind}")[0] for kind in SHAPES)]
-        colours = [IGNORED, *(self.tokenizer.encode(f" {colour}")[0] for colour in COLOURS)]
-        seen = np.stack([labels(drawn)[0][:, :2] for drawn in scenes])  # (B, T, 2)
-        words = np.stack((np.array(kinds)[seen[..., 0]], np.array(colours)[seen[..., 1]]), -1)
-        if placed:
-            words = np.concatenate((words, np.stack([self._place_words(drawn) for drawn in scenes])), -1)
-        return torch.from_numpy(words)
-
-    def _place_words(self, drawn: Scene) -> NDArray[np.int64]:
-        """Returns (T, 2): up to two words for the place of the shape under each token of a square picture."""
-        words = np.full((16, 2), IGNORED, np.int64)
-        for shape in drawn.shapes if drawn.rows == 3 else ():
-            alone, _ = labels(replace(drawn, shapes=(shape,), text=None))
-            for column, word in enumerate(place(shape).split()):
-                words[alone[:, 0] > 0, column] = self.tokenizer.encode(f" {word}")[0]
-        return words
-
     def block(self, question: Question) -> Block:
-        """Returns the ids of one question and its answer."""
+        """Returns the ids of one question and its answer, with marks where it names a shape or is about to."""
         _, after = encode_prompt(self.tokenizer, question.prompt)
-        return Block(after, [*self.tokenizer.encode(question.answer), self.end])
+        answer = self.tokenizer.encode(question.answer)
+        marks: dict[int, tuple[int, ...]] = {}
+        for word, shape in question.names:
+            marks[after.index(self._token(word))] = named_mark(shape)
+        if question.names:
+            marks[len(after) - 1] = asked_mark([shape for _, shape in question.names])
+        place = len(after) - 1
+        for shape in question.tells:  # "…, a red star": marked are the comma, the article and the colour
+            place = (after + answer).index(self._token(shape.colour), place + 1)
+            marks |= dict.fromkeys(range(place - 2, place + 1), asked_mark([shape]))
+        return Block(after, [*answer, self.end], marks)
+
+    def _token(self, word: str) -> int:
+        (token,) = self.tokenizer.encode(f" {word}")  # every word of a scene is one token behind a space
+        return token
 
 
 def _dense_labels(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
@@ -128,18 +118,13 @@ def _questions(drawn: Scene, count: int, rng: np.random.Generator) -> list[Quest
     return [question for question in asked if question is not None][:count]
 
 
-def _lookups(drawn: Scene, count: int, rng: np.random.Generator, one_by_one: bool) -> list[Question]:
-    """Returns questions that name a shape, several of a form about one picture so that its shapes must be told apart;
-    and two of the other forms."""
-    others = [str(form) for form in rng.choice(("count", "word", "number", "caption", "shape"), 3, replace=False)]
-    if one_by_one:
-        lists = [inventory(drawn, rng, attribute) for attribute in ("colours", "sizes", "places", "places")]
-        forms = ["colour"] + ["place"] * 2 + ["side"] * 3 + ["size"] * 2 + others
-    else:
-        lists = [inventory(drawn, rng) for _ in range(2)]
-        forms = ["colour"] * 2 + ["place"] * 2 + ["side"] * 2 + ["size"] + others
-    asked = dict.fromkeys([*lists, *(ask(drawn, form, rng) for form in forms)])  # without repetitions
-    return [question for question in asked if question is not None][:count]
+def _naming_questions(drawn: Scene, count: int, rng: np.random.Generator) -> list[Question]:
+    """Returns up to `count` questions, most of them naming shapes, several of a form about one picture so that its
+    shapes must be told apart; a caption; and two of the other forms."""
+    others = [str(form) for form in rng.choice(("count", "word", "number", "shape"), 2, replace=False)]
+    forms = [*["side"] * 4, *["place"] * 3, "colour", "size", "caption", *others]
+    asked = {question.prompt: question for form in forms if (question := ask(drawn, form, rng)) is not None}
+    return list(asked.values())[:count]
 
 
 def _pixels(scenes: list[Scene], side: int) -> Tensor:

@@ -28,7 +28,7 @@ class Example:
 
 
 EXAMPLES = (
-    Example("shapes.png", 155, "caption"),
+    Example("shapes.png", 255, "caption"),
     Example("number.png", 192, "number"),
     Example("wide.png", 730, "colour"),
 )

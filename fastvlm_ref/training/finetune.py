@@ -55,7 +55,7 @@ def finetune_stage(name: str, steps: int | None, rows_a_step: int | None, rate: 
     rows = rows_a_step or stage.pictures
     vision_rate = stage.vision_rate * rate / stage.rate if rate and stage.vision_rate else stage.vision_rate
     return replace(
-        stage, steps=steps or stage.steps, pictures=rows, questions=1, rate=rate or stage.rate,
+        stage, steps=steps or stage.last_step, ends_at=None, pictures=rows, questions=1, rate=rate or stage.rate,
         vision_rate=vision_rate, replicas=min(stage.replicas, rows),
     )  # fmt: skip
 

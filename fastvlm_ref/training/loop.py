@@ -25,57 +25,72 @@ from fastvlm.errors import CheckpointError
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.training.batches import Batch, Source, batches
-from fastvlm_ref.training.packing import answer_loss, word_loss
+from fastvlm_ref.training.finding import FindingHeads
+from fastvlm_ref.training.packing import Packed, answer_loss, layer_states
 from fastvlm_ref.training.replicas import Replicas
 from fastvlm_ref.training.stages import PARTS, Stage
 from fastvlm_ref.training.supervision import DenseHeads
 
 LOG_EVERY = 20
 DENSE_SHARE = 0.25  # of the dense losses where answers are learned too
-WORD_SHARE = 0.2
+FINDING_SHARE = 0.3
 
 
 class Learner(nn.Module):
-    """The model with the loss of a stage, and the dense heads where the stage has them."""
+    """The model with the loss of a stage, and the heads that the stage has and throws away."""
 
     def __init__(self, model: FastVLM, stage: Stage) -> None:
         super().__init__()
         self.model = model
         torch.manual_seed(stage.seed)
         self.joint = stage.objective == "joint"
-        vision = model.config.vision
+        vision, text = model.config.vision, model.config.text
         self.heads: DenseHeads | None = None
+        self.finding: FindingHeads | None = None
         if self.joint or stage.objective == "dense":
             tokens = vision.tokens_at(stage.image_size) if self.joint else 0
             self.heads = DenseHeads(vision.features, tokens)
+        if stage.objective == "finding":
+            self.finding = FindingHeads(text.hidden_size, text.layers)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Returns the loss and what else is worth watching."""
-        model = self.model
-        if batch.pixels is None:
-            assert batch.packed is not None
-            return answer_loss(model.decoder, batch.packed, None)
-        pixels = batch.pixels.float().div(255).contiguous(memory_format=torch.channels_last)
-        features = model.vision_encoder(pixels)
         losses: list[Tensor] = []
         seen: dict[str, float] = {}
-        if self.heads is not None:
-            assert batch.token_labels is not None
-            assert batch.pooled_labels is not None
-            dense, seen = self.heads.loss(features, batch.token_labels, batch.pooled_labels)
-            losses.append(dense * (DENSE_SHARE if self.heads.place is not None else 1.0))
-        if self.heads is not None and self.heads.place is not None:
-            where, more = self.heads.place_loss(features)
-            losses.append(where)
-            seen |= more
+        tokens: Tensor | None = None
+        if batch.pixels is not None:
+            pixels = batch.pixels.float().div(255).contiguous(memory_format=torch.channels_last)
+            features = self.model.vision_encoder(pixels)
+            if self.heads is not None:
+                losses.append(self._dense(features, batch, seen))
+            if batch.packed is not None:
+                tokens = self.model.projector(features)
         if batch.packed is not None:
-            tokens = model.projector(features)
-            answers, more = answer_loss(model.decoder, batch.packed, tokens, per_question=self.joint)
-            losses.append(answers)
-            if batch.words is not None:
-                losses.append(WORD_SHARE * word_loss(model.decoder, tokens, batch.words))
-            seen |= more
+            losses.append(self._answers(batch.packed, tokens, seen))
         return torch.stack(losses).sum(), seen
+
+    def _dense(self, features: Tensor, batch: Batch, seen: dict[str, float]) -> Tensor:
+        assert self.heads is not None
+        assert batch.token_labels is not None
+        assert batch.pooled_labels is not None
+        loss, more = self.heads.loss(features, batch.token_labels, batch.pooled_labels)
+        seen |= more
+        if self.heads.place is None:
+            return loss
+        where, more = self.heads.place_loss(features)
+        seen |= more
+        return loss * DENSE_SHARE + where
+
+    def _answers(self, packed: Packed, tokens: Tensor | None, seen: dict[str, float]) -> Tensor:
+        decoder = self.model.decoder
+        states = layer_states(decoder, packed, tokens)
+        loss, more = answer_loss(decoder, packed, states[-1], per_question=self.joint)
+        seen |= more
+        if self.finding is None:
+            return loss
+        found, more = self.finding.loss(states, packed.marks)
+        seen |= more
+        return loss + FINDING_SHARE * found
 
 
 def prepare(model: FastVLM, stage: Stage) -> None:
@@ -163,7 +178,7 @@ def _save(path: Path, stage: Stage, step: int, learner: Learner, adam: torch.opt
         "stage": asdict(stage),
         "step": step,
         "parts": {part: getattr(learner.model, part).state_dict() for part in stage.trains},
-        "heads": learner.heads.state_dict() if learner.heads is not None else {},
+        "heads": _heads(learner).state_dict(),
         "adam": adam.state_dict(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,13 +187,18 @@ def _save(path: Path, stage: Stage, step: int, learner: Learner, adam: torch.opt
     os.replace(staged, path)  # a run that is killed while saving loses nothing
 
 
+def _heads(learner: Learner) -> nn.ModuleDict:
+    """What a stage has beside the model; thrown away at its end, kept while it can be resumed."""
+    heads = {"dense": learner.heads, "finding": learner.finding}
+    return nn.ModuleDict({name: module for name, module in heads.items() if module is not None})
+
+
 def _resume(path: Path, stage: Stage, learner: Learner, adam: torch.optim.AdamW) -> int:
     if not path.exists():
         return 0
     state = _read(path, stage)
     _load_parts(learner.model, state["parts"])
-    if learner.heads is not None:
-        learner.heads.load_state_dict(state["heads"])
+    _heads(learner).load_state_dict(state["heads"])
     adam.load_state_dict(state["adam"])
     return int(state["step"])
 

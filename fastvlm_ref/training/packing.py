@@ -9,8 +9,8 @@ It does not know what a question is about.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from fastvlm_ref.config import IMAGE_TOKEN
 from fastvlm_ref.model.decoder import Decoder, rope_tables
+from fastvlm_ref.training.finding import WIDTH
 
 IGNORED = -100
 PADDING = -1
@@ -26,22 +27,25 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class Block:
-    """One question behind the prefix: its ids up to the answer, and the answer's ids with their end."""
+    """One question behind the prefix: its ids up to the answer, the answer's ids with their end, and labels of
+    `finding` at positions of the two together."""
 
     prompt: list[int]
     answer: list[int]
+    marks: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Packed:
     """A batch of rows, all int64 (B, S): ids (−200 for each image token), positions, blocks (0 prefix), next ids;
-    `lengths` holds at each target how many targets its answer has."""
+    `lengths` holds at each target how many targets its answer has; `marks` (n, 2 + 6) are row, position and labels."""
 
     ids: Tensor
     positions: Tensor
     blocks: Tensor
     targets: Tensor
     lengths: Tensor
+    marks: Tensor
 
 
 def pack(rows: Sequence[tuple[list[int], Sequence[Block]]]) -> Packed:
@@ -51,7 +55,19 @@ def pack(rows: Sequence[tuple[list[int], Sequence[Block]]]) -> Packed:
     fills = (0, 0, PADDING, IGNORED, 1)
     columns = zip(*packed, strict=True)
     padded = [_pad(column, longest, fill) for column, fill in zip(columns, fills, strict=True)]
-    return Packed(*padded)
+    marks = [
+        (row, position, *labels) for row, (prefix, blocks) in enumerate(rows)
+        for position, labels in _marks(len(prefix), blocks)
+    ]  # fmt: skip
+    return Packed(*padded, marks=torch.tensor(marks, dtype=torch.int64).reshape(len(marks), 2 + WIDTH))
+
+
+def _marks(start: int, blocks: Sequence[Block]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Yields the marks of one row with their positions in it."""
+    for block in blocks:
+        for position, labels in block.marks.items():
+            yield start + position, labels
+        start += len(block.prompt) + len(block.answer) - 1
 
 
 def _pack_row(prefix: list[int], blocks: Sequence[Block]) -> tuple[list[int], ...]:
@@ -79,24 +95,9 @@ def visible(packed: Packed) -> Tensor:
     return (causal & ((key == query) | (key == 0)))[:, None]
 
 
-def word_loss(decoder: Decoder, image_tokens: Tensor, words: Tensor) -> Tensor:
-    """Returns how far image tokens (B, T, H) lie from the embeddings of the words (B, T, 2 or 4) for what they show.
+def layer_states(decoder: Decoder, packed: Packed, image_tokens: Tensor | None) -> list[Tensor]:
+    """Returns the states (B, S, H) behind each of the decoder's layers.
 
-    Where a word in a question and the thing in the picture look alike, one circuit finds every kind of thing.
-    """
-    there = words[..., 0] != IGNORED
-    logits = decoder.head(F.rms_norm(image_tokens[there], image_tokens.shape[-1:]))  # (n, V)
-    wanted = words[there]
-    likely = logits.float().log_softmax(-1).gather(-1, wanted.clamp(min=0))  # (n, words)
-    return -likely[wanted != IGNORED].mean()
-
-
-def answer_loss(
-    decoder: Decoder, packed: Packed, image_tokens: Tensor | None, *, per_question: bool = False
-) -> tuple[Tensor, dict[str, float]]:
-    """Returns the mean cross-entropy over answer tokens, and the share of them that are right.
-
-    `per_question` gives every question the same say, however long its answer: else captions drown one-word answers.
     `image_tokens` (B, T, H) take the places of the −200 ids in order; None for rows without a picture.
     """
     is_image = packed.ids == IMAGE_TOKEN
@@ -107,10 +108,23 @@ def answer_loss(
     cos, sin = rope_tables(decoder.config, packed.positions.flatten())  # (B·S, D)
     rope = (cos.view(batch, 1, length, -1).to(x.dtype), sin.view(batch, 1, length, -1).to(x.dtype))
     mask = visible(packed)
+    states: list[Tensor] = []
     for index, layer in enumerate(decoder.layers):
         x = layer(x, rope, mask, None, index)
+        states.append(x)
+    return states
+
+
+def answer_loss(
+    decoder: Decoder, packed: Packed, last: Tensor, *, per_question: bool = False
+) -> tuple[Tensor, dict[str, float]]:
+    """Returns the mean cross-entropy over answer tokens, and the share of them that are right.
+
+    `last` (B, S, H) is the state behind the last layer. `per_question` gives every question the same say, however long
+    its answer: else captions drown one-word answers.
+    """
     asked = packed.targets != IGNORED
-    logits = decoder.head(decoder.norm(x[asked]))
+    logits = decoder.head(decoder.norm(last[asked]))
     targets = packed.targets[asked]
     right = float((logits.argmax(-1) == targets).float().mean())
     losses = F.cross_entropy(logits.float(), targets, reduction="none")

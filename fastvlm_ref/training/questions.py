@@ -47,6 +47,8 @@ class Question:
     form: str
     prompt: str
     answer: str
+    names: tuple[tuple[str, Shape], ...] = ()  # the words of the prompt that stand for a shape, in their order
+    tells: tuple[Shape, ...] = ()  # the shapes that the answer describes, in its order
 
 
 def place(shape: Shape) -> str:
@@ -54,32 +56,17 @@ def place(shape: Shape) -> str:
     return f"{ROW_NAMES[shape.row]} {COLUMN_NAMES[shape.column]}".strip() or "centre"
 
 
+def in_reading_order(scene: Scene) -> tuple[Shape, ...]:
+    """Returns the shapes row by row, each row from the left."""
+    return tuple(sorted(scene.shapes, key=lambda shape: (shape.row, shape.column)))
+
+
 def caption(scene: Scene) -> str:
     """Returns the canonical caption: "a red star, a blue circle and the word cat"."""
-    names = [_with_article(shape.name) for shape in sorted(scene.shapes, key=lambda shape: (shape.row, shape.column))]
+    names = [_with_article(shape.name) for shape in in_reading_order(scene)]
     if scene.text is not None:
         names.append(f"the {'number' if scene.text.is_number else 'word'} {scene.text.text}")
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def inventory(scene: Scene, rng: np.random.Generator, attribute: str = "all") -> Question | None:
-    """Returns a training-only question whose answer names each shape and, right behind it, all that is known of it.
-
-    In a random order: what follows a name can only be found by looking for that name, one step away from the answer.
-    """
-    shapes = _only_ones(scene)
-    if not shapes or scene.rows != 3:
-        return None
-    ordered = [shapes[at] for at in rng.permutation(len(shapes))]
-    known = {
-        "all": lambda shape: f"{shape.colour} {shape.size} {place(shape)}",
-        "colours": lambda shape: shape.colour,
-        "sizes": lambda shape: shape.size,
-        "places": place,
-    }[attribute]
-    told = ", ".join(f"the {shape.kind} {known(shape)}" for shape in ordered)
-    prompt = "List the shapes." if attribute == "all" else f"List the {attribute} of the shapes."
-    return Question("inventory", prompt, told)
 
 
 def describe(scene: Scene) -> str:
@@ -97,22 +84,27 @@ def _with_article(name: str) -> str:
 
 def ask(scene: Scene, form: str, rng: np.random.Generator) -> Question | None:
     """Returns a question of `form`, or None where the scene gives no ground for one."""
-    fields = _fields(scene, form, rng)
-    if fields is None:
+    found = _fields(scene, form, rng)
+    if found is None:
         return None
-    phrasing = PHRASINGS[form][int(rng.integers(len(PHRASINGS[form])))]
-    return Question(form, phrasing.format(**fields), fields["answer"])
+    fields, shapes = found
+    prompt = PHRASINGS[form][int(rng.integers(len(PHRASINGS[form])))].format(**fields)
+    named = [(shape.colour if form == "shape" else shape.kind, shape) for shape in shapes]
+    names = tuple(sorted(named, key=lambda one: prompt.index(f" {one[0]}")))
+    return Question(form, prompt, fields["answer"], names, in_reading_order(scene) if form == "caption" else ())
 
 
-def _fields(scene: Scene, form: str, rng: np.random.Generator) -> dict[str, str] | None:
-    """Returns what fills the phrasing, and the answer."""
+Fields = tuple[dict[str, str], tuple[Shape, ...]]  # what fills the phrasing, and the answer; the shapes it names
+
+
+def _fields(scene: Scene, form: str, rng: np.random.Generator) -> Fields | None:
     if form == "count":
-        return {"answer": COUNTS[len(scene.shapes) - 1]}
+        return {"answer": COUNTS[len(scene.shapes) - 1]}, ()
     if form == "caption":
-        return {"answer": caption(scene)} if len(scene.shapes) <= 3 else None
+        return ({"answer": caption(scene)}, ()) if len(scene.shapes) <= 3 else None
     if form in ("word", "number"):
         fits = scene.text is not None and scene.text.is_number == (form == "number")
-        return {"answer": scene.text.text} if scene.text is not None and fits else None
+        return ({"answer": scene.text.text}, ()) if scene.text is not None and fits else None
     if form == "side":
         return _side(scene, rng)
     if form == "shape":
@@ -126,25 +118,25 @@ def _only_ones(scene: Scene) -> list[Shape]:
     return [shape for shape in scene.shapes if kinds.count(shape.kind) == 1]
 
 
-def _about_one(scene: Scene, form: str, rng: np.random.Generator) -> dict[str, str] | None:
+def _about_one(scene: Scene, form: str, rng: np.random.Generator) -> Fields | None:
     candidates = _only_ones(scene)
     if not candidates or (form == "place" and scene.rows != 3):
         return None
     shape = candidates[int(rng.integers(len(candidates)))]
     answer = {"colour": shape.colour, "size": shape.size, "place": place(shape)}[form]
-    return {"kind": shape.kind, "answer": answer}
+    return {"kind": shape.kind, "answer": answer}, (shape,)
 
 
-def _shape_by_colour(scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
+def _shape_by_colour(scene: Scene, rng: np.random.Generator) -> Fields | None:
     colours = [shape.colour for shape in scene.shapes]
     candidates = [shape for shape in scene.shapes if colours.count(shape.colour) == 1]
     if not candidates:
         return None
     shape = candidates[int(rng.integers(len(candidates)))]
-    return {"colour": shape.colour, "answer": shape.kind}
+    return {"colour": shape.colour, "answer": shape.kind}, (shape,)
 
 
-def _side(scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
+def _side(scene: Scene, rng: np.random.Generator) -> Fields | None:
     """Two shapes in one row or one column; upright and level pairs are asked equally often, so all four balance."""
     pairs = [(a, b) for a in _only_ones(scene) for b in _only_ones(scene) if (a.row == b.row) != (a.column == b.column)]
     level = [pair for pair in pairs if pair[0].row == pair[1].row]
@@ -157,4 +149,4 @@ def _side(scene: Scene, rng: np.random.Generator) -> dict[str, str] | None:
     level_answer = "left" if shape.column < other.column else "right"
     upright_answer = "above" if shape.row < other.row else "below"
     answer = level_answer if shape.row == other.row else upright_answer
-    return {"kind": shape.kind, "other": other.kind, "answer": answer}
+    return {"kind": shape.kind, "other": other.kind, "answer": answer}, (shape, other)

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastvlm_ref.config import FastVLMConfig
+from fastvlm_ref.config import FastVLMConfig, PromptConfig
 from fastvlm_ref.model.fastvlm import FastVLM
-from fastvlm_ref.prompt import stop_ids
+from fastvlm_ref.prompt import QWEN_2, stop_ids
 from fastvlm_ref.tokenizer import Tokenizer
 
 PREFIXES = {  # our names -> LLaVA's
@@ -30,7 +30,7 @@ PREFIXES = {  # our names -> LLaVA's
 
 
 def save_llava(model: FastVLM, tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes config.json, generation_config.json, model.safetensors and the tokenizer into an existing `folder`."""
+    """Writes config.json, generation_config.json, weights, tokenizer and chat template into an existing `folder`."""
     tensors = {_llava_name(name): _stored(value) for name, value in model.state_dict().items()}
     weights = folder / "model.safetensors"
     save_file(tensors, str(weights), metadata={"format": "pt"})
@@ -39,6 +39,25 @@ def save_llava(model: FastVLM, tokenizer: Tokenizer, folder: Path) -> None:
     _write_json(folder / "config.json", llava_config(model.config, stops))
     _write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": list(stops)})
     tokenizer.save(folder)
+    if (template := chat_template(model.config.prompt)) is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def chat_template(prompt: PromptConfig) -> str | None:
+    """Returns the Jinja text that states a qwen_2 conversation and its system text, as transformers stores it.
+
+    None where Jinja cannot state it so that the readers find it again: another template, no system text, or one with
+    quotes or brackets. The folder is then read with the template of its decoder's family.
+    """
+    system = QWEN_2.system if prompt.system is None else prompt.system
+    if prompt.template != QWEN_2.name or not system or set(system) & set("<{}'\"\\\n"):
+        return None
+    return (
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\n" + system + "<|im_end|>\\n' }}{% endif %}"
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
 
 
 def llava_config(config: FastVLMConfig, stops: tuple[int, ...]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Stage:
     name: str
     objective: str  # dense: what lies under each token | text: answers from a described scene | answers: from a picture
     # | joint: answers, every question with the same say, and dense, and which token it is
-    # | lookup: answers about single shapes above all, and image tokens near the words for what they show
+    # | finding: answers about named shapes above all, and where the decoder's middle layers see what is named
     trains: tuple[str, ...]
     steps: int
     pictures: int  # scenes (or rows of the user's data) a step
@@ -64,8 +64,6 @@ class Stage:
     replicas: int = 2  # threads that each run a part of the batch; part of the recipe, since sums depend on it
     seed: int = TRAIN_SEED
     image_size: int = 256
-    one_by_one: bool = False  # lookup: lists of one attribute each, so that each is one step away from the name
-    placed: bool = False  # lookup: image tokens also near the words for their place
     ends_at: int | None = None  # the next stage goes on before this one's schedule has run down
 
     @property
@@ -92,18 +90,8 @@ STAGE_2 = Stage(
 # still stage 2: captions no longer drown one-word answers, and features learn where they are
 STAGE_2B = Stage("stage2b", "joint", PARTS, steps=1000, pictures=12, questions=9, rate=1e-3, vision_rate=5e-4)
 # the encoder is done; what is left is to find the shape that a question names, which decides four of the nine forms
-STAGE_2C = Stage(
-    "stage2c", "lookup", ("projector", "decoder"), steps=700, pictures=12, questions=12, rate=1.5e-3, ends_at=400
-)
-STAGE_2D = Stage(
-    "stage2d", "lookup", ("projector", "decoder"), steps=600, pictures=12, questions=16, rate=1.5e-3, one_by_one=True,
-    ends_at=400,
-)  # fmt: skip
-STAGE_2E = Stage(
-    "stage2e", "lookup", ("projector", "decoder"), steps=340, pictures=12, questions=16, rate=1.5e-3, one_by_one=True,
-    placed=True,
-)  # fmt: skip
-RECIPE = (ENCODER, LANGUAGE, STAGE_1, STAGE_2, STAGE_2B, STAGE_2C, STAGE_2D, STAGE_2E)
+STAGE_2C = Stage("stage2c", "finding", ("projector", "decoder"), steps=1000, pictures=16, questions=12, rate=1.2e-3)
+RECIPE = (ENCODER, LANGUAGE, STAGE_1, STAGE_2, STAGE_2B, STAGE_2C)
 
 # further passes of the same loop; fine-tuning takes STAGE_3 unless told otherwise
 STAGE_1_5 = Stage("stage1.5", "answers", PARTS, steps=300, pictures=8, questions=6, rate=3e-4, image_size=512)
