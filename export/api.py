@@ -1,4 +1,7 @@
-"""`export.export`: a checkpoint becomes a build folder, published whole or not at all."""
+"""`export.export`: a checkpoint becomes a build folder, published whole or not at all.
+
+Everything runs on one thread, so that the same checkpoint gives the same bytes whatever the number of cores.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,12 @@ from fastvlm.errors import OutputError, UsageError
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import check_output, staged_folder
 from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.checkpoint.source import EMBEDDED
 from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.threads import one_thread
 
 
+@one_thread()
 def export(
     checkpoint: str | Path,
     output: str | Path,
@@ -48,6 +54,7 @@ def export(
     )  # fmt: skip
 
 
+@one_thread()
 def export_model(
     model: FastVLM,
     output: str | Path,
@@ -68,7 +75,7 @@ def export_model(
     if plan.language and plan.context > limit:
         progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")
     place = check_output(output, overwrite)
-    with staged_folder(place, overwrite) as folder:
+    with staged_folder(place, overwrite, progress=progress) as folder:
         BuildWriter(model, plan, folder, source, tokenizer, progress).write()
     return place
 
@@ -76,6 +83,6 @@ def export_model(
 def _check_place(sources: Sequence[str | Path | None], place: Path) -> None:
     """A build never goes into a checkpoint's own folder, nor in place of a folder that holds one."""
     for source in sources:
-        folder = Path(source).expanduser().resolve() if source else None
+        folder = Path(source).expanduser().resolve() if source and source != EMBEDDED else None
         if folder and folder.is_dir() and (place == folder or folder in place.parents or place in folder.parents):
             raise OutputError(f"{place} and the checkpoint {source} lie in each other; choose another place with -o")

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from export.embeddings import write_embeddings
 from export.encoder import EncoderGraph
 from export.package import Labels, write_package
 from export.plan import ExportPlan
+from export.quiet import import_coremltools
 from export.weights import saturate_parameters
 from fastvlm import __version__
-from fastvlm.hashes import hash_tree
+from fastvlm.hashes import FileHash, hash_tree
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import SCHEMA, write_manifest
-from fastvlm.progress import Progress
-from fastvlm_ref.checkpoint.source import Source
+from fastvlm.progress import Advance, Progress
+from fastvlm_ref.checkpoint.source import Source, is_licence, weight_hashes
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
@@ -57,15 +59,20 @@ class BuildWriter:
 
     def write(self) -> None:
         """Writes everything, the manifest last."""
+        with self.progress.stage("Loading coremltools"):
+            import_coremltools()
         if self.plan.encoder:
             self.write_encoder()
         if self.plan.language:
             self.write_language()
             self.write_embeddings()
-        with self.progress.stage("Tokenizer, hashes and manifest"):
-            self.tokenizer.save(self.folder / TOKENIZER)
-            self.write_licences()
-            write_manifest(self.folder / MANIFEST, self.manifest())
+        self.tokenizer.save(self.folder / TOKENIZER)
+        self.write_licences()
+        write_manifest(self.folder / MANIFEST, self.manifest())
+
+    @cached_property
+    def source_files(self) -> dict[str, FileHash]:
+        return self.source.files(self.progress)
 
     @property
     def encoder_specs(self) -> tuple[FunctionSpec, ...]:
@@ -81,36 +88,40 @@ class BuildWriter:
         sizes = ", ".join(map(str, self.plan.image_sizes))
         text = f"FastVLM vision encoder with projector: an RGB picture ({sizes} pixels a side) to image tokens."
         specs = self.encoder_specs
-        write_package(self.folder / ENCODER, self._encoder_functions(specs), specs[0].name, self.labels(text, specs))
-
-    def _encoder_functions(self, specs: tuple[FunctionSpec, ...]) -> Iterator[Converted]:
-        with self.progress.stage("Vision encoder", len(specs) + 1) as advance:
-            graph = EncoderGraph(self.model)
-            self._saturate("vision_encoder", graph)
-            traced = trace(graph, ((1, 3, TRACE_SIDE, TRACE_SIDE),))
+        labels = self.labels(text, specs)
+        with self.progress.stage("Vision encoder", len(specs) + 2) as advance:  # the trace, each size, the hashes
+            write_package(self.folder / ENCODER, self._encoder_functions(specs, advance), specs[0].name, labels)
             advance(1)
-            for spec in specs:
-                with converted(traced, spec) as function:
-                    yield function
-                advance(1)
+
+    def _encoder_functions(self, specs: tuple[FunctionSpec, ...], advance: Advance) -> Iterator[Converted]:
+        graph = EncoderGraph(self.model)
+        self._saturate("vision_encoder", graph)
+        traced = trace(graph, ((1, 3, TRACE_SIDE, TRACE_SIDE),))
+        advance(1)
+        for spec in specs:
+            with converted(traced, spec) as function:
+                yield function
+            advance(1)
 
     def write_language(self) -> None:
         """Writes LanguageModel.mlpackage: `prefill` and `decode` over one state and one weight file."""
         text = "FastVLM language model: embeddings in, logits out; prefill all positions but the last, decode the last."
         specs = self.language_specs
-        write_package(self.folder / LANGUAGE, self._language_functions(specs), "decode", self.labels(text, specs))
+        labels = self.labels(text, specs)
+        with self.progress.stage("Language model", len(specs) + 1) as advance:  # each function, the hashes
+            write_package(self.folder / LANGUAGE, self._language_functions(specs, advance), "decode", labels)
+            advance(1)
 
-    def _language_functions(self, specs: tuple[FunctionSpec, ...]) -> Iterator[Converted]:
-        with self.progress.stage("Language model", len(specs)) as advance:
-            for spec in specs:
-                query = spec.inputs[0].shape[1]
-                graph = LanguageGraph(self.model.decoder, query, self.plan.context, head=spec.name == "decode")
-                self._saturate("decoder", graph)
-                traced = trace(graph, tuple(tensor.shape for tensor in spec.inputs[:-1]), position=True)
-                del graph
-                with converted(traced, spec) as function:
-                    yield function
-                advance(1)
+    def _language_functions(self, specs: tuple[FunctionSpec, ...], advance: Advance) -> Iterator[Converted]:
+        for spec in specs:
+            query = spec.inputs[0].shape[1]
+            graph = LanguageGraph(self.model.decoder, query, self.plan.context, head=spec.name == "decode")
+            self._saturate("decoder", graph)
+            traced = trace(graph, tuple(tensor.shape for tensor in spec.inputs[:-1]), position=True)
+            del graph
+            with converted(traced, spec) as function:
+                yield function
+            advance(1)
 
     def write_embeddings(self) -> None:
         """Writes embeddings.bin."""
@@ -122,7 +133,7 @@ class BuildWriter:
         """Copies the checkpoint's licence texts into `licence/`: they bind what is made from the weights as well."""
         sources = {"": self.source} | ({"base": self.source.base} if self.source.base else {})
         found = [(place, source, name) for place, source in sources.items() for name in source.names]
-        texts = [(place, source.folder / name) for place, source, name in found if name.startswith("LICENSE")]
+        texts = [(place, source.folder / name) for place, source, name in found if is_licence(name)]
         for place, text in texts:
             folder = self.folder / LICENCE / place
             folder.mkdir(parents=True, exist_ok=True)
@@ -142,17 +153,19 @@ class BuildWriter:
         self.saturated |= counts
 
     def labels(self, text: str, specs: tuple[FunctionSpec, ...]) -> Labels:
-        """Returns what Xcode shows of a package; the contract goes along for readers that have the package alone."""
-        source = self.source
+        """Returns what Xcode shows of a package; the contract goes along for readers that have the package alone.
+
+        The source is named by its weights' hashes: a folder's name would make other bytes of the same model.
+        """
         contract = {spec.name: spec.as_json() for spec in specs}
         extra = {
             "fastvlm.schema": SCHEMA,
             "fastvlm.version": __version__,
-            "fastvlm.source": source.id + (f"@{source.revision}" if source.revision else ""),
+            "fastvlm.source": json.dumps(weight_hashes(self.source_files), sort_keys=True),
             "fastvlm.contract": json.dumps(contract, sort_keys=True),
         }
         return Labels(
-            f"{text} Made from {extra['fastvlm.source']}; a derivative of it.",
+            f"{text} A derivative of the checkpoint whose weights have the SHA-256 under fastvlm.source.",
             AUTHOR,
             self.licence_text,
             __version__,
@@ -171,7 +184,7 @@ class BuildWriter:
         content: dict[str, Any] = {
             "fastvlm_version": __version__,
             "source": {
-                "id": source.id, "revision": source.revision, "layout": source.layout, "files": source.files(),
+                "id": source.id, "revision": source.revision, "layout": source.layout, "files": self.source_files,
                 "options": dict(source.options),
             },
             "model": {"type": config.model_type, "vision": asdict(config.vision), "text": asdict(config.text)},
@@ -195,7 +208,7 @@ class BuildWriter:
             self._add_encoder(content)
         if plan.language:
             self._add_language(content)
-        return content | {"files": hash_tree(self.folder, skip=(MANIFEST,))}
+        return content | {"files": hash_tree(self.folder, (MANIFEST,), "Hashing the build", self.progress)}
 
     def _add_encoder(self, content: dict[str, Any]) -> None:
         content["packages"]["encoder"] = ENCODER

@@ -43,6 +43,7 @@ class Build:
     prompt: dict[str, Any]
     context: int  # C
     query: int  # Q of `prefill`
+    stride: int  # pixels of an image's side that one token stands for: T = (N / stride)²
     head_dim: int  # D
     rope_theta: float
     vocab_size: int  # V
@@ -70,6 +71,7 @@ def read_build(folder: str | Path) -> Build:
         _prompt(fields),
         fields.integer("context"),
         fields.integer("query_length"),
+        fields.integer("model.vision.stride"),
         fields.integer("model.text.head_dim"),
         fields.number("model.text.rope_theta"),
         fields.integer("model.text.vocab_size"),

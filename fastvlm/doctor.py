@@ -31,6 +31,7 @@ RANGES: dict[str, tuple[str, str | None]] = {
     "safetensors": ("0.5", None),
     "tokenizers": ("0.21", None),
     "torch": ("2.7", None),
+    "tqdm": ("4.66", None),
 }
 _PYTHON = ((3, 11), (3, 13))
 _PLATFORMS = (("Linux", "x86_64"), ("Darwin", "arm64"))

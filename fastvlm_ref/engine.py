@@ -31,6 +31,9 @@ class Engine(Protocol):
     def image_size(self) -> int:
         """N, the side that pictures are brought to."""
 
+    def tokens_at(self, side: int) -> int:
+        """Returns T, how many positions an image of N = `side` takes, before anything is computed."""
+
     def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns image tokens (T, H) of pixels (N, N, 3)."""
 
@@ -61,6 +64,10 @@ class TorchEngine:
         if self.image_size < stride or self.image_size % stride:
             raise UsageError(f"--image-size is {self.image_size}; it must be a multiple of {stride}")
         self._cache = self._empty_cache()
+
+    def tokens_at(self, side: int) -> int:
+        """Returns T for an image of `side` pixels."""
+        return self.model.config.vision.tokens_at(side)
 
     def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns image tokens (T, H) of pixels (N, N, 3), N a multiple of the tower's stride."""

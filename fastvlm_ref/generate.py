@@ -20,7 +20,7 @@ from PIL import Image
 
 from fastvlm.errors import ExecutionError, PromptError, UsageError
 from fastvlm.progress import SILENT, Progress
-from fastvlm_ref.config import PromptConfig, VisionConfig
+from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.engine import Engine
 from fastvlm_ref.image import preprocess
 from fastvlm_ref.prompt import encode_prompt, stop_ids
@@ -82,7 +82,7 @@ def generate_ids(
     """
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    image_tokens = 0 if pixels is None else VisionConfig().tokens_at(pixels.shape[0])
+    image_tokens = 0 if pixels is None else engine.tokens_at(pixels.shape[0])
     check_budget(len(ids_before) + image_tokens + len(ids_after), max_new_tokens, engine.context)
     timings = timings or Timings()
     stops = frozenset(stop_ids)
@@ -154,7 +154,6 @@ def _steps(
     progress: Progress,
 ) -> Iterator[int]:
     embeds = _prompt_rows(engine, pixels, before, after, timings, progress)
-    check_budget(len(embeds), max_new_tokens, engine.context)  # with T as the engine has it
     timings.prompt_positions = len(embeds)
     engine.reset()
     with timings.stage("prefill"), progress.stage("Reading the prompt"):

@@ -27,6 +27,7 @@ from fastvlm_ref.config import PromptConfig
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+MAX_FILE_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 250,000 tokens has 35 MB
 OWN_FILES = (  # what a checkpoint may hold of its tokenizer; copied into the build as they are
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "tokenizer.model", "chat_template.json", "chat_template.jinja",
@@ -171,6 +172,7 @@ def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
     """
     files = [folder / name for name in OWN_FILES if (folder / name).is_file()]
     names = {file.name for file in files}
+    _check_sizes(files)
     config = _read_json(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
     assumed: tuple[str, ...] = ()
     whole = folder / "tokenizer.json"
@@ -188,6 +190,15 @@ def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
             "needs a row: this is another checkpoint's tokenizer, or the table was not resized when tokens were added"
         )
     return tokenizer
+
+
+def _check_sizes(files: Sequence[Path]) -> None:
+    for file in files:
+        if (size := file.stat().st_size) > MAX_FILE_BYTES:
+            raise TokenizerError(
+                f"{file} has {size:,} bytes, at most {MAX_FILE_BYTES:,} are read; no tokenizer is that large, "
+                "copy it again from the source"
+            )
 
 
 def _nothing_found(folder: Path, names: set[str]) -> str:

@@ -102,12 +102,10 @@ def _same_random_numbers() -> None:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """One torch thread: convolutions give other bytes on two."""
-    import torch
+    from fastvlm_ref import threads
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads.one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

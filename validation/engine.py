@@ -91,6 +91,10 @@ class PackageEngine:
         self.state = self.function("decode").make_state()
         self.position = 0
 
+    def tokens_at(self, side: int) -> int:
+        """Returns T for an image of `side` pixels."""
+        return (side // self.build.stride) ** 2
+
     def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns image tokens float32 (T, H) of RGB bytes (N, N, 3); N chooses among the exported sizes."""
         encoder = self.encoder(pixels.shape[0])
@@ -146,9 +150,12 @@ class PackageEngine:
             return outputs
 
         def keep(name: str, op: str, value: Any) -> None:
+            if only_moves(op):  # what it returns was seen before; a KV cache is large
+                return
             if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
-                largest = float(value.abs().max())
-                peaks[part] = max(peaks[part], math.inf if math.isnan(largest) else largest)
+                least, most = (float(end) for end in torch.aminmax(value))
+                largest = math.inf if math.isnan(most) else max(-least, most)
+                peaks[part] = max(peaks[part], largest)
 
         watched: dict[str, Any] = predictor.predict(inputs, state, hook=keep)
         return watched

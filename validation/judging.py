@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fastvlm.build import Build, read_build
 from fastvlm.errors import BuildError, OutputError, UsageError
@@ -26,12 +22,13 @@ from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import replace_file
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.comparison import Comparison
 from validation.limits import TABLE
 from validation.samples import Sample, samples_in, shipped_samples
 from validation.selftest import FOLDER as SELFTEST
-from validation.selftest import SelfTest, is_selftest, work_example, write_selftest
+from validation.selftest import SelfTest, is_selftest, worked_example, write_selftest
 from validation.verdict import FILE, Verdict
 
 STEPS = 32
@@ -50,10 +47,9 @@ def validate(
     """
     folder = Path(build)
     opened = read_build(folder)
-    with progress.stage("Checking the files"):
-        _check_folder(opened)
+    _check_folder(opened, progress)
     samples = shipped_samples() if images is None else samples_in(Path(images))
-    with _one_thread():
+    with one_thread():
         model, tokenizer = _load_reference(opened, reference, progress, checkpoint_options)
         comparison = Comparison(opened, model, tokenizer, backend, steps, progress)
         rows, answers = comparison.run(samples)
@@ -67,7 +63,7 @@ def validate(
     return verdict
 
 
-def _check_folder(build: Build) -> None:
+def _check_folder(build: Build, progress: Progress) -> None:
     """Raises before the minutes of work: OutputError where nothing can be written, BuildError for changed files.
 
     An older verdict on files that have changed since is taken away: it speaks of a build that is no more.
@@ -78,7 +74,7 @@ def _check_folder(build: Build) -> None:
     if selftest.exists() and not is_selftest(selftest):
         raise OutputError(f"{selftest} was not written by fastvlm; move it away, the self-test goes there")
     try:
-        check_files(build.folder, build.manifest)
+        check_files(build.folder, build.manifest, progress)
     except BuildError:
         (build.folder / FILE).unlink(missing_ok=True)
         if selftest.is_dir():
@@ -98,8 +94,7 @@ def _load_reference(
     model = load_checkpoint(reference, progress=progress, **told)
     if model.source is None or model.tokenizer is None:
         raise UsageError(f"{reference} has no source or no tokenizer")
-    with progress.stage("Hashing the reference"):
-        found, expected = model.source.files(), build.source_files
+    found, expected = model.source.files(progress), build.source_files
     different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if different:
         raise UsageError(
@@ -121,17 +116,5 @@ def _publish(verdict: Verdict, build: Path, comparison: Comparison, sample: Samp
 
 
 def _example(comparison: Comparison, sample: Sample) -> SelfTest:
-    pixels, ids = comparison.pixels(sample.picture, comparison.image_size), comparison.ids(sample.prompt)
-    tokens = comparison.model.config.vision.tokens_at(comparison.image_size)
-    steps = comparison.steps_after(len(ids[0]) + tokens + len(ids[1]))
-    return work_example(comparison.reference, sample.prompt, pixels, ids, comparison.stop_ids, steps)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    assert comparison.first is not None
+    return worked_example(sample.prompt, *comparison.first, comparison.ids(sample.prompt), comparison.stop_ids)

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastvlm.errors import BuildError
 from fastvlm.publish import replace_file
+from validation.limits import in_words
 from validation.verdict import FILE
 
 
@@ -48,10 +49,9 @@ def _answer(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _limit(row: dict[str, Any]) -> tuple[Any, ...]:
-    sign = "≥" if row["bound"] == "min" else "≤"
     word = "ok" if row["passed"] else "**MISSED**"
-    name, limit = f"{row['quantity']}.{row['metric']}", f"{sign} {row['limit']:g}"
-    return name, row["value"], limit, word, row["subject"], row["reason"]
+    name = f"{row['quantity']}.{row['metric']}"
+    return name, row["value"], in_words(row["bound"], row["limit"]), word, row["subject"], row["reason"]
 
 
 def _table(heads: tuple[str, ...], rows: Any) -> list[str]:

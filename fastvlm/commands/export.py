@@ -30,11 +30,13 @@ def export(checkpoint: str, output: str, context: int | None, overwrite: bool, *
     from fastvlm.publish import check_output
 
     check_output(output, overwrite)  # before the seconds that the imports below take
-    from export import export as make_build
+    progress = TerminalProgress()
+    with progress.stage("Loading libraries"):
+        from export import export as make_build
 
     if context is not None:
         asked["context"] = context
-    build = make_build(checkpoint, Path(output), overwrite=overwrite, progress=TerminalProgress(), **asked)
+    build = make_build(checkpoint, Path(output), overwrite=overwrite, progress=progress, **asked)
     click.echo(f"build folder: {build}")
     if asked["only"] is None:
         reference = "" if checkpoint == "tiny" else f" --reference {shlex.quote(checkpoint)}"

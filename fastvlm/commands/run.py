@@ -39,11 +39,12 @@ def run(
     on any machine (mil), or by Core ML on a Mac (coreml).
     """
     _check_image(image)  # before the seconds that the imports below take
-    from fastvlm_ref.sampling import Sampling
-    from validation.session import open_session
+    progress = TerminalProgress(transient=True)  # finished bars would stand between the answer's lines
+    with progress.stage("Loading libraries"):
+        from fastvlm_ref.sampling import Sampling
+        from validation.session import open_session
 
     sampling = Sampling(temperature, top_p, seed)
-    progress = TerminalProgress(transient=True)  # finished bars would stand between the answer's lines
     session = open_session(target, progress=progress, **asked)
     show = None if as_json else lambda piece: click.echo(piece, nl=False)
     answer = session.answer(image, prompt, max_new_tokens, sampling=sampling, on_text=show, progress=progress)

@@ -36,9 +36,11 @@ def validate(build: str, as_json: bool, **asked: Any) -> None:
     from fastvlm.manifest import read_manifest
 
     read_manifest(build)  # before the seconds that the import below takes
-    from validation import validate as compare
+    progress = TerminalProgress()
+    with progress.stage("Loading libraries"):
+        from validation import validate as compare
 
-    verdict = compare(build, progress=TerminalProgress(), **asked)
+    verdict = compare(build, progress=progress, **asked)
     if as_json:
         _show_json(verdict)
     else:
@@ -66,9 +68,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     console.print(answers)
     limits = Table("quantity", "worst value", "limit", "", title="How far apart they are")
     for measured in verdict.rows:
-        sign = "≥" if measured.limit.bound == "min" else "≤"
-        bound = f"{sign} {measured.limit.limit:g}"
-        limits.add_row(measured.limit.key, f"{measured.value:.3g}", bound, "ok" if measured.passed else "MISSED")
+        word = "ok" if measured.passed else "MISSED"
+        limits.add_row(measured.limit.key, f"{measured.value:.3g}", measured.limit.words, word)
     console.print(limits)
     if verdict.not_measured:
         console.print(f"not measured by this backend on this build: {', '.join(verdict.not_measured)}")
@@ -78,7 +79,7 @@ def _missed(verdict: Verdict) -> str:
     missed = [row for row in verdict.rows if not row.passed]
     if not missed:
         return "nothing was measured"
-    values = (f"{row.limit.key} = {row.value:.3g}, limit {row.limit.limit:g}" for row in missed)
+    values = (f"{row.limit.key} = {row.value:.3g}, limit {row.limit.words}" for row in missed)
     return f"limits missed: {', '.join(values)}"
 
 

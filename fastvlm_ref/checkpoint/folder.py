@@ -19,6 +19,7 @@ from fastvlm_ref.checkpoint.tensors import LazyTensor, TensorFile
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "mm_projector*.bin", "consolidated*.pth", "model*.pt")
 JSON_LIMIT = 64 * 1024 * 1024  # bytes; an index of 7B has 0.1 MB, a tokenizer.json 11
+TEXT_LIMIT = 4 * 1024 * 1024  # bytes of a README, a licence or a chat template; the longest licences have 0.1 MB
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,24 @@ def _no_checkpoint(path: Path, missing: str) -> NoReturn:
             f"{path} holds no {missing}, but found {name}/ inside it: pass that folder, {path / name}"
         )
     raise CheckpointError(f"{path} is not a checkpoint: found no {missing}; expected config.json and *.safetensors")
+
+
+def read_text(path: Path) -> str:
+    """Returns a text that people wrote, bytes that are no UTF-8 replaced; CheckpointError where it is too long."""
+    check_text_size(path)
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as problem:
+        raise CheckpointError(f"{path} cannot be read ({problem.strerror}); check its permissions") from problem
+
+
+def check_text_size(path: Path) -> None:
+    """Raises CheckpointError for a file too large to be the text that its name promises."""
+    size = path.stat().st_size
+    if size > TEXT_LIMIT:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, a text of this name at most {TEXT_LIMIT:,}; remove it or give it another name"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from fastvlm_ref.checkpoint.folder import Folder, check_folder, open_folder, rea
 from fastvlm_ref.checkpoint.fuse import Fused, fuse
 from fastvlm_ref.checkpoint.layouts import layout_of, renamed
 from fastvlm_ref.checkpoint.lora import is_adapter, merged, needs_base, open_adapter
-from fastvlm_ref.checkpoint.source import Source, source_of
+from fastvlm_ref.checkpoint.source import EMBEDDED, Source, source_of
 
 TINY = Path(__file__).resolve().parent.parent / "tiny"
 
@@ -46,16 +46,25 @@ def open_checkpoint(path: str | Path, base: str | Path | None, allow_pickle: boo
     if base is not None:
         raise UsageError(f"--base is for LoRA adapters, and {folder} holds a whole checkpoint; leave it out")
     opened = open_folder(folder)
-    return _opened(opened, source_of(folder, layout_of(opened.tensors), opened.weight_files, name))
+    source = source_of(folder, layout_of(opened.tensors), opened.weight_files, name)
+    return _opened(opened, source, opened.notes + _other_tiny(name))
 
 
 def _located(path: str | Path) -> tuple[Path, str | None]:
-    return (TINY, "tiny") if str(path) == "tiny" else (Path(path), None)
+    """The word `tiny` is the embedded checkpoint; `./tiny`, or any Path, is a folder."""
+    return (TINY, EMBEDDED) if path == EMBEDDED else (Path(path), None)
 
 
-def _opened(folder: Folder, source: Source) -> Opened:
+def _other_tiny(name: str | None) -> tuple[str, ...]:
+    """Tells whoever has a checkpoint of that name in the current folder that it was not the one read."""
+    if name == EMBEDDED and (Path(EMBEDDED) / "config.json").is_file():
+        return (f"{EMBEDDED} is the embedded checkpoint; the folder of that name here is ./{EMBEDDED}",)
+    return ()
+
+
+def _opened(folder: Folder, source: Source, notes: tuple[str, ...]) -> Opened:
     layout = layout_of(folder.tensors)
-    return Opened(folder.config, (folder.path,), layout, fuse(renamed(folder.tensors)), source, folder.notes)
+    return Opened(folder.config, (folder.path,), layout, fuse(renamed(folder.tensors)), source, notes)
 
 
 def _open_adapted(folder: Path, base_path: Path, base_name: str | None, allow_pickle: bool) -> Opened:

@@ -81,4 +81,5 @@ class FastViTHD(nn.Module):
         for part in self.network:
             x = part(x)
         x = self.conv_exp(x)  # (B, 3072, N/64, N/64)
-        return x.flatten(2).transpose(1, 2)  # (B, T, 3072), row by row
+        out: Tensor = x.flatten(2).transpose(1, 2)  # (B, T, 3072), row by row
+        return out

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastvlm.errors import TokenizerError
+from fastvlm.errors import PromptError, TokenizerError
 from fastvlm_ref.config import IMAGE_TOKEN, FastVLMConfig
 from fastvlm_ref.model.decoder import Decoder
 from fastvlm_ref.model.fastvithd import FastViTHD
@@ -47,13 +47,13 @@ class FastVLM(nn.Module):
     def embed(self, input_ids: Tensor, image_tokens: Tensor | None = None) -> Tensor:
         """Returns embeddings (B, S − 1 + T, H) of ids (B, S) in which one −200 stands for the image's T tokens.
 
-        Every row must hold the mark at the same place; without `image_tokens` no row may hold it.
+        Every row must hold the mark once, at the same place; without `image_tokens` no row may hold it. Raises
+        PromptError where it is otherwise.
         """
+        at = _place_of_image(input_ids, wanted=image_tokens is not None)
         if image_tokens is None:
             out: Tensor = self.decoder.embed_tokens(input_ids)
             return out
-        marks = (input_ids[0] == IMAGE_TOKEN).nonzero()
-        at = int(marks[0, 0])
         before = self.decoder.embed_tokens(input_ids[:, :at])
         after = self.decoder.embed_tokens(input_ids[:, at + 1 :])
         return torch.cat((before, image_tokens.to(before.dtype), after), 1)
@@ -90,3 +90,20 @@ class FastVLM(nn.Module):
             max_new_tokens=max_new_tokens,
             timings=timings,
         )
+
+
+def _place_of_image(input_ids: Tensor, wanted: bool) -> int:
+    """Returns where all rows (B, S) hold their one mark, 0 where none is wanted; raises PromptError otherwise."""
+    marks = input_ids == IMAGE_TOKEN
+    counts = marks.sum(1)
+    if bool((counts != int(wanted)).any()):
+        raise PromptError(
+            f"the rows of ids hold the image's mark {IMAGE_TOKEN} {counts.tolist()} times, expected "
+            f"{'once each, because there is an image' if wanted else 'none, because there is no image'}"
+        )
+    if not wanted:
+        return 0
+    places: list[int] = marks.int().argmax(1).tolist()
+    if len(set(places)) != 1:
+        raise PromptError(f"the image's mark stands at {places}, expected the same place in every row; pad the rows")
+    return places[0]

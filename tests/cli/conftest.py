@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 from synthetic import SMALL, TEXT, write_llava
-
-from fastvlm.cli import cli
-
-Run = Callable[..., Result]
+from typed import Run, typed
 
 
 @pytest.fixture
 def run() -> Run:
     """Types a command: `run("export", checkpoint, "-o", build)`."""
-    return lambda *words: CliRunner().invoke(cli, [str(word) for word in words], prog_name="fastvlm")
+    return typed
 
 
 @pytest.fixture(scope="session")

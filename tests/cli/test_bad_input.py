@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
+from typed import Run
 
 from fastvlm.hashes import hash_tree
 
@@ -105,8 +105,10 @@ def test_image_that_is_absent(refused: Refused, small_checkpoint: Path, tmp_path
     refused("run", small_checkpoint, tmp_path, "What?", says=("a folder",))
 
 
-@pytest.mark.skipif(find_spec("pillow_heif") is not None, reason="the plugin is installed here")
-def test_heic_without_its_plugin(refused: Refused, small_checkpoint: Path, picture: Path) -> None:
+def test_heic_without_its_plugin(
+    refused: Refused, small_checkpoint: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed, where it is
     photo = picture.with_name("photo.HEIC")
     photo.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
     refused("run", small_checkpoint, photo, "What?", says=("photo.HEIC", "pillow-heif"))
@@ -115,9 +117,18 @@ def test_heic_without_its_plugin(refused: Refused, small_checkpoint: Path, pictu
 def test_prompt_longer_than_the_context(
     refused: Refused, small_checkpoint: Path, build: Path, picture: Path
 ) -> None:
-    says = ("4", "512", "--max-new-tokens")
-    refused("run", small_checkpoint, picture, "What?" * 200, "--context", 512, "--max-new-tokens", 4, says=says)
-    refused("run", build, picture, "What?" * 200, "--max-new-tokens", 4, says=says)
+    from fastvlm_ref.checkpoint import load_checkpoint
+    from fastvlm_ref.prompt import encode_prompt
+
+    question = "What?" * 200
+    model = load_checkpoint(small_checkpoint)
+    before, after = encode_prompt(model.tokenizer, question, model.config.prompt)
+    positions = len(before) + (128 // 64) ** 2 + len(after)
+    says = (
+        f"takes {positions} positions", "up to 4,", f"together {positions + 4} of a context of 512", "--max-new-tokens",
+    )  # fmt: skip
+    refused("run", small_checkpoint, picture, question, "--context", 512, "--max-new-tokens", 4, says=says)
+    refused("run", build, picture, question, "--max-new-tokens", 4, says=says)
 
 
 def test_empty_prompt(refused: Refused, small_checkpoint: Path, picture: Path) -> None:

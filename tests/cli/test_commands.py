@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run
+from typed import Run
 
 from fastvlm import doctor as doctor_module
 from fastvlm.hashes import file_hash
+
+# A manifest that can be read and of which nothing can be run.
+REQUIRED = ("source", "model", "image", "prompt", "functions", "packages", "compression", "files")
+WORDS = {"schema": "0.1", "fastvlm_version": "0.1.0", "licence": "unknown"}
 
 
 def test_export_says_where_it_is_what_it_assumed_and_what_to_type_next(
@@ -27,6 +32,18 @@ def test_export_says_where_it_is_what_it_assumed_and_what_to_type_next(
     assumed = json.loads((tmp_path / "out dir" / "manifest.json").read_text())["assumed"]
     assert assumed
     assert [text for text in assumed if f"note: {text}" not in notes] == []
+
+
+@pytest.mark.parametrize("name", ["export", "validate", "run"])
+def test_loading_libraries_is_a_stage(
+    run: Run, heard: Any, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """torch takes seconds to import: a terminal shows that something happens, before anything else can be told."""
+    monkeypatch.setattr(f"fastvlm.commands.{name}.TerminalProgress", lambda **_: heard)
+    (tmp_path / "manifest.json").write_text(json.dumps({key: {} for key in REQUIRED} | WORDS))
+    words = {"export": ("absent", "-o", tmp_path / "out"), "validate": (tmp_path,), "run": ("absent", picture, "What?")}
+    assert run(name, *words[name]).exit_code == 2
+    assert list(heard.stages) == ["Loading libraries"]
 
 
 def test_run_answers_alike_from_checkpoint_and_build(

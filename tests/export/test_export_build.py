@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -12,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_export import CONTEXT, QUERY, SIZES, small_model
 
 from export import api
 from export.build import BuildWriter
 from export.weightfile import WeightReader, WeightWriter
 from fastvlm.errors import OutputError, TensorError
-from fastvlm.hashes import hash_tree
+from fastvlm.hashes import hash_tree, sha256_bytes
 from fastvlm.manifest import check_files, read_manifest
-from fastvlm.progress import Progress
+from fastvlm_ref.checkpoint.source import source_of
 
 
 def test_manifest(build: Path, model: Any) -> None:
@@ -70,6 +72,74 @@ def test_same_inputs_same_bytes(build: Path, tmp_path: Path) -> None:
     assert hash_tree(tmp_path / "other") == hash_tree(build)
 
 
+def test_a_folder_s_name_is_not_in_the_packages(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights in two folders: the labels of both packages are the same, other weights make others."""
+    seen = []
+
+    def note_labels(self: BuildWriter) -> None:
+        seen.append(self.labels("A package.", self.language_specs))
+
+    monkeypatch.setattr(BuildWriter, "write", note_labels)
+    for name, weights, readme in (("first", b"1", "a"), ("second", b"1", "b"), ("third", b"2", "a")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(weights)
+        (folder / "README.md").write_text(readme)
+        changed = copy.copy(model)
+        changed.source = source_of(folder, "llava", (folder / "model.safetensors",), None)
+        api.export_model(changed, tmp_path / f"build of {name}", context=CONTEXT, query_length=QUERY)
+    assert seen[0] == seen[1]
+    assert seen[0] != seen[2]
+    assert "first" not in str(seen[0])
+    assert sha256_bytes(b"1") in seen[0].extra["fastvlm.source"]
+
+
+def test_one_thread_reads_and_writes(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused convolutions and traced graphs must not depend on the number of cores."""
+    threads = []
+
+    def load(*_: Any, **__: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return model
+
+    monkeypatch.setattr(api, "load_checkpoint", load)
+    monkeypatch.setattr(BuildWriter, "write", lambda _: threads.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        api.export("nowhere", tmp_path / "one", context=CONTEXT, query_length=QUERY)
+        api.export_model(model, tmp_path / "two", context=CONTEXT, query_length=QUERY)
+        threads.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1, 1, 1, 2]
+
+
+def test_the_embedded_checkpoint_may_be_built_beside_a_folder_of_its_name(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api, "load_checkpoint", lambda *_, **__: model)
+    monkeypatch.setattr(BuildWriter, "write", lambda self: (self.folder / "half").touch())
+    (tmp_path / "tiny").mkdir()
+    assert api.export("tiny", "tiny", context=CONTEXT, query_length=QUERY, overwrite=True) == tmp_path / "tiny"
+    with pytest.raises(OutputError, match="lie in each other"):
+        api.export("./tiny", "tiny/build", context=CONTEXT, query_length=QUERY)
+
+
+def test_hashing_and_libraries_are_stages(model: Any, tmp_path: Path, heard: Any) -> None:
+    build = api.export_model(
+        model, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=heard
+    )
+    assert list(heard.stages) == [
+        "Loading coremltools", "Hashing the checkpoint", "Language model", "Embedding table", "Hashing the build",
+        "Bringing it to the disk",
+    ]  # fmt: skip
+    size = sum(entry["bytes"] for entry in read_manifest(build)["files"].values())
+    assert heard.stages["Hashing the build"] == [size, size]
+    assert heard.stages["Language model"] == [3, 3]
+
+
 @pytest.mark.parametrize("only", ["encoder", "language"])
 def test_only_one_part(model: Any, tmp_path: Path, only: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
@@ -82,30 +152,23 @@ def test_only_one_part(model: Any, tmp_path: Path, only: str, monkeypatch: pytes
     assert (build / "embeddings.bin").exists() == ("embeddings" in manifest) == (only == "language")
 
 
-class Notes(Progress):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
-
-
-def test_saturation_is_told_and_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed, notes = small_model(), Notes()
+def test_saturation_is_told_and_written_down(tmp_path: Path, heard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = small_model()
     changed.decoder.embed_tokens.weight[3, 5] = 1e6
     monkeypatch.setattr(BuildWriter, "write_language", lambda self: None)
     build = api.export_model(
-        changed, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=notes
+        changed, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=heard
     )
-    assert notes.said == ["decoder.embed_tokens.weight: 1 values beyond 65,504 were clamped to what fp16 can hold"]
+    assert heard.notes == ["decoder.embed_tokens.weight: 1 values beyond 65,504 were clamped to what fp16 can hold"]
     assert read_manifest(build)["saturated"] == {"decoder.embed_tokens.weight": 1}
 
 
-def test_context_beyond_the_model_is_told(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notes = Notes()
+def test_context_beyond_the_model_is_told(
+    model: Any, tmp_path: Path, heard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(BuildWriter, "write", lambda self: None)
-    api.export_model(model, tmp_path / "build", context=4096, progress=notes)
-    assert notes.said == ["--context 4096 is more than the 2048 positions that this model was made for"]
+    api.export_model(model, tmp_path / "build", context=4096, progress=heard)
+    assert heard.notes == ["--context 4096 is more than the 2048 positions that this model was made for"]
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
@@ -116,7 +179,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_licences_travel_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_licences_travel_along(tmp_path: Path, heard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Apple's terms cover what is made from the weights: agreement and sentence are in the build."""
     own, base, changed = tmp_path / "own", tmp_path / "base", small_model()
     changed.config = replace(changed.config, licence="apple-amlr")
@@ -127,14 +190,13 @@ def test_licences_travel_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def built(name: str) -> Path:
         return api.export_model(
-            changed, tmp_path / name, context=CONTEXT, query_length=QUERY, only="language", progress=notes
+            changed, tmp_path / name, context=CONTEXT, query_length=QUERY, only="language", progress=heard
         )
 
-    notes = Notes()
     manifest = read_manifest(built("without"))
     assert "Apple Machine Learning Research Model License Agreement." in manifest["licence_text"]
-    assert len(notes.said) == 1
-    assert "holds none" in notes.said[0]
+    assert len(heard.notes) == 1
+    assert "holds none" in heard.notes[0]
     below = replace(changed.source, folder=base, names=("LICENSE_MODEL",))
     changed.source = replace(below, folder=own, base=below)
     build = built("with")

@@ -62,7 +62,7 @@ def test_doctor_knows_the_ranges_of_the_metadata(metadata: configparser.ConfigPa
 def test_every_direct_dependency_is_pinned(root: Path, metadata: configparser.ConfigParser) -> None:
     pins = requirements((root / "constraints.txt").read_text("utf-8"))
     extras = metadata["options.extras_require"]
-    direct = requirements("\n".join([metadata["options"]["install_requires"], extras["test"], extras["dev"]]))
+    direct = requirements("\n".join([metadata["options"]["install_requires"], *extras.values()]))
     assert sorted(direct) == sorted(pins)
     assert [name for name, pin in pins.items() if not re.fullmatch(r"==\d[\w.]*", pin)] == []
     assert pins["torch"] == "==2.13.0"
@@ -70,6 +70,12 @@ def test_every_direct_dependency_is_pinned(root: Path, metadata: configparser.Co
 
 def test_the_changelog_speaks_of_this_version(root: Path) -> None:
     assert f"## [{fastvlm.__version__}]" in (root / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_tests_import_nothing_from_a_conftest(root: Path) -> None:
+    """There are several, and which one the name means depends on which tests were collected first."""
+    found = re.compile(r"^\s*(from|import) conftest\b", re.MULTILINE)
+    assert [path.name for path in (root / "tests").rglob("*.py") if found.search(path.read_text("utf-8"))] == []
 
 
 def find_python(root: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

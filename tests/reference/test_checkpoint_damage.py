@@ -20,7 +20,9 @@ from synthetic import llava_config, llava_names, mlx_names, state, write
 
 from fastvlm.errors import CheckpointError, ConfigError, TensorError, TokenizerError, UsageError
 from fastvlm_ref import load_checkpoint
+from fastvlm_ref.checkpoint.folder import TEXT_LIMIT
 from fastvlm_ref.checkpoint.header import HEADER_LIMIT, read_header
+from fastvlm_ref.tokenizer import MAX_FILE_BYTES
 
 
 def raw(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -199,6 +201,16 @@ def _text(name: str, text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_text(text) and None
 
 
+def _grown(name: str, size: int) -> Callable[[Path], Path]:
+    """The file has `size` bytes, none of which takes room on the disk."""
+
+    def grow(folder: Path) -> None:
+        with (folder / name).open("ab") as handle:
+            handle.truncate(size)
+
+    return damaged(grow)
+
+
 BAD: dict[str, tuple[Callable[[Path], Path], type[CheckpointError], str]] = {
     "no such folder": (lambda path: path / "nowhere", CheckpointError, "no such folder"),
     "a file": (damaged(lambda folder: None), CheckpointError, "is a file"),
@@ -237,6 +249,12 @@ BAD: dict[str, tuple[Callable[[Path], Path], type[CheckpointError], str]] = {
     "projector type": (_config(mm_projector_type="linear"), ConfigError, "mm_projector_type"),
     "image side": (_config(mm_vision_tower="mobileclip_l_1000"), ConfigError, "multiple of 64"),
     "image side too large": (_config(mm_vision_tower="mobileclip_l_6400000"), ConfigError, "multiple of 64"),
+    "image side of 5000 digits": (_config(mm_vision_tower=f"_{'1' * 5000}"), ConfigError, "multiple of 64"),
+    "endless README": (_grown("README.md", TEXT_LIMIT + 1), CheckpointError, "README.md has 4,194,305 bytes"),
+    "endless licence": (_grown("LICENSE", TEXT_LIMIT + 1), CheckpointError, "LICENSE has 4,194,305 bytes"),
+    "endless template": (_grown("chat_template.jinja", TEXT_LIMIT + 1), CheckpointError, "at most 4,194,304"),
+    "endless tokenizer": (_grown("tokenizer.json", MAX_FILE_BYTES + 1), TokenizerError, "at most 67,108,864"),
+    "endless vocabulary": (_grown("vocab.json", MAX_FILE_BYTES + 1), TokenizerError, "vocab.json has 67,108,865"),
     "image rule": (_config(image_aspect_ratio="anyres"), ConfigError, "image_aspect_ratio 'anyres'"),
     "other mean": (
         damaged(_text("preprocessor_config.json", '{"image_mean": [0.5, 0.5]}')), ConfigError, "image_mean is [0.5",

@@ -15,6 +15,8 @@ from synthetic import SMALL, TEXT, hf_config, hf_names, llava_config, llava_name
 
 from fastvlm.progress import Progress
 from fastvlm_ref import load_checkpoint
+from fastvlm_ref.checkpoint.opening import TINY, open_checkpoint
+from fastvlm_ref.checkpoint.source import licence_files, weight_hashes
 from fastvlm_ref.config import IMAGE_TOKEN, FastVLMConfig
 from fastvlm_ref.model.fastvlm import FastVLM
 
@@ -261,6 +263,37 @@ def test_licences(tmp_path: Path, files: dict[str, str], licence: str) -> None:
     for name, text in files.items():
         (folder / name).write_text(text)
     assert load_checkpoint(folder).config.licence == licence
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "LICENCE.md", "License-X.txt", "LICENSE_MODEL", "COPYING", "NOTICE.txt"])
+def test_licence_texts_belong_to_the_checkpoint(tmp_path: Path, name: str) -> None:
+    folder = synthetic.write_llava(tmp_path / "it")
+    (folder / "LICENSES").mkdir()
+    for file in (name, "licensed_pictures.json", "unnoticed.md"):
+        (folder / file).write_text("terms")
+    source = load_checkpoint(folder).source
+    assert source is not None
+    assert [path.name for path in licence_files(folder)] == [name]
+    assert name in source.names
+    assert list(weight_hashes(source.files())) == ["model.safetensors"]
+
+
+def test_a_notice_of_others_is_no_licence(tmp_path: Path) -> None:
+    folder = synthetic.write_llava(tmp_path / "it")
+    (folder / "NOTICE").write_text("Parts are under the Apache License, Version 2.0")
+    assert load_checkpoint(folder).config.licence == "unknown"
+
+
+def test_a_folder_called_tiny_is_not_the_embedded_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = synthetic.write_llava(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    for path in ("./tiny", Path("tiny"), folder):
+        source = load_checkpoint(path).source
+        assert source is not None
+        assert (source.id, source.folder.resolve()) == ("./tiny", folder)
+    embedded = open_checkpoint("tiny", None, False)
+    assert (embedded.source.id, embedded.source.folder) == ("tiny", TINY)
+    assert embedded.notes == ("tiny is the embedded checkpoint; the folder of that name here is ./tiny",)
 
 
 def test_tokens_added_by_a_fine_tune(tmp_path: Path) -> None:

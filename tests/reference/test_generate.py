@@ -37,6 +37,10 @@ class Recorder:
         self.calls: list[tuple[object, ...]] = []
         self.likes = list(likes)
 
+    def tokens_at(self, side: int) -> int:
+        assert side == 128
+        return IMAGE_TOKENS
+
     def encode_image(self, pixels: np.ndarray) -> np.ndarray:
         self.calls.append(("encode", pixels.shape))
         return np.full((IMAGE_TOKENS, 2), -1, np.float32)
@@ -171,13 +175,35 @@ def test_budget_is_checked_at_the_call(new: int, fits: bool) -> None:
     assert engine.calls == []
 
 
-def test_budget_counts_what_the_engine_gives() -> None:
-    class Dense(Recorder):
-        def encode_image(self, pixels: np.ndarray) -> np.ndarray:
-            return np.zeros((63, 2), np.float32)
+def test_budget_counts_the_image_as_the_engine_does() -> None:
+    """A tower of another stride makes another number of tokens of the same picture."""
 
+    class Dense(Recorder):
+        def tokens_at(self, side: int) -> int:
+            return (side // 16) ** 2 - 1
+
+    engine = Dense()
     with pytest.raises(PromptError, match="takes 65 positions"):
-        list(generate_ids(Dense(), PIXELS, [1], [2], max_new_tokens=1))
+        generate_ids(engine, PIXELS, [1], [2], max_new_tokens=1)
+    assert engine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "image", "says"),
+    [
+        ([[1, 2]], True, "[0] times, expected once each"),
+        ([[IMAGE_TOKEN, 2, IMAGE_TOKEN]], True, "[2] times, expected once each"),
+        ([[1, IMAGE_TOKEN], [1, 2]], True, "[1, 0] times, expected once each"),
+        ([[1, IMAGE_TOKEN], [IMAGE_TOKEN, 1]], True, "at [1, 0], expected the same place"),
+        ([[1, IMAGE_TOKEN]], False, "[1] times, expected none"),
+    ],
+)
+def test_an_image_without_its_mark_is_named(
+    lively_model: FastVLM, rows: list[list[int]], image: bool, says: str
+) -> None:
+    tokens = torch.zeros(len(rows), IMAGE_TOKENS, 64) if image else None
+    with pytest.raises(PromptError, match=re.escape(says)):
+        lively_model.embed(torch.tensor(rows), tokens)
 
 
 @pytest.mark.parametrize("new", [0, -3])

@@ -10,8 +10,8 @@ from fastvlm.errors import BuildError
 
 FIELDS = (
     "source.id", "source.files", "image.rule", "image.sizes", "prompt.template", "prompt.stop_ids", "context",
-    "query_length", "model.text.head_dim", "model.text.rope_theta", "model.text.vocab_size", "embeddings.file",
-    "embeddings.dtype", "embeddings.rows", "embeddings.width", "tokenizer.folder",
+    "query_length", "model.vision.stride", "model.text.head_dim", "model.text.rope_theta", "model.text.vocab_size",
+    "embeddings.file", "embeddings.dtype", "embeddings.rows", "embeddings.width", "tokenizer.folder",
 )  # fmt: skip
 WRONG = (None, 5.5, "x" * 3, ["x"], {"x": 1}, True, -1, 1 << 40)
 
