@@ -1,11 +1,4 @@
-"""The packages themselves, executed: encoder and language model against the reference, in float32 and in fp16.
-
-Limits: quantity, metric, limit, measured, reason
-  encoder, fp32 against the graph with fp16 weights     SNR  ≥ 95 dB  123.8      float32 in another order
-  encoder, fp16 against the reference                   SNR  ≥ 44 dB  54.9       every op and weight rounded to fp16
-  logits, fp32 against the reference with fp16 weights   SNR  ≥ 60 dB  67.9       inputs and angles are fp16 by contract
-  logits, fp16 against the reference                    SNR  ≥ 43 dB  53.4       every op and weight rounded to fp16
-"""
+"""The packages themselves, executed: encoder and language model against the reference, in float32 and in fp16."""
 
 from __future__ import annotations
 
@@ -16,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from export_limits import check
 from PIL import Image
-from small_export import CONTEXT, QUERY, SIZES, snr
+from small_export import CONTEXT, QUERY, SIZES
 
 from export.encoder import EncoderGraph
 from validation.host import causal_mask, pad_rows, plan_prefill, rope_tables
@@ -49,7 +43,7 @@ def test_encoder_float32(build: Path, model: Any, side: int) -> None:
     with torch.no_grad():
         wanted = rounded(EncoderGraph(model))(as_pixels(picture(side)))
     assert found.shape == (1, (side // 64) ** 2, 64)
-    assert snr(wanted, found) > 95
+    check("encoder_fp32", wanted, found)
 
 
 @pytest.mark.parametrize("side", SIZES)
@@ -58,7 +52,7 @@ def test_encoder_fp16(build: Path, model: Any, side: int) -> None:
     found = package.predict({"image": Image.fromarray(picture(side))})["imageFeatures"]
     assert found.dtype == np.float16
     with torch.no_grad():
-        assert snr(model.encode_image(as_pixels(picture(side))), found) > 44
+        check("encoder_fp16", model.encode_image(as_pixels(picture(side))), found)
 
 
 class Conversation:
@@ -105,7 +99,7 @@ def test_language_fp16(build: Path, model: Any, prompt: int) -> None:
     found = Conversation(build, "fp16", model.config.text).logits(embeds, prompt)
     assert found.dtype == np.float16
     wanted = reference_logits(model, embeds, prompt)
-    assert snr(wanted, found) > 43
+    check("logits_fp16", wanted, found)
     assert wanted.argmax(1).tolist() == found.argmax(1).tolist()
 
 
@@ -113,7 +107,7 @@ def test_language_float32(build: Path, model: Any) -> None:
     embeds = embeds_of(model, 25)
     found = Conversation(build, "fp32", model.config.text).logits(embeds, 21)
     wanted = reference_logits(rounded(model), embeds, 21)
-    assert snr(wanted, found) > 60
+    check("logits_fp32", wanted, found)
 
 
 def test_padding_is_invisible(build: Path, model: Any) -> None:
@@ -121,7 +115,7 @@ def test_padding_is_invisible(build: Path, model: Any) -> None:
     embeds = embeds_of(model, 22)
     padded = Conversation(build, "fp32", model.config.text).logits(embeds, 21)
     stepped = Conversation(build, "fp32", model.config.text).logits(embeds, 16)[-1:]
-    assert snr(stepped, padded) > 100
+    check("padding", stepped, padded)
 
 
 def test_a_wrong_position_is_seen(build: Path, model: Any) -> None:
@@ -131,4 +125,4 @@ def test_a_wrong_position_is_seen(build: Path, model: Any) -> None:
     talk.call("prefill", embeds[:16])
     talk.position += 1
     shifted = np.concatenate([talk.call("decode", embeds[i : i + 1])["logits"] for i in range(16, 20)])[:, 0]
-    assert snr(reference_logits(model, embeds[:20], 16), shifted) < 40
+    check("planted_fault", reference_logits(model, embeds[:20], 16), shifted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -273,3 +274,12 @@ def test_templates_are_data() -> None:
         assert find_template(json.dumps(data)) == template
         assert template_option(json.dumps(data)) == name
     assert template_option(json.dumps(asdict(replace(QWEN_2, system="Other.")))) != "qwen_2"
+
+
+def test_the_documented_template_works(root: Path, tmp_path: Path) -> None:
+    """The example of docs/checkpoints.md is read, and its fields are what the manifest records."""
+    (example,) = re.findall(r"```json\n(.*?)```", (root / "docs" / "checkpoints.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "mine.json").write_text(example)
+    record = prompt_record(PromptConfig(template=template_option(str(tmp_path / "mine.json"))))
+    assert {key: record["template" if key == "name" else key] for key in json.loads(example)} == json.loads(example)
+    assert str(tmp_path) not in json.dumps(record)

@@ -1,0 +1,31 @@
+"""The limits on the seeded model that `small_export` makes: graphs before Core ML, and packages executed.
+
+No build of a user's is held to them, so they are not in `validation.limits.TABLE`, whose rows a verdict lists one by
+one; they have its form: quantity, metric, limit, measured value (the worst), reason. Each keeps 3 to 12 times headroom
+(10 to 22 dB); tests that plant a fault show that one costs more than that.
+"""
+
+from __future__ import annotations
+
+from small_export import snr
+
+from validation.limits import Limit
+
+ROWS = (
+    Limit("graph", "snr_db", "min", 110.0, "120.9", "float32 in another order of operations"),
+    Limit("fp16_norm", "snr_db", "min", 58.0, "68.5", "a norm in fp16, at sizes whose squares fp16 cannot hold"),
+    Limit("encoder_fp32", "snr_db", "min", 105.0, "122.7", "against the graph with fp16 weights: another order"),
+    Limit("encoder_fp16", "snr_db", "min", 43.0, "53.1", "every op and weight rounded to fp16"),
+    Limit("logits_fp32", "snr_db", "min", 57.0, "67.9", "inputs and rotary angles are fp16 by contract"),
+    Limit("logits_fp16", "snr_db", "min", 44.0, "55.0", "every op and weight rounded to fp16"),
+    Limit("padding", "snr_db", "min", 110.0, "131.3", "padded rows change nothing but the order of a few sums"),
+    Limit("planted_fault", "snr_db", "max", 40.0, "12.9", "a wrong position or angle; every limit above is higher"),
+)
+LIMITS = {row.quantity: row for row in ROWS}
+
+
+def check(quantity: str, expected: object, found: object) -> None:
+    """Holds the SNR of `found` against its row; prints the value, which pytest shows when the row is missed."""
+    value = snr(expected, found)
+    print(f"{quantity}: SNR {value:.4g} dB, limit {LIMITS[quantity].words}")
+    assert LIMITS[quantity].holds(value)
