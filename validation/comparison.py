@@ -7,8 +7,9 @@ A build that was exported with `--only` is compared in the part that it has.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,21 @@ from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import encode_prompt, prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.limits import Measurement, worst
-from validation.parity import DecoderParity, EncoderParity, compare_decoder, compare_encoder, splice
+from validation.parity import DecoderParity, EncoderParity, compare_decoder, compare_encoder
+from validation.reference import Encoded, Transcript, encode, one_ahead, splice, transcribe
 from validation.samples import Sample
 from validation.session import build_session
 from validation.verdict import AnswerRow
 
 Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the reference makes of one sample: image tokens by size where the picture is new, and the transcript."""
+
+    encoded: Mapping[int, Encoded]
+    transcript: Transcript | None
 
 
 class Comparison:
@@ -46,21 +56,61 @@ class Comparison:
         self.reference = TorchEngine(model, build.context, self.image_size)
         self.stop_ids = model.config.prompt.stop_ids
         self.peaks = self.package.watch_peaks() if backend == "mil" else {}
+        self.first: tuple[Encoded, Transcript] | None = None  # of the first sample, for the self-test
         self.encoder: dict[str, EncoderParity] = {}
         self.language: dict[str, DecoderParity] = {}
         self.whole: dict[str, DecoderParity] = {}
         self.differing_ids: dict[str, float] = {}
+        self._own_tokens: dict[Path, Features] = {}  # the package's, at the default size
 
     def run(self, samples: Sequence[Sample]) -> tuple[tuple[Measurement, ...], tuple[AnswerRow, ...]]:
         """Measures everything; returns the worst value per limit, and the answers where the build can give any."""
-        features = self._compare_encoders(samples)
         rows: list[AnswerRow] = []
-        if self.build.language:
-            with self.progress.stage("Comparing answers", len(samples)) as advance:
-                for sample in samples:
-                    rows += self._compare_answer(sample, *features[sample.picture])
-                    advance(1)
+        with self.progress.stage("Comparing with PyTorch", len(samples)) as advance, one_ahead() as results:
+            for sample, truth in zip(samples, results(self._truths(samples)), strict=True):
+                rows += self._compare(sample, truth)
+                advance(1)
         return tuple(self._measurements()), tuple(rows)
+
+    def _truths(self, samples: Sequence[Sample]) -> Iterator[Callable[[], Truth]]:
+        """Yields per sample what the reference has to do for it."""
+        tokens: dict[Path, Encoded] = {}
+        for sample in samples:
+            yield partial(self._truth, sample, tokens)
+
+    def _truth(self, sample: Sample, known: dict[Path, Encoded]) -> Truth:
+        """Returns the sample's truth; `known` keeps each picture at the default size for further questions."""
+        encoded = {}
+        if sample.picture not in known:
+            sizes = self.build.image_sizes or (self.image_size,)  # without an encoder the reference's tokens serve both
+            encoded = {size: encode(self.model, self.pixels(sample.picture, size)) for size in sizes}
+            known[sample.picture] = encoded[self.image_size]
+        if not self.build.language:
+            return Truth(encoded, None)
+        embeds = splice(self.reference, self.ids(sample.prompt), known[sample.picture].tokens)
+        transcript = transcribe(self.reference, embeds, self.steps_after(len(embeds)))
+        self.first = self.first or (known[sample.picture], transcript)
+        return Truth(encoded, transcript)
+
+    def _compare(self, sample: Sample, truth: Truth) -> Iterator[AnswerRow]:
+        """Compares the package with one sample's truth; yields the sample's answers, where the build can give any."""
+        for size, encoded in truth.encoded.items() if self.build.encoder is not None else ():
+            actual = self.package.encode_image(encoded.pixels)
+            self.encoder[f"{sample.picture.name} at {size}"] = compare_encoder(encoded, actual)
+            if size == self.image_size:
+                self._own_tokens[sample.picture] = actual
+        if truth.transcript is None:
+            return
+        name = f"{sample.name}: {sample.prompt}"
+        self.differing_ids[sample.prompt] = self._count_differing_ids(sample.prompt)
+        self.language[name] = compare_decoder(truth.transcript, self.package, truth.transcript.embeds)
+        if self.build.encoder is None:
+            return
+        own = splice(self.package, self.ids(sample.prompt), self._own_tokens[sample.picture])
+        whole = self.whole[name] = compare_decoder(truth.transcript, self.package, own)
+        yield AnswerRow(
+            sample.name, sample.prompt, self._own_answer(sample, whole), self._text(whole.reference_ids), sample.answer
+        )
 
     def pixels(self, picture: Path, size: int) -> NDArray[np.uint8]:
         """Returns a picture's RGB bytes (N, N, 3) by the checkpoint's image rule."""
@@ -69,45 +119,6 @@ class Comparison:
     def ids(self, prompt: str) -> tuple[list[int], list[int]]:
         """Returns the ids before and after the image, as the checkpoint makes them."""
         return encode_prompt(self.tokenizer, prompt, self.model.config.prompt)
-
-    def _compare_encoders(self, samples: Sequence[Sample]) -> dict[Path, tuple[Features, Features]]:
-        """Returns, per picture at the default size, the image tokens (T, H) of the reference and of the build."""
-        pictures = dict.fromkeys(sample.picture for sample in samples)
-        found = {}
-        sizes = self.build.image_sizes or (self.image_size,)  # without an encoder the reference's tokens serve both
-        with self.progress.stage("Comparing image tokens", len(pictures) * len(sizes)) as advance:
-            for size in sizes:
-                for picture in pictures:
-                    pair = self._compare_encoder(picture, size)
-                    if size == self.image_size:
-                        found[picture] = pair
-                    advance(1)
-        return found
-
-    def _compare_encoder(self, picture: Path, size: int) -> tuple[Features, Features]:
-        pixels = self.pixels(picture, size)
-        if self.build.encoder is None:
-            reference = self.reference.encode_image(pixels)
-            return reference, reference
-        parity, reference, actual = compare_encoder(self.model, self.package, pixels)
-        self.encoder[f"{picture.name} at {size}"] = parity
-        return reference, actual
-
-    def _compare_answer(self, sample: Sample, reference: Features, own: Features) -> Iterator[AnswerRow]:
-        name = f"{sample.name}: {sample.prompt}"
-        ids = self.ids(sample.prompt)
-        self.differing_ids[sample.prompt] = self._count_differing_ids(sample.prompt)
-        truth = splice(self.reference, ids, reference)
-        self.language[name] = self._decode(truth, truth)
-        if self.build.encoder is None:
-            return
-        whole = self.whole[name] = self._decode(truth, splice(self.package, ids, own))
-        yield AnswerRow(
-            sample.name, sample.prompt, self._own_answer(sample, whole), self._text(whole.reference_ids), sample.answer
-        )
-
-    def _decode(self, reference: NDArray[np.float32], package: NDArray[np.float32]) -> DecoderParity:
-        return compare_decoder(self.reference, self.package, (reference, package), self.steps_after(len(reference)))
 
     def steps_after(self, positions: int) -> int:
         """Returns how many steps fit behind a prompt; raises PromptError where not one does."""

@@ -20,6 +20,7 @@ from fastvlm.build import Build
 from fastvlm.errors import BuildError, UsageError
 from validation.backends import check_backend, open_package
 from validation.host import EmbeddingTable, causal_mask, pad_rows, plan_prefill, rope_tables
+from validation.mil.registry import only_moves
 
 
 class PackageEngine:
@@ -134,7 +135,7 @@ class PackageEngine:
         return outputs
 
     def watch_peaks(self) -> dict[str, float]:
-        """From now on keeps the largest magnitude that any op of "encoder" and "language" returns; NaN counts as inf.
+        """From now on keeps the largest magnitude that any op of "encoder" and "language" computes; NaN counts as inf.
 
         Only the MIL runtime shows what happens inside a package; other backends raise UsageError.
         """

@@ -35,8 +35,14 @@ STEPS = 32
 
 
 def validate(
-    build: str | Path, reference: str | Path | None = None, *, images: str | Path | None = None, backend: str = "mil",
-    steps: int = STEPS, progress: Progress = SILENT, **checkpoint_options: Any,
+    build: str | Path,
+    reference: str | Path | None = None,
+    *,
+    images: str | Path | None = None,
+    backend: str = "mil",
+    steps: int = STEPS,
+    progress: Progress = SILENT,
+    **checkpoint_options: Any,
 ) -> Verdict:
     """Compares a build folder with its checkpoint and writes `validation.json` (and `selftest/` when it passes).
 

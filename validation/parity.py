@@ -8,19 +8,15 @@ after a divergence the two would otherwise answer different questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastvlm_ref.engine import Engine
-from fastvlm_ref.image import pixels_to_tensor
-from fastvlm_ref.model.fastvlm import FastVLM
 from validation.limits import LIMITS
 from validation.metrics import cosine, kl_divergence, margin, max_error, psnr_db, snr_db, worst_row_snr_db
-from validation.rounding import RoundEachOp
+from validation.reference import Encoded, Transcript
 
 
 @dataclass(frozen=True)
@@ -44,24 +40,15 @@ class EncoderParity:
         return 0.0 if self.rounded_snr_db == self.snr_db else self.rounded_snr_db - self.snr_db
 
 
-def compare_encoder(
-    model: FastVLM, engine: Engine, pixels: NDArray[np.uint8]
-) -> tuple[EncoderParity, NDArray[np.float32], NDArray[np.float32]]:
-    """Returns the comparison for RGB bytes (N, N, 3), and both sides' image tokens float32 (T, H)."""
-    tensor = pixels_to_tensor(pixels)
-    with torch.no_grad():
-        reference = model.encode_image(tensor)[0].numpy()
-        with RoundEachOp():  # type: ignore[no-untyped-call]  # torch does not annotate its base
-            rounded = model.encode_image(tensor)[0].numpy()
-    actual = engine.encode_image(pixels)
-    parity = EncoderParity(
-        psnr_db(reference, actual),
-        snr_db(reference, actual),
-        snr_db(reference, rounded),
-        cosine(reference, actual),
-        worst_row_snr_db(reference, actual),
+def compare_encoder(reference: Encoded, actual: NDArray[np.float32]) -> EncoderParity:
+    """Returns how far image tokens (T, H) are from the reference's."""
+    return EncoderParity(
+        psnr_db(reference.tokens, actual),
+        snr_db(reference.tokens, actual),
+        snr_db(reference.tokens, reference.rounded),
+        cosine(reference.tokens, actual),
+        worst_row_snr_db(reference.tokens, actual),
     )
-    return parity, reference, actual
 
 
 @dataclass
@@ -105,27 +92,13 @@ def relative_error(error: float, reference: NDArray[np.float32]) -> float:
     return error / spread
 
 
-def compare_decoder(
-    reference: Engine, package: Engine, embeds: tuple[NDArray[np.float32], NDArray[np.float32]], steps: int
-) -> DecoderParity:
-    """Runs both sides over embeddings (S, H), one pair member each, for `steps` greedy tokens of the reference.
-
-    It goes on past a stop id: what follows is no answer any more, but it is still arithmetic to compare.
-    """
+def compare_decoder(reference: Transcript, package: Engine, embeds: NDArray[np.float32]) -> DecoderParity:
+    """Leads the package through the reference's transcript, behind the package's own prompt embeddings (S, H)."""
     parity = DecoderParity()
-    rows = []
-    for engine, prompt in zip((reference, package), embeds, strict=True):
-        engine.reset()
-        engine.prefill(prompt[:-1])
-        rows.append(prompt[-1:])
-    for _ in range(steps):
-        parity.add(reference.decode(rows[0]), package.decode(rows[1]))
-        rows = [engine.embed(parity.reference_ids[-1:]) for engine in (reference, package)]
+    package.reset()
+    package.prefill(embeds[:-1])
+    row = embeds[-1:]
+    for logits, chosen in zip(reference.logits, reference.ids, strict=True):
+        parity.add(logits, package.decode(row))
+        row = package.embed([chosen])
     return parity
-
-
-def splice(
-    engine: Engine, ids: tuple[Sequence[int], Sequence[int]], image_tokens: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Returns embeddings (S, H): ids before the image, its tokens (T, H), ids after it."""
-    return np.concatenate((engine.embed(ids[0]), image_tokens, engine.embed(ids[1])))

@@ -9,6 +9,7 @@ The numbers come from the reference, not from the packages: a device is tested a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,8 @@ from PIL import Image
 from fastvlm.hashes import sha256_bytes
 from fastvlm.manifest import dump
 from fastvlm.publish import staged_folder
-from fastvlm_ref.engine import Engine
 from validation.limits import LIMITS, storable
-from validation.parity import splice
+from validation.reference import Encoded, Transcript
 
 FOLDER = "selftest"
 SCHEMA = "0.1"
@@ -65,24 +65,19 @@ def top_logits(logits: NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
     return tuple((int(i), float(logits[i])) for i in order)
 
 
-def work_example(
-    engine: Engine, prompt: str, pixels: NDArray[np.uint8], ids: tuple[list[int], list[int]],
-    stop_ids: tuple[int, ...], steps: int,
+def worked_example(
+    prompt: str,
+    encoded: Encoded,
+    transcript: Transcript,
+    ids: tuple[Sequence[int], Sequence[int]],
+    stop_ids: tuple[int, ...],
 ) -> SelfTest:
-    """Runs the reference engine greedily over one picture and prompt, and keeps what a device is to find."""
-    features = engine.encode_image(pixels)
-    engine.reset()
-    embeds = splice(engine, ids, features)
-    engine.prefill(embeds[:-1])
-    row, greedy, tops = embeds[-1:], [], []
-    for _ in range(steps):
-        logits = engine.decode(row)
-        tops.append(top_logits(logits))
-        greedy.append(tops[-1][0][0])
-        if greedy[-1] in stop_ids:
-            break
-        row = engine.embed(greedy[-1:])
-    return SelfTest(prompt, pixels, features, tuple(ids[0]), tuple(ids[1]), tuple(greedy), tuple(tops))
+    """Returns what a device is to find for one picture and prompt: the reference's steps up to the first stop id."""
+    ends = (step for step, chosen in enumerate(transcript.ids, 1) if chosen in stop_ids)
+    steps = next(ends, len(transcript.ids))
+    tops = tuple(top_logits(logits) for logits in transcript.logits[:steps])
+    greedy = tuple(step[0][0] for step in tops)
+    return SelfTest(prompt, encoded.pixels, encoded.tokens, tuple(ids[0]), tuple(ids[1]), greedy, tops)
 
 
 def write_selftest(build: Path, test: SelfTest) -> None:

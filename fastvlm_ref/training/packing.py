@@ -54,12 +54,15 @@ def pack(rows: Sequence[tuple[list[int], Sequence[Block]]]) -> Packed:
     longest = max(len(ids) for ids, *_ in packed)
     fills = (0, 0, PADDING, IGNORED, 1)
     columns = zip(*packed, strict=True)
-    padded = [_pad(column, longest, fill) for column, fill in zip(columns, fills, strict=True)]
+    ids, positions, owners, targets, lengths = (
+        _pad(column, longest, fill) for column, fill in zip(columns, fills, strict=True)
+    )
     marks = [
-        (row, position, *labels) for row, (prefix, blocks) in enumerate(rows)
-        for position, labels in _marks(len(prefix), blocks)
+        (row, position, *there) for row, (prefix, blocks) in enumerate(rows)
+        for position, there in _marks(len(prefix), blocks)
     ]  # fmt: skip
-    return Packed(*padded, marks=torch.tensor(marks, dtype=torch.int64).reshape(len(marks), 2 + WIDTH))
+    labels = torch.tensor(marks, dtype=torch.int64).reshape(len(marks), 2 + WIDTH)
+    return Packed(ids, positions, owners, targets, lengths, labels)
 
 
 def _marks(start: int, blocks: Sequence[Block]) -> Iterator[tuple[int, tuple[int, ...]]]:

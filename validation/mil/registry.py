@@ -99,6 +99,11 @@ class Op:
 OPS: dict[str, Op] = {}
 
 
+def only_moves(name: str) -> bool:
+    """Returns whether the op returns nothing that did not come in: kind MOVE."""
+    return OPS[name].kind is Kind.MOVE
+
+
 def _plain(annotation: Any) -> Any:
     """The annotation without `| None`: an argument that is there arrives as its other half."""
     rest = [kind for kind in typing.get_args(annotation) if kind is not type(None)]

@@ -1,0 +1,100 @@
+"""The reference's half of a comparison: what PyTorch computes from each sample, one sample ahead of the package.
+
+Notable choices:
+- the reference runs in a thread of its own, so that it and the package take a core each, every sum on one thread;
+- it is one sample ahead, not more: what waits is bounded, however many pictures a user gives;
+- a transcript is computed once and serves every comparison with it, and the self-test.
+It does not know the package.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastvlm_ref.engine import Engine
+from fastvlm_ref.image import pixels_to_tensor
+from fastvlm_ref.model.fastvlm import FastVLM
+from validation.rounding import RoundEachOp
+
+Result = TypeVar("Result")
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Image tokens float32 (T, H) of one picture, in float32 and with every op rounded to fp16; its RGB bytes."""
+
+    pixels: NDArray[np.uint8]
+    tokens: Rows
+    rounded: Rows
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A greedy run: the prompt's embeddings (S, H), and per step the logits (V,) and the token they chose."""
+
+    embeds: Rows
+    logits: Sequence[Rows]
+    ids: Sequence[int]
+
+
+def encode(model: FastVLM, pixels: NDArray[np.uint8]) -> Encoded:
+    """Returns the image tokens of RGB bytes (N, N, 3)."""
+    tensor = pixels_to_tensor(pixels)
+    with torch.no_grad():
+        tokens = model.encode_image(tensor)[0].numpy()
+        with RoundEachOp():  # type: ignore[no-untyped-call]  # torch does not annotate its base
+            rounded = model.encode_image(tensor)[0].numpy()
+    return Encoded(pixels, tokens, rounded)
+
+
+def splice(engine: Engine, ids: tuple[Sequence[int], Sequence[int]], image_tokens: Rows) -> Rows:
+    """Returns embeddings (S, H): ids before the image, its tokens (T, H), ids after it."""
+    return np.concatenate((engine.embed(ids[0]), image_tokens, engine.embed(ids[1])))
+
+
+def transcribe(engine: Engine, embeds: Rows, steps: int) -> Transcript:
+    """Runs `steps` greedy tokens behind embeddings (S, H).
+
+    It goes on past a stop id: what follows is no answer any more, but it is still arithmetic to compare.
+    """
+    engine.reset()
+    engine.prefill(embeds[:-1])
+    row, logits, ids = embeds[-1:], [], []
+    for _ in range(steps):
+        logits.append(engine.decode(row))
+        ids.append(int(logits[-1].argmax()))
+        row = engine.embed(ids[-1:])
+    return Transcript(embeds, logits, ids)
+
+
+@contextmanager
+def one_ahead() -> Iterator[Callable[[Iterable[Callable[[], Result]]], Iterator[Result]]]:
+    """Gives a function that yields the results of tasks in order, each computed while the one before it is used.
+
+    A failure inside the block drops the tasks that have not begun, and waits only for the one that runs.
+    """
+    pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+
+    def results(tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+        waiting: deque[Future[Result]] = deque()
+        for task in tasks:
+            waiting.append(pool.submit(task))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    try:
+        yield results
+    finally:
+        pool.shutdown(cancel_futures=True)
