@@ -37,9 +37,7 @@ def trace(graph: nn.Module, shapes: tuple[tuple[int, ...], ...], *, position: bo
     if position:
         inputs.append(torch.zeros(1, dtype=torch.int32))
     with quietly(), torch.no_grad():
-        return torch.jit.trace(
-            graph.eval(), tuple(inputs), check_trace=False
-        )
+        return torch.jit.trace(graph.eval(), tuple(inputs), check_trace=False)
 
 
 @contextmanager

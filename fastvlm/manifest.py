@@ -166,4 +166,3 @@ def _check_fields(manifest: dict[str, Any], file: Path) -> None:
 
 def _is_file_hash(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
-

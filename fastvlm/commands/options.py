@@ -1,5 +1,4 @@
-"""The options that several commands share, declared once, so that they are spelled and explained alike everywhere.
-"""
+"""The options that several commands share, declared once, so that they are spelled and explained alike everywhere."""
 
 from __future__ import annotations
 
@@ -33,9 +32,7 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace an older res
 context = click.option(
     "--context", type=click.IntRange(1, 1 << 20), metavar="C", help="Positions of the KV cache; default 2048."
 )
-only = click.option(
-    "--only", type=click.Choice(["encoder", "language"]), help="Make only one of the two packages."
-)
+only = click.option("--only", type=click.Choice(["encoder", "language"]), help="Make only one of the two packages.")
 image_sizes = click.option(
     "--image-size", "image_sizes", type=click.IntRange(min=1), multiple=True, metavar="N",
     help="Side of the square input in pixels, a multiple of 64; repeatable. Default: the checkpoint's own.",

@@ -64,8 +64,16 @@ class FastVLM(nn.Module):
         return self.decoder.head(self.decoder(self.embed(input_ids, image_tokens)))
 
     def generate(
-        self, image: Image.Image | str | Path, prompt: str, max_new_tokens: int = 256, *, temperature: float = 0.0,
-        top_p: float = 1.0, seed: int = 0, context: int | None = None, timings: Timings | None = None,
+        self,
+        image: Image.Image | str | Path,
+        prompt: str,
+        max_new_tokens: int = 256,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        context: int | None = None,
+        timings: Timings | None = None,
     ) -> Iterator[str]:
         """Streams the answer to `prompt` about a picture (or its path) in pieces of text; greedy at temperature 0.
 

@@ -13,7 +13,12 @@ class KVCache:
     """Keys and values (layers, B, kv_heads, C, D), float32 unless asked; `length` positions are filled."""
 
     def __init__(
-        self, config: TextConfig, capacity: int, *, batch: int = 1, dtype: torch.dtype = torch.float32,
+        self,
+        config: TextConfig,
+        capacity: int,
+        *,
+        batch: int = 1,
+        dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)

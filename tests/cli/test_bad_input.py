@@ -114,9 +114,7 @@ def test_heic_without_its_plugin(
     refused("run", small_checkpoint, photo, "What?", says=("photo.HEIC", "pillow-heif"))
 
 
-def test_prompt_longer_than_the_context(
-    refused: Refused, small_checkpoint: Path, build: Path, picture: Path
-) -> None:
+def test_prompt_longer_than_the_context(refused: Refused, small_checkpoint: Path, build: Path, picture: Path) -> None:
     from fastvlm_ref.checkpoint import load_checkpoint
     from fastvlm_ref.prompt import encode_prompt
 

@@ -14,8 +14,9 @@ import pytest
 import fastvlm
 from fastvlm.doctor import RANGES
 
-# Written in two halves, so that this file does not find itself.
-FORBIDDEN = ["/ro" "ot/", "/wo" "rk/", "/ho" "me/", "/Us" "ers/", "file" "://", "pypi" ".org", "/opt/" "wheels"]
+# Put together from parts, so that this file does not find itself.
+FORBIDDEN = [f"/{name}/" for name in ("root", "work", "home", "Users")]
+FORBIDDEN += ["file:" + "//", "pypi" + ".org", "/opt/" + "wheels"]
 TEXT = {".py", ".md", ".cfg", ".toml", ".txt", ".json", ".yml", ".yaml", ""}
 
 
