@@ -4,11 +4,27 @@ coremltools ships its tests in its wheel; off a Mac they convert and compare not
 `make_state` are answered by `validation.mil.MILModel`, and the checks for a Mac are told that they stand on one, so the
 tests compare. Every result is appended to a record (JSON lines); a second run continues where the first stopped.
 
-    python benchmarks/coremltools_suite.py mil                # the MIL builder tests (numpy answers)
-    python benchmarks/coremltools_suite.py torch -k conv      # converted torch modules
-    python benchmarks/coremltools_suite.py summary            # the table for docs/mil-runtime.md
+    python benchmarks/coremltools_suite.py torch --record torch.jsonl     # converted torch modules
+    python benchmarks/coremltools_suite.py mil --record mil.jsonl         # the MIL builder tests (numpy answers)
+    python benchmarks/coremltools_suite.py torch --sample 6 -k conv       # up to 6 rows of every test function
+    python benchmarks/coremltools_suite.py summary --record torch.jsonl --write docs/mil-runtime.md
 
-Programs declared fp16 run in precision "fp32": the suite's tolerance of 0.5 for them proves nothing, 1e-2 is used.
+Needs pytest < 10, and for the MIL builder tests scipy (`pip install scipy`): four of their files import it. Rows run
+smallest test function first. `--again failed` runs rows of that outcome once more; the last result of a row counts.
+
+Outcomes, decided by where the error was raised:
+
+    passed           all comparisons held ("compares nothing": the test never called `predict`)
+    failed           `predict` raised, or an assertion after `predict` did not hold
+    not convertible  coremltools' converter raised
+    not compared     an assertion about the converted program, or the test's own code, raised before any `predict`
+    torch            torch raised (tracing, or the reference answer)
+    skipped          the test skips itself
+    out of time      `--limit` seconds were not enough
+
+Tests marked as expected to fail run like any other: the marks speak of Core ML. Random numbers are seeded per row.
+Rows declared fp16 run in precision "fp32" with a tolerance of 1e-2: the suite's 0.5 for them proves nothing. The others
+run in precision "fp16", which rounds what a program declares fp16 and leaves float32 alone.
 """
 
 from __future__ import annotations
@@ -17,20 +33,31 @@ import argparse
 import importlib.util
 import json
 import os
+import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter, defaultdict
+import time
+import zlib
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+from coremltools_suite_patches import TRACE, new_trace, pretend_mac, tighten_fp16
+from coremltools_suite_summary import HALF, summary, write_into
+
 ROOT = Path(__file__).parents[1]
 SUITES = {
-    "mil": "converters/mil/mil/ops/tests",
     "torch": "converters/mil/frontend/torch/test/test_torch_ops.py",
+    "mil": "converters/mil/mil/ops/tests",
 }
 ENVIRONMENT = {"INCLUDE_MIL_FP32_UNIT_TESTS": "1", "PYMIL_TEST_TARGETS": "mlprogram", "OMP_NUM_THREADS": "1"}
+FLOAT32_ROWS = r"'mlprogram', (precision=)?'fp32'"
+UNFINISHED = 99  # a worker's exit status when rows are left for the next process
 
 
 def package_folder() -> Path:
@@ -41,135 +68,217 @@ def package_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def pretend_mac() -> None:
-    """Make coremltools' tests compare, with MILModel answering; must run before they are imported."""
-    import coremltools._deps as dependencies
-
-    dependencies._IS_MACOS = True
-    from coremltools.models import MLModel, utils
-    from coremltools.models import model as models
-
-    utils._macos_version = lambda: (15, 0)
-    models._macos_version = lambda: (15, 0)
-    MLModel.predict = _predict
-    MLModel.make_state = lambda self: _runtime(self).make_state()
+def read_record(record: Path) -> dict[str, dict[str, Any]]:
+    """Row id -> its last result; ids "rows of SUITE" hold how many rows were collected."""
+    lines = record.read_text().splitlines() if record.exists() else []
+    return {result["id"]: result for result in map(json.loads, lines)}
 
 
-def _runtime(model: Any) -> Any:
-    from validation.mil import MILModel
-
-    if not hasattr(model, "_mil_runtime"):
-        name = getattr(model, "function_name", None)
-        model._mil_runtime = MILModel(model, name, precision="fp32")
-    return model._mil_runtime
+def append(record: Path, result: dict[str, Any]) -> None:
+    with record.open("a") as file:
+        file.write(json.dumps(result) + "\n")
 
 
-def _predict(model: Any, data: Any, state: Any = None) -> Any:
-    """What coremltools does on a Mac: numbers are converted to the declared type, whatever type they come in."""
-    import numpy as np
+def test_function(row: str) -> str:
+    """Class and function of a row's id."""
+    return row.split("/")[-1].split("[")[0]
 
-    if isinstance(data, list):
-        return [_predict(model, item, state) for item in data]
-    runtime = _runtime(model)
-    given = {}
-    for name, value in data.items():
-        feature = runtime.inputs.get(name)
-        plain = feature is not None and feature.image is None
-        given[name] = np.asarray(value).astype(feature.type.dtype.numpy) if plain else value
-    return runtime.predict(given, state)
+
+class RowTimeout(BaseException):
+    """A row ran longer than its limit; not an Exception, so that no test catches it."""
+
+
+def outcome_of(error: BaseException, innermost: str) -> str:
+    """The outcome of a row that ended with `error`, raised in the file `innermost`; see the file's docstring."""
+    if isinstance(error, RowTimeout):
+        return "out of time"
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    if any(item is known for item in chain for known in TRACE.runtime_errors):
+        return "failed"
+    if any(item is known for item in chain for known in TRACE.converter_errors):
+        return "not convertible"
+    if "/torch/" in innermost and "/coremltools/" not in innermost:
+        return "torch"
+    return "failed" if TRACE.predictions else "not compared"
 
 
 class Recorder:
     """A pytest plugin: runs one shard, skips what the record holds, appends every result."""
 
-    def __init__(self, record: Path, shard: int, shards: int, rows: str):
-        self.record, self.shard, self.shards, self.rows = record, shard, shards, re.compile(rows)
-        self.done = {json.loads(line)["id"] for line in record.read_text().splitlines()} if record.exists() else set()
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = arguments
+        self.rows = re.compile(arguments.rows)
+        self.left = 0
+        results = read_record(arguments.record)
+        again = set(arguments.again.split(",")) if arguments.again else set()
+        started = arguments.started
+        self.done = {
+            name
+            for name, result in results.items()
+            if result.get("outcome") not in again or result.get("at", 0) > started
+        }
 
+    def pytest_collection_finish(self) -> None:
+        """`pytest.xfail` inside a test only notes its reason; --runxfail has made it do nothing."""
+
+        def note(reason: str = "") -> None:
+            TRACE.mark = reason or "no reason given"
+
+        pytest.xfail = note  # type: ignore[assignment]
+
+    @pytest.hookimpl(trylast=True)  # after -k
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        mine = [item for i, item in enumerate(items) if i % self.shards == self.shard]
-        items[:] = [item for item in mine if item.nodeid not in self.done and self.rows.search(item.nodeid)]
+        arguments = self.arguments
+        functions: dict[str, list[Any]] = defaultdict(list)
+        for item in items:
+            if self.rows.search(item.nodeid):
+                functions[test_function(item.nodeid)].append(item)
+        if arguments.shard == 0:
+            rows = sum(map(len, functions.values()))
+            key = "" if arguments.keyword else f"rows of {arguments.target} {arguments.rows}"
+            if key and key not in self.done:
+                append(arguments.record, {"id": key, "rows": rows})
+        ordered = sorted(functions.items(), key=lambda pair: len(pair[1]))
+        chosen = [item for name, group in ordered for item in _drawn(name, group, arguments.sample)]
+        mine = [item for i, item in enumerate(chosen) if i % arguments.jobs == arguments.shard]
+        mine = [item for item in mine if item.nodeid not in self.done]
+        self.left = max(len(mine) - arguments.per_process, 0)
+        items[:] = mine[: arguments.per_process]
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.when != "call" and not (report.when == "setup" and report.outcome != "passed"):
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        import numpy as np
+        import torch
+
+        running_file(self.arguments.record, self.arguments.shard).write_text(nodeid)
+        new_trace(half=HALF.search(nodeid) is not None)
+        seed = zlib.crc32(nodeid.encode())
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        signal.setitimer(signal.ITIMER_REAL, self.arguments.limit)
+
+    def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
+        if call.when == "teardown" or (call.when == "setup" and call.excinfo is None):
             return
-        reason = ""
-        if report.outcome != "passed":
-            text = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
-            lines = [line for line in text.splitlines() if line.startswith("E  ")] or text.splitlines()
-            reason = " ".join(line.lstrip("E ").strip() for line in lines[:3])[:300]
-        xfail = getattr(report, "wasxfail", None)
-        result = {"id": report.nodeid, "outcome": "xfail" if xfail is not None else report.outcome, "why": reason}
-        with self.record.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        result = {"id": item.nodeid, "outcome": "passed", "at": round(time.time()), "s": round(call.duration, 2)}
+        mark = item.get_closest_marker("xfail")
+        if mark or TRACE.mark:
+            result["mark"] = TRACE.mark or str(mark.kwargs.get("reason", ""))
+        if call.excinfo is None and not TRACE.predictions:
+            result["why"] = "compares nothing"
+        if call.excinfo is not None:
+            error, text = call.excinfo.value, str(call.excinfo.value)
+            skipped = call.excinfo.typename == "Skipped"
+            innermost = str(call.excinfo.traceback[-1].path)
+            result["outcome"] = "skipped" if skipped else outcome_of(error, innermost)
+            result["why"] = " ".join(f"{call.excinfo.typename}: {text}".split())[:300]
+        append(self.arguments.record, result)
+
+    def pytest_runtest_logfinish(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for folder in Path(tempfile.gettempdir()).glob("*.mlpackage"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_shard(target: str, record: Path, shard: int, shards: int, rows: str, keyword: str) -> int:
-    """Run one shard in this process."""
+def _drawn(function: str, group: list[Any], sample: int) -> list[Any]:
+    """At most `sample` entries of the group, always the same ones, in their order; 0 takes all."""
+    if not sample or len(group) <= sample:
+        return group
+    places = random.Random(function).sample(range(len(group)), sample)
+    return [group[place] for place in sorted(places)]
+
+
+def running_file(record: Path, shard: int) -> Path:
+    """Holds the id of the row that a worker is at; its time of change says since when."""
+    return record.with_suffix(f".running{shard}")
+
+
+def _out_of_time(number: int, frame: Any) -> None:
+    raise RowTimeout("ran longer than the limit")
+
+
+def run_shard(arguments: argparse.Namespace) -> int:
+    """Run some rows of one shard in this process; UNFINISHED says that more are left."""
     sys.path.insert(0, str(ROOT))
     pretend_mac()
-    import pytest
-
-    settings = Path(tempfile.mkdtemp()) / "pytest.ini"
-    settings.write_text("[pytest]\n")
-    options = ["-c", str(settings), "--rootdir", str(package_folder()), "-q", "--no-header", "--tb=short"]
-    options += ["-p", "no:cacheprovider", "--continue-on-collection-errors", "-W", "ignore"]
-    if keyword:
-        options += ["-k", keyword]
-    where = str(package_folder() / SUITES[target]) if target in SUITES else target
-    return int(pytest.main([where, *options], plugins=[Recorder(record, shard, shards, rows)]))
+    tighten_fp16()
+    signal.signal(signal.SIGALRM, _out_of_time)
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        settings = Path(folder) / "pytest.ini"
+        settings.write_text("[pytest]\n")
+        options = ["-c", str(settings), "--rootdir", str(package_folder()), "-qq", "--tb=no", "--runxfail"]
+        options += ["-p", "no:cacheprovider", "--continue-on-collection-errors", "-W", "ignore"]
+        if arguments.keyword:
+            options += ["-k", arguments.keyword]
+        target = arguments.target
+        where = str(package_folder() / SUITES[target]) if target in SUITES else target
+        recorder = Recorder(arguments)
+        status = int(pytest.main([where, *options], plugins=[recorder]))
+    return UNFINISHED if recorder.left else status
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Start one process per shard and wait for them."""
+    """Keep one process per shard running until all rows are in the record."""
+    workers = {shard: _start(arguments, shard) for shard in range(arguments.jobs)}
+    while workers:
+        time.sleep(1)
+        for shard, worker in list(workers.items()):
+            running = running_file(arguments.record, shard)
+            stuck = running.exists() and time.time() - running.stat().st_mtime > 3 * arguments.limit + 60
+            if worker.poll() is None and not stuck:
+                continue
+            if stuck:
+                worker.kill()
+            status = worker.wait()
+            if stuck or status < 0 or status > 128:
+                why = "the row never ended" if stuck else f"the process died with status {status}"
+                result = {"id": running.read_text(), "outcome": "out of time" if stuck else "failed", "why": why}
+                append(arguments.record, result)
+            running.unlink(missing_ok=True)
+            del workers[shard]
+            if stuck or status < 0 or status > 128 or status == UNFINISHED:
+                workers[shard] = _start(arguments, shard)
+
+
+def _start(arguments: argparse.Namespace, shard: int) -> subprocess.Popen[bytes]:
+    options = {"rows": arguments.rows, "sample": arguments.sample, "limit": arguments.limit, "again": arguments.again}
+    options |= {"jobs": arguments.jobs, "per-process": arguments.per_process, "started": arguments.started}
+    command = [sys.executable, __file__, arguments.target, "--record", str(arguments.record), "-k", arguments.keyword]
+    command += [f"--{name}={value}" for name, value in options.items()]
     environment = {**os.environ, **ENVIRONMENT}
-    command = [sys.executable, __file__, arguments.target, "--record", str(arguments.record), "--rows", arguments.rows]
-    command += ["-k", arguments.keyword, "--jobs", str(arguments.jobs)]
-    workers = [
-        subprocess.Popen([*command, "--shard", str(shard)], env=environment, stdout=subprocess.DEVNULL)
-        for shard in range(arguments.jobs)
-    ]
-    for worker in workers:
-        worker.wait()
-
-
-def summary(record: Path) -> str:
-    """A table: op family, passed, failed, skipped, expected to fail; then every distinct reason of a failure."""
-    results = [json.loads(line) for line in record.read_text().splitlines()]
-    families: dict[str, Counter[str]] = defaultdict(Counter)
-    reasons: Counter[str] = Counter()
-    for result in results:
-        family = "::".join(result["id"].split("/")[-1].split("[")[0].split("::")[:2])
-        families[family][result["outcome"]] += 1
-        if result["outcome"] == "failed":
-            reasons[f"{family}: {result['why'][:160]}"] += 1
-    total: Counter[str] = sum(families.values(), Counter())
-    lines = ["| family | passed | failed | skipped | xfail |", "|---|---|---|---|---|"]
-    for family, counts in [*sorted(families.items()), ("all", total)]:
-        row = [family, *(str(counts[outcome]) for outcome in ("passed", "failed", "skipped", "xfail"))]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([*lines, "", *(f"{count} x {reason}" for reason, count in reasons.most_common())])
+    with open(arguments.record.with_suffix(f".log{shard}"), "ab") as log:
+        return subprocess.Popen([*command, f"--shard={shard}"], env=environment, stdout=log, stderr=log)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("target", help="mil, torch, summary, or a path of tests")
+    parser.add_argument("target", help="torch, mil, summary, or a path of tests")
     parser.add_argument("--record", type=Path, default=Path("coremltools-suite.jsonl"))
-    parser.add_argument("--rows", default="fp32", help="only tests whose id matches this pattern")
-    parser.add_argument("-k", dest="keyword", default="")
+    parser.add_argument("--rows", default=FLOAT32_ROWS, help="only tests whose id matches this pattern")
+    parser.add_argument("-k", dest="keyword", default="", help="only tests that pytest's -k picks")
+    parser.add_argument("--sample", type=int, default=0, help="at most this many rows of each test function")
+    parser.add_argument("--again", default="", help="outcomes to run once more, separated by commas")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a row may take")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--shard", type=int)
+    parser.add_argument("--per-process", type=int, default=1500, help="rows before a process is replaced")
+    parser.add_argument("--write", type=Path, help="summary: the document whose tables are replaced")
+    parser.add_argument("--shard", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--started", type=float, default=time.time(), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.target == "summary":
-        sys.stdout.write(summary(arguments.record) + "\n")
+        texts = summary(read_record(arguments.record))
+        if arguments.write:
+            write_into(arguments.write, texts)
+        else:
+            sys.stdout.write("\n\n".join(f"## {name}\n\n{text}" for name, text in texts.items()) + "\n")
     elif arguments.shard is None:
         run(arguments)
     else:
-        sys.exit(
-            run_shard(
-                arguments.target, arguments.record, arguments.shard, arguments.jobs, arguments.rows, arguments.keyword
-            )
-        )
+        sys.exit(run_shard(arguments))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Constants bound into a frame: converted once, when a function is first run.
 
-The frame is a list of slots; slot 0 holds the running frame itself, so that control flow takes it like any other
-argument. Stored blobs are shared between the functions of a package by what identifies them, and stay views of the
-mapped file wherever their op takes fp16.
+The frame is a list of slots; the first two are `execution`'s: the running frame itself and the hook. Stored blobs are
+shared between the functions of a package by what identifies them, and stay views of the mapped file wherever their op
+takes fp16.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fastvlm.errors import PackageError
+from validation.mil.execution import FIRST_FREE_SLOT, FRAME_SLOT
 from validation.mil.package import Package
 from validation.mil.registry import Bools, Floats, Ints, Kind, Tensor
 
@@ -71,12 +72,11 @@ def converted(value: Any, annotation: Any) -> Any:
 class Binder:
     """Hands out slots and remembers what each constant slot will hold."""
 
-    frame_slot = 0
-
-    def __init__(self, package: Package, precision: str):
+    def __init__(self, package: Package, precision: str, device: torch.device):
         self._package = package
+        self._device = device
         self._precision = precision
-        self._size = 1
+        self._size = FIRST_FREE_SLOT
         self._values: dict[int, Any] = {}
         self._constants: dict[int, tuple[PlannedConstant, Any, bool]] = {}
         self._known: dict[Any, int] = {}
@@ -114,7 +114,7 @@ class Binder:
                 template[slot] = self._bind(constant, annotation, raised)
             self._template = template
         frame = self._template.copy()
-        frame[self.frame_slot] = frame
+        frame[FRAME_SLOT] = frame
         return frame
 
     def _bind(self, constant: PlannedConstant, annotation: Any, raised: bool) -> Any:
@@ -124,12 +124,14 @@ class Binder:
         if key is None:
             return self._tensor(constant.load(), raised)
         cache = self._package.cache
-        if (key, raised) not in cache:
-            cache[key, raised] = self._tensor(constant.load(), raised)
-        return cache[key, raised]
+        place = (key, raised, self._device)
+        if place not in cache:
+            cache[place] = self._tensor(constant.load(), raised)
+        return cache[place]
 
     def _tensor(self, value: Any, raised: bool) -> Any:
         tensor = to_tensor(value) if isinstance(value, np.ndarray) else value
-        if isinstance(tensor, Tensor) and tensor.dtype is torch.float16 and raised:
-            return tensor.float()
-        return tensor
+        if not isinstance(tensor, Tensor):
+            return tensor
+        tensor = tensor.to(self._device)
+        return tensor.float() if raised and tensor.dtype is torch.float16 else tensor

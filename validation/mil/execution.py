@@ -37,6 +37,10 @@ class BlockPlan:
 
 Hook = Callable[[str, str, Any], None]
 
+# The first slots of every frame: the frame itself, so that control flow takes it like any other argument, and the hook
+# (or None), so that nested blocks know of it.
+FRAME_SLOT, HOOK_SLOT, FIRST_FREE_SLOT = 0, 1, 2
+
 _FAULTS = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, NotImplementedError)
 
 
@@ -60,7 +64,7 @@ def run_steps(steps: list[Step], frame: list[Any]) -> None:
 
 
 def run_steps_hooked(steps: list[Step], frame: list[Any], hook: Hook) -> None:
-    """`run_steps`, showing every result to `hook`."""
+    """`run_steps`, showing every result to `hook`; those of a nested block come before their op's own."""
     for step in steps:
         freed, step.free = step.free, ()
         try:
@@ -77,7 +81,11 @@ def run_block(frame: list[Any], block: BlockPlan, arguments: tuple[Any, ...] = (
     """Run a nested block of the running frame on `arguments`; returns its results."""
     for slot, value in zip(block.inputs, arguments, strict=True):
         frame[slot] = value
-    run_steps(block.steps, frame)
+    hook = frame[HOOK_SLOT]
+    if hook is None:
+        run_steps(block.steps, frame)
+    else:
+        run_steps_hooked(block.steps, frame, hook)
     return [frame[slot] for slot in block.outputs]
 
 

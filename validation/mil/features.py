@@ -193,11 +193,12 @@ def default_tensor(feature: Feature, precision: str) -> torch.Tensor:
 def to_output(value: Any, feature: Feature) -> Any:
     """A result for the caller: numpy array in its held type, PIL image, or what a classifier returns.
 
-    fp16 outputs are float16 in the fp16 precisions and unrounded float32 in precision "fp32".
+    fp16 outputs are float16 in the fp16 precisions and unrounded float32 in precision "fp32". A scalar comes as shape
+    (1,), as Core ML gives it.
     """
     if not isinstance(value, torch.Tensor):
         return value
-    array = value.detach().cpu().numpy()
+    array = np.atleast_1d(value.detach().cpu().numpy())
     if feature.image is not None:
         return _to_image(array, feature.image)
     dtype = feature.type.dtype

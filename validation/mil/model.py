@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from fastvlm.errors import ExecutionError, PackageError
-from validation.mil.execution import Hook, run_steps, run_steps_hooked
+from validation.mil.device import found_device, on_device
+from validation.mil.execution import HOOK_SLOT, Hook, run_steps, run_steps_hooked
 from validation.mil.features import Feature, array_to_tensor, default_tensor, describe, image_to_tensor, to_output
 from validation.mil.package import Package, open_package
 from validation.mil.plan import FunctionPlan, plan_function
@@ -30,7 +31,9 @@ class MILModel:
 
     source: path of an .mlpackage, a spec (protobuf Model; `weights`: its weights folder), or a coremltools MLModel.
     function_name: None takes the package's default function. precision: "fp16", "fp16-accumulate" or "fp32", see
-    `validation.mil.rounding`. Raises PackageError for anything damaged, UnsupportedOp (all unknown ops at once).
+    `validation.mil.rounding`. device: any torch device; weights are copied there when the function first runs. Raises
+    PackageError for anything damaged, UnsupportedOp (all unknown ops at once), ExecutionError for a device that is
+    not there.
     """
 
     def __init__(
@@ -40,15 +43,17 @@ class MILModel:
         precision: str = "fp16",
         *,
         weights: str | Path | None = None,
+        device: str | torch.device = "cpu",
     ):
         if precision not in PRECISIONS:
             raise ExecutionError(f"precision {precision!r} given, expected one of {', '.join(PRECISIONS)}")
         self.precision = precision
+        self.device = found_device(device)
         self.package: Package = open_package(source, weights)
         description = self.package.spec.description
         self.function_names = sorted(self.package.program.functions)
         self.function_name = function_name or description.defaultFunctionName or self._only_function()
-        self.plan: FunctionPlan = plan_function(self.package, self.function_name, precision)
+        self.plan: FunctionPlan = plan_function(self.package, self.function_name, precision, self.device)
         self._describe(description)
 
     def _only_function(self) -> str:
@@ -83,12 +88,12 @@ class MILModel:
 
     def function(self, name: str) -> MILModel:
         """Another function of the same package; it shares the mapped weights and everything converted from them."""
-        return MILModel(self.package, name, self.precision)
+        return MILModel(self.package, name, self.precision, device=self.device)
 
     def make_state(self) -> MILState:
         """Fresh zeros for every state of this function, to hand to `predict`."""
         shapes = {name: tuple(int(n or 0) for n in item.shape) for name, item in self.states.items()}
-        return MILState(shapes, {name: self._held(item) for name, item in self.states.items()})
+        return MILState(shapes, {name: self._held(item) for name, item in self.states.items()}, self.device)
 
     def _held(self, feature: Feature) -> torch.dtype:
         if feature.type.dtype is None:
@@ -101,21 +106,27 @@ class MILModel:
         """Run the function.
 
         data: input name -> array, number, torch tensor, or (image inputs) PIL image / uint8 (H, W, channels).
-        Returns output name -> numpy array in its declared type (fp16 as float16; precision "fp32": float32), PIL image
-        for image outputs. hook(name, op type, value) sees every result. Raises ExecutionError for a wrong input,
-        state, or value.
+        Returns output name -> numpy array in its declared type (fp16 as float16; precision "fp32": float32; a scalar in
+        shape (1,)), PIL image for image outputs. hook(name, op type, value) sees every result, in nested blocks too.
+        Raises ExecutionError for a wrong input, state, or value.
         """
+        results = self.predict_tensors(data, state, hook=hook)
+        return {name: to_output(results[name], feature) for name, feature in self.outputs.items()}
+
+    def predict_tensors(
+        self, data: Mapping[str, Any], state: MILState | None = None, *, hook: Hook | None = None
+    ) -> dict[str, Any]:
+        """`predict`, with the results as the runtime's own tensors on its device; the next call may overwrite them."""
         frame = self.plan.binder.frame()
         self._bind_inputs(frame, data)
         self._bind_states(frame, state)
-        with torch.inference_mode():
+        with torch.inference_mode(), on_device(self.device):
             if hook is None:
                 run_steps(self.plan.body.steps, frame)
             else:
+                frame[HOOK_SLOT] = hook
                 run_steps_hooked(self.plan.body.steps, frame, hook)
-        names = list(self.plan.outputs)
-        results = {name: frame[slot] for name, slot in zip(names, self.plan.body.outputs, strict=True)}
-        return {name: to_output(results[name], feature) for name, feature in self.outputs.items()}
+        return {name: frame[slot] for name, slot in zip(self.plan.outputs, self.plan.body.outputs, strict=True)}
 
     def _bind_inputs(self, frame: list[Any], data: Mapping[str, Any]) -> None:
         unknown = [name for name in data if name not in self.inputs]
@@ -128,7 +139,7 @@ class MILModel:
             )
         for name, slot in zip(self.plan.inputs, self.plan.body.inputs, strict=True):
             if name in self.inputs:
-                frame[slot] = self._tensor(self.inputs[name], data.get(name))
+                frame[slot] = self._tensor(self.inputs[name], data.get(name)).to(self.device)
 
     def _tensor(self, feature: Feature, value: Any) -> torch.Tensor:
         if value is None:

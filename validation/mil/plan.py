@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
+import torch
+
 from fastvlm.errors import PackageError, UnsupportedOp
 from validation.mil import ops as _ops  # noqa: F401  (registers every op)
 from validation.mil.aliasing import Effect, writable_in_place
 from validation.mil.binding import Binder, PlannedConstant
 from validation.mil.compressed import constexpr_constants
-from validation.mil.execution import BlockPlan, Step
+from validation.mil.execution import FRAME_SLOT, BlockPlan, Step
 from validation.mil.package import Package
 from validation.mil.registry import OPS, Blocks, Frame, Op, Parameter, Tensor, Tensors
 from validation.mil.rounding import rounded
@@ -83,11 +85,11 @@ class _Scope:
 class Planner:
     """Plans one function; see `plan_function`."""
 
-    def __init__(self, package: Package, name: str, precision: str):
+    def __init__(self, package: Package, name: str, precision: str, device: torch.device):
         self._package = package
         self._name = name
         self._precision = precision
-        self.binder = Binder(package, precision)
+        self.binder = Binder(package, precision, device)
 
     def block(self, message: Any, scope: _Scope, top: bool = False) -> tuple[BlockPlan, set[str]]:
         """Plan a block within `scope`; also returns the names it takes from outside."""
@@ -160,7 +162,7 @@ class Planner:
 
     def _nested(self, operation: Any, parameter: Parameter, scope: _Scope, sources: list[Any]) -> list[str]:
         if parameter.annotation is Frame:
-            sources.append(self.binder.frame_slot)
+            sources.append(FRAME_SLOT)
             return []
         plans, names = [], []
         for message in operation.blocks:
@@ -239,8 +241,8 @@ def _taker(sources: list[int | tuple[int, ...]]) -> Callable[[list[Any]], Any]:
     return itemgetter(*sources) if sources else lambda frame: ()
 
 
-def plan_function(package: Package, name: str, precision: str) -> FunctionPlan:
-    """Plan the function `name` of the package's program.
+def plan_function(package: Package, name: str, precision: str, device: torch.device) -> FunctionPlan:
+    """Plan the function `name` of the package's program, its constants to lie on `device`.
 
     Raises PackageError when the function is missing or malformed, UnsupportedOp when it holds unknown ops.
     """
@@ -250,7 +252,7 @@ def plan_function(package: Package, name: str, precision: str) -> FunctionPlan:
     message = functions[name]
     block = block_of(message, name)
     check_ops(block, name)
-    planner = Planner(package, name, precision)
+    planner = Planner(package, name, precision, device)
     scope = _Scope()
     inputs: dict[str, Any] = {}
     for item in message.inputs:
@@ -262,4 +264,6 @@ def plan_function(package: Package, name: str, precision: str) -> FunctionPlan:
         output: scope.constants[output].type if output in scope.constants else scope.types[output]
         for output in block.outputs
     }
+    # A block may return one value twice; a function's results have names, so once is enough.
+    body.outputs = tuple(dict(zip(block.outputs, body.outputs, strict=True)).values())
     return FunctionPlan(name, message.opset, body, inputs, types, planner.binder)

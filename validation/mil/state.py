@@ -16,8 +16,12 @@ from validation.mil.registry import State
 class MILState:
     """Zeros at first, one tensor per state name."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, torch.dtype]):
-        self.boxes = {name: State(torch.zeros(shape, dtype=dtypes[name])) for name, shape in shapes.items()}
+    def __init__(
+        self, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, torch.dtype], device: torch.device | str = "cpu"
+    ):
+        self.boxes = {
+            name: State(torch.zeros(shape, dtype=dtypes[name], device=device)) for name, shape in shapes.items()
+        }
 
     def _box(self, name: str) -> State:
         if name not in self.boxes:
@@ -26,7 +30,7 @@ class MILState:
 
     def read_state(self, name: str) -> np.ndarray:
         """A copy of the state's value, in its own shape and type; ExecutionError for an unknown name."""
-        copied: np.ndarray = self._box(name).tensor.numpy().copy()
+        copied: np.ndarray = self._box(name).tensor.cpu().numpy().copy()
         return copied
 
     def write_state(self, name: str, value: np.ndarray) -> None:
@@ -36,4 +40,4 @@ class MILState:
             raise ExecutionError(
                 f"state {name!r}: shape {tuple(np.shape(value))} given, expected {tuple(box.tensor.shape)}"
             )
-        box.tensor = torch.from_numpy(np.array(value)).to(box.tensor.dtype)
+        box.tensor = torch.from_numpy(np.array(value)).to(box.tensor)

@@ -30,8 +30,9 @@ def mul(x: Tensor, y: Tensor) -> Tensor:
 
 @op("real_div", kind=Kind.NATIVE)
 def real_div(x: Tensor, y: Tensor) -> Tensor:
-    """iOS15 elementwise_binary.real_div: true division; of integers it truncates to the declared integer type"""
-    return torch.true_divide(x, y)
+    """iOS15 elementwise_binary.real_div: true division; the quotient of integers is an integer, cut towards 0"""
+    whole = not (x.is_floating_point() or y.is_floating_point())
+    return torch.div(x, y, rounding_mode="trunc") if whole else torch.true_divide(x, y)
 
 
 @op("floor_div")

@@ -11,7 +11,7 @@ from validation.mil.registry import Ints, Tensor, op
 
 
 def _generator(seed: int) -> torch.Generator | None:
-    return torch.Generator().manual_seed(seed) if seed >= 0 else None
+    return torch.Generator(torch.get_default_device()).manual_seed(seed) if seed >= 0 else None
 
 
 @op("random_bernoulli")

@@ -47,7 +47,8 @@ def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
 
 @op("concat", kind=Kind.MOVE, aliases=False)
 def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
-    """iOS15 tensor_operation.concat; interleave takes one entry of each in turn"""
+    """iOS15 tensor_operation.concat; interleave takes one entry of each in turn; scalars make a vector"""
+    values = Tensors(tuple(value.reshape(1) if value.ndim == 0 else value for value in values))
     if not interleave:
         return torch.cat(values, dim=axis)
     axis = axis % values[0].ndim

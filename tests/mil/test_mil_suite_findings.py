@@ -1,0 +1,74 @@
+"""What coremltools' own tests, run by `benchmarks/coremltools_suite.py`, found: one test here per finding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from coremltools.converters.mil import Builder as mb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mil_messages import add_op, empty_program, give, one_op
+from mil_programs import build
+
+from validation.mil import MILModel
+
+FEW = settings(max_examples=30, deadline=None)
+
+
+@FEW
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=4))
+def test_concat_of_scalars_is_a_vector(values: list[int]) -> None:
+    """Converted dynamic shapes are made this way: lengths gathered one by one, then joined."""
+    given_values: Any = [(np.int32(value),) for value in values]
+    np.testing.assert_array_equal(one_op("concat", {"values": given_values, "axis": np.int32(0)}), values)
+
+
+@FEW
+@given(st.integers(-50, 50), st.integers(-7, 7).filter(bool))
+def test_division_of_integers_is_an_integer_cut_towards_zero(x: int, y: int) -> None:
+    got = one_op("real_div", {"x": (np.int32([x]),), "y": (np.int32([y]),)})
+    assert got.dtype == np.int32
+    assert got[0] == int(x / y)
+
+
+def test_quotient_of_integers_serves_as_a_length() -> None:
+    spec, block = empty_program({"n": np.int32([6])})
+    add_op(block, "real_div", {"reps": "int32"}, {"x": "@n", "y": np.int32([2])})
+    add_op(block, "tile", {"out": "fp32"}, {"x": np.float32([1, 2]), "reps": "@reps"})
+    give(spec, block, ["out"])
+    assert MILModel(spec).predict({"n": np.int32([6])})["out"].tolist() == [1, 2] * 3
+
+
+def test_a_value_may_be_returned_twice() -> None:
+    spec, block = empty_program({"x": np.float32([1, -1])})
+    add_op(block, "relu", {"y": "fp32"}, {"x": "@x"})
+    block.outputs.extend(["y", "y"])
+    spec.description.output.add(name="y").type.multiArrayType.SetInParent()
+    assert MILModel(spec).predict({"x": np.float32([1, -1])})["y"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_scalar_leaves_in_shape_one(precision: str) -> None:
+    options = {"x": (np.float32([1, 2]),), "axes": np.int32([0]), "keep_dims": False}
+    assert one_op("reduce_sum", options, precision=precision).shape == (1,)
+
+
+def test_hook_sees_the_ops_of_nested_blocks() -> None:
+    def body(x0: Any) -> Any:
+        def step(i: Any, value: Any) -> Any:
+            return mb.add(x=i, y=1), mb.mul(x=value, y=np.float32(2))
+
+        _, last = mb.while_loop(_cond=lambda i, value: mb.less(x=i, y=2), _body=step, loop_vars=(np.int32(0), x0))
+        positive = mb.greater(x=mb.reduce_sum(x=x0, keep_dims=False), y=np.float32(0))
+        return mb.cond(pred=positive, _true_fn=lambda: mb.exp(x=last), _false_fn=lambda: mb.relu(x=last))
+
+    model = MILModel(build(body, [((2,), np.float32)]))
+    x = np.float32([-1, 0.5])
+    seen: list[str] = []
+    hooked = model.predict({"x0": x}, hook=lambda name, kind, value: seen.append(kind))
+    loop = ["less", "add", "mul", "less", "add", "mul", "less", "while_loop", "while_loop"]  # one call per result
+    assert seen == [*loop, "reduce_sum", "greater", "relu", "cond"]
+    (plain,) = model.predict({"x0": x}).values()
+    np.testing.assert_array_equal(plain, next(iter(hooked.values())))
