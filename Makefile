@@ -28,6 +28,7 @@ test: $(VENV)/.ready-test
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/.ready-dev
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 

@@ -45,6 +45,7 @@ def in_words(bound: str, limit: float) -> str:
     return f"{'≥' if bound == 'min' else '≤'} {limit:g}"
 
 
+# fmt: off
 TABLE: tuple[Limit, ...] = (
     Limit(
         "encoder", "psnr_db", "min", 60.0, "78.0",
@@ -103,6 +104,7 @@ TABLE: tuple[Limit, ...] = (
         "ids made by the build's tokenizer and template against the checkpoint's",
     ),
 )
+# fmt: on
 
 LIMITS: dict[str, Limit] = {limit.key: limit for limit in TABLE}
 
