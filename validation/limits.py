@@ -1,8 +1,9 @@
 """The one table of limits: what is compared, by which metric, how far it may go, what was measured, and why.
 
-The command, the tests and the documents all read this table; a limit that stands anywhere else is a defect. Each
-limit keeps 3 to 10 times headroom over the measured value (in dB: 10 to 20 dB of error), so that it neither alarms
-on another CPU nor sleeps through a fault; tests plant faults to show the second.
+The command, the tests and the documents all read this table; a limit on a build that stands anywhere else is a defect
+(the export tests' seeded model has rows of the same form in tests/export/export_limits.py). Each limit keeps
+3 to 10 times headroom over the measured value (in dB: 10 to 20 dB of error), so that it neither alarms on another CPU
+nor sleeps through a fault; tests plant faults to show the second.
 """
 
 from __future__ import annotations

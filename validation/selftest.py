@@ -24,6 +24,7 @@ from validation.limits import LIMITS, storable
 from validation.reference import Encoded, Transcript
 
 FOLDER = "selftest"
+OWN = {"picture.png", "features.bin", "selftest.json", ".DS_Store"}
 SCHEMA = "0.1"
 TOP = 8
 
@@ -89,5 +90,9 @@ def write_selftest(build: Path, test: SelfTest) -> None:
 
 
 def is_selftest(folder: Path) -> bool:
-    """Returns whether a folder is a self-test that this project wrote, which may be replaced."""
-    return (folder / "selftest.json").is_file()
+    """Returns whether a folder is a self-test and nothing else, so that replacing it costs nobody a file."""
+    try:
+        found = {path.name for path in folder.iterdir()}
+    except OSError:
+        return False
+    return "selftest.json" in found and found <= OWN
