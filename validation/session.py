@@ -50,8 +50,14 @@ class Session(Generic[AnyEngine]):
     backend: str
 
     def answer(
-        self, picture: Path | str | Image.Image, prompt: str, max_new_tokens: int = 256, *,
-        sampling: Sampling = GREEDY, on_text: Callable[[str], None] | None = None, progress: Progress = SILENT,
+        self,
+        picture: Path | str | Image.Image,
+        prompt: str,
+        max_new_tokens: int = 256,
+        *,
+        sampling: Sampling = GREEDY,
+        on_text: Callable[[str], None] | None = None,
+        progress: Progress = SILENT,
     ) -> Answer:
         """Answers one question about one picture; `on_text` receives the pieces as they come.
 
@@ -63,8 +69,16 @@ class Session(Generic[AnyEngine]):
         image = picture if isinstance(picture, Image.Image) else open_image(picture, progress=progress)
         pieces: list[str] = []
         for piece in generate_text(
-            self.engine, self.tokenizer, image, prompt, prompt=self.prompt, image_rule=self.image_rule,
-            sampling=sampling, max_new_tokens=max_new_tokens, timings=timings, progress=progress,
+            self.engine,
+            self.tokenizer,
+            image,
+            prompt,
+            prompt=self.prompt,
+            image_rule=self.image_rule,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            timings=timings,
+            progress=progress,
         ):
             pieces.append(piece)
             if on_text is not None:
@@ -78,8 +92,13 @@ def is_build(target: str | Path) -> bool:
 
 
 def open_session(
-    target: str | Path, backend: str | None = None, *, image_size: int | None = None, context: int | None = None,
-    progress: Progress = SILENT, **checkpoint_options: Any,
+    target: str | Path,
+    backend: str | None = None,
+    *,
+    image_size: int | None = None,
+    context: int | None = None,
+    progress: Progress = SILENT,
+    **checkpoint_options: Any,
 ) -> Session[PackageEngine] | Session[TorchEngine]:
     """Opens a build folder (backend mil unless told otherwise) or a checkpoint (backend torch).
 

@@ -41,10 +41,20 @@ def test_the_embedded_checkpoint_passes_every_limit(validated):
     _, verdict = validated
     assert verdict.passed, [f"{row.limit.key} = {row.value}" for row in verdict.rows if not row.passed]
     assert {row.limit.key for row in verdict.rows} == {
-        "encoder.psnr_db", "encoder.snr_loss_db", "encoder.peak",
-        "language.kl", "language.kl_step", "language.logit_error",
-        "language.divergences", "language.peak", "answer.kl", "answer.logit_error", "answer.divergences",
-        "embeddings.max_error", "manifest.differing_fields", "prompt.differing_ids",
+        "encoder.psnr_db",
+        "encoder.snr_loss_db",
+        "encoder.peak",
+        "language.kl",
+        "language.kl_step",
+        "language.logit_error",
+        "language.divergences",
+        "language.peak",
+        "answer.kl",
+        "answer.logit_error",
+        "answer.divergences",
+        "embeddings.max_error",
+        "manifest.differing_fields",
+        "prompt.differing_ids",
     }
     assert verdict.not_measured == ()
     assert len(verdict.answers) >= 3
@@ -161,8 +171,8 @@ def test_a_build_of_one_part_is_compared_in_that_part(part, tmp_path):
     verdict = validate(build, steps=STEPS)
     assert verdict.passed
     quantities = {row.limit.quantity for row in verdict.rows}
-    assert (part in quantities)
-    assert (quantities & {"encoder", "language"} == {part})
+    assert part in quantities
+    assert quantities & {"encoder", "language"} == {part}
     assert any(key.startswith("answer.") for key in verdict.not_measured)
     with pytest.raises(BuildError, match="exported with --only"):
         open_session(build).answer(Image.new("RGB", (64, 64)), "What is this?")
