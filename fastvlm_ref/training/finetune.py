@@ -14,6 +14,7 @@ from pathlib import Path
 from fastvlm.errors import UsageError
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.checkpoint.source import Source, licence_files
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.training.loop import train_stage
 from fastvlm_ref.training.rows import UserRows, read_rows
@@ -66,11 +67,18 @@ def write_finetuned(model: FastVLM, folder: Path) -> None:
     assert model.source is not None
     save_llava(model, model.tokenizer, folder)
     licence = model.config.licence
-    for file in sorted(Path(model.source.folder).glob("LICENSE*")):
-        shutil.copyfile(file, folder / file.name)
+    _copy_licences(model.source, folder)
     said = f"\n{AMLR_SENTENCE}\nNon-commercial research only.\n" if licence == AMLR else ""
     (folder / "README.md").write_text(
         f"---\nlicense: {licence}\n---\nA derivative of {model.source.id}, fine-tuned with `fastvlm train`.\n"
         f"Its licence is that of the model it was made from: {licence}.\n{said}",
         encoding="utf-8",
     )
+
+
+def _copy_licences(source: Source, folder: Path) -> None:
+    """Copies the licence texts of what the weights came from; a LoRA's base adds its own, renamed where two collide."""
+    for origin, prefix in ((source, ""), (source.base, "LICENSE_of_base_")):
+        for file in licence_files(origin.folder) if origin is not None else ():
+            taken = (folder / file.name).exists()
+            shutil.copyfile(file, folder / f"{prefix if taken else ''}{file.name}")

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastvlm.hashes import list_tree
+from fastvlm_ref.checkpoint.source import TEXT_FILES, is_licence
 from fastvlm_ref.config import FastVLMConfig, PromptConfig
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import QWEN_2, stop_ids
@@ -101,9 +103,17 @@ def llava_config(config: FastVLMConfig, stops: tuple[int, ...]) -> dict[str, Any
 
 
 def is_trained(folder: Path) -> bool:
-    """Returns whether `folder` is a checkpoint that this project trained, which `--overwrite` may replace."""
+    """Returns whether `folder` holds a checkpoint that this project trained and nothing that others put there.
+
+    Only such a folder may be replaced by `--overwrite`.
+    """
     card = folder / "README.md"
-    return (folder / "config.json").is_file() and card.is_file() and "`fastvlm train`" in card.read_text("utf-8")
+    if not (folder / "config.json").is_file() or not card.is_file() or "`fastvlm train`" not in card.read_text("utf-8"):
+        return False
+    return all(
+        name in (*TEXT_FILES, "model.safetensors") or is_licence(name) or name.startswith("pictures/")
+        for name in list_tree(folder)
+    )
 
 
 def _llava_name(name: str) -> str:

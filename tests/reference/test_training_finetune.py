@@ -17,6 +17,7 @@ from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.training.finetune import AMLR_SENTENCE, finetune_stage, write_finetuned
 from fastvlm_ref.training.loop import train_stage
 from fastvlm_ref.training.rows import Row, UserRows, read_rows
+from fastvlm_ref.training.saving import is_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,6 +78,33 @@ def test_a_derivative_keeps_its_licence(tmp_path: Path) -> None:
     assert AMLR_SENTENCE in card
     assert "derivative" in card
     assert load_checkpoint(tmp_path).config.licence == "apple-amlr"
+
+
+def test_the_licences_of_a_lora_and_its_base_go_along(tmp_path: Path) -> None:
+    base, lora, out = (tmp_path / name for name in ("base", "lora", "out"))
+    for folder, text in ((base, "of the base"), (lora, "of the adapter"), (out, None)):
+        folder.mkdir()
+        if text:
+            (folder / "LICENSE").write_text(text)
+    (base / "NOTICE").write_text("a notice")
+    model = load_checkpoint("tiny")
+    assert model.source is not None
+    model.source = replace(model.source, folder=lora, base=replace(model.source, folder=base))
+    write_finetuned(model, out)
+    texts = {file.name: file.read_text() for file in out.iterdir() if "LIC" in file.name or file.name == "NOTICE"}
+    assert texts == {"LICENSE": "of the adapter", "LICENSE_of_base_LICENSE": "of the base", "NOTICE": "a notice"}
+
+
+def test_a_trained_folder_with_something_of_the_users_is_not_replaced(tmp_path: Path) -> None:
+    write_finetuned(load_checkpoint("tiny"), tmp_path)
+    assert is_trained(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert not is_trained(tmp_path)
+
+
+def test_a_stage_that_ends_early_for_the_recipe_runs_all_of_a_users_steps() -> None:
+    stage = finetune_stage("stage2", 5000, 2, None)
+    assert (stage.steps, stage.last_step) == (5000, 5000)
 
 
 def test_every_bad_row_is_listed_at_once(rows: Path) -> None:
