@@ -13,16 +13,23 @@ from typing import Any
 
 COLUMNS = ("passed", "failed", "not convertible", "not compared", "torch", "skipped", "out of time")
 BEGIN, END = "<!-- written by benchmarks/coremltools_suite.py: {} -->", "<!-- end of {} -->"
-HALF = re.compile(r"'mlprogram', (precision=)?'fp16'")
 STFT = "TestSTFT"
 
 Rows = dict[str, dict[str, Any]]
+
+_HALF_TORCH = re.compile(r"'mlprogram', 'fp16'")
+_HALF_MIL = re.compile(r"fp16|float16")
+
+
+def is_half(row: str) -> bool:
+    """Whether a row's program computes with fp16 numbers: by its backend, in the MIL suite also by its parameters."""
+    return bool((_HALF_TORCH if "/frontend/torch/" in row else _HALF_MIL).search(row))
 
 
 def suite_of(row: str) -> str:
     """Which suite, and which rows of it, a row's id belongs to."""
     suite = "torch" if "/frontend/torch/" in row else "mil"
-    return f"{suite} fp16" if HALF.search(row) else suite
+    return f"{suite} fp16" if is_half(row) else suite
 
 
 def family_of(row: str) -> str:
@@ -40,8 +47,7 @@ def summary(results: Rows) -> dict[str, str]:
     collected: dict[str, int] = {}
     for row, result in results.items():
         if row.startswith("rows of "):
-            _, _, target, pattern = row.split(" ", 3)
-            collected[f"{target} fp16" if "fp16" in pattern else target] = result["rows"]
+            collected[row.removeprefix("rows of ")] = result["rows"]
         else:
             suites[suite_of(row)][row] = result
     return {name: _suite_text(rows, collected.get(name)) for name, rows in suites.items()}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mil_messages import add_op, empty_program, give, one_op
 from mil_programs import build
 
+from fastvlm.errors import ExecutionError
 from validation.mil import MILModel
 
 FEW = settings(max_examples=30, deadline=None)
@@ -72,3 +73,68 @@ def test_hook_sees_the_ops_of_nested_blocks() -> None:
     assert seen == [*loop, "reduce_sum", "greater", "relu", "cond"]
     (plain,) = model.predict({"x0": x}).values()
     np.testing.assert_array_equal(plain, next(iter(hooked.values())))
+
+
+INDEXED = {
+    "gather": {"indices": np.int32([0, -1])},
+    "gather_along_axis": {"indices": np.int32([[0, -1]])},
+    "gather_nd": {"indices": np.int32([[0, -1]])},
+    "scatter": {"indices": np.int32([-1]), "updates": np.float32([[9, 9, 9]])},
+    "scatter_along_axis": {"indices": np.int32([[0, -1, 1]]), "updates": np.float32([[9, 9, 9]])},
+    "scatter_nd": {"indices": np.int32([[0, -1]]), "updates": np.float32([9])},
+}
+
+
+@pytest.mark.parametrize("kind", INDEXED)
+def test_validated_indices_may_not_be_negative(kind: str) -> None:
+    data = "data" if kind.startswith("scatter") else "x"
+    arguments = {data: (np.float32([[1, 2, 3], [4, 5, 6]]),), **INDEXED[kind]}
+    one_op(kind, {**arguments, "validate_indices": False})
+    with pytest.raises(ExecutionError, match="index -1"):
+        one_op(kind, {**arguments, "validate_indices": True})
+
+
+@FEW
+@given(st.data())
+def test_reshape_counts_zeros_from_the_last_axis(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    places = data.draw(st.integers(len(shape), 5))
+    rest = data.draw(st.integers(0, places - 1))
+    target = [0] * places
+    target[rest] = -1
+    want = [1] * (places - len(shape)) + shape
+    x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    got = one_op("reshape", {"x": (x,), "shape": np.int32(target)})
+    np.testing.assert_array_equal(got, x.reshape(want))
+
+
+def test_reshape_with_fewer_entries_than_axes() -> None:
+    x = np.zeros((2, 3, 4), np.float32)
+    assert one_op("reshape", {"x": (x,), "shape": np.int32([-1, 0])}).shape == (6, 4)
+
+
+def test_nearest_resize_takes_the_nearest_point_of_the_grid() -> None:
+    """iOS17 resize in mode DEFAULT: points i * 2 / 3, not their floors."""
+    options = {"shape": np.int32([3, 2]), "resized_dims": np.int32(2), "interpolation_mode": "NEAREST_NEIGHBOR"}
+    x = np.float32([-6, 9]).reshape(1, 1, 2, 1)
+    got = one_op("resize", {"x": (x,), **options, "sampling_mode": "DEFAULT"})
+    assert got.reshape(3, 2).tolist() == [[-6, -6], [9, 9], [9, 9]]
+
+
+@FEW
+@given(st.integers(1, 9), st.floats(0.4, 4))
+def test_nearest_upsample_recomputes_its_scale(length: int, scale: float) -> None:
+    """1.12 makes three pixels of three: the same ones."""
+    x = np.arange(length, dtype=np.float32).reshape(1, 1, length)
+    scale = float(np.float32(scale))
+    count = int(np.floor(length * scale))
+    options = {"scale_factor_height": np.float32(1), "scale_factor_width": np.float32(scale)}
+    got = one_op("upsample_nearest_neighbor", {"x": (x,), **options})
+    assert got[0, 0].tolist() == [i * length // count for i in range(count)]
+
+
+def test_local_response_norm_of_an_even_size() -> None:
+    """coremltools' own numbers: two channels are one, divided by two."""
+    x = np.float32([1, 5, -3]).reshape(1, 3, 1)
+    got = one_op("local_response_norm", {"x": (x,), "size": np.int32(2)})
+    np.testing.assert_allclose(got.reshape(-1), [0.99996257, 4.99531746, -2.99898791], atol=1e-6)

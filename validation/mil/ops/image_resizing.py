@@ -16,17 +16,13 @@ def _nearest_along(x: Tensor, axis: int, points: Tensor) -> Tensor:
     return x.index_select(axis, points.long().clamp(0, x.shape[axis] - 1))
 
 
-def _scaled_nearest(x: Tensor, axis: int, count: int, scale: float) -> Tensor:
-    """The pixel below i / scale; for a whole scale that repeats each pixel."""
-    return _nearest_along(x, axis, torch.floor(torch.arange(count, dtype=_DOUBLE) / scale))
-
-
 @op("upsample_nearest_neighbor", kind=Kind.MOVE, aliases=False)
 def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1.0, scale_factor_width: float = 1.0) -> Tensor:
-    """iOS15 image_resizing.upsample_nearest_neighbor"""
+    """iOS15 image_resizing.upsample_nearest_neighbor: the scale is recomputed from the whole output size"""
     height = math.floor(x.shape[-2] * scale_factor_height)
     width = math.floor(x.shape[-1] * scale_factor_width)
-    return _scaled_nearest(_scaled_nearest(x, -2, height, scale_factor_height), -1, width, scale_factor_width)
+    resized: Tensor = resize_nearest_neighbor(x, height, width)
+    return resized
 
 
 @op("resize_nearest_neighbor", kind=Kind.MOVE, aliases=False)
@@ -76,8 +72,6 @@ def resize(
             x = linear_along(x, axis, points)
         elif interpolation_mode != "NEAREST_NEIGHBOR":
             raise ValueError(f"unknown interpolation mode {interpolation_mode!r}")
-        elif sampling_mode == "DEFAULT":
-            x = x.index_select(axis, torch.arange(count) * x.shape[axis] // count)
         else:
             x = _nearest_along(x, axis, torch.floor(points + 0.5))
     return x

@@ -64,7 +64,9 @@ def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
 
 @op("local_response_norm")
 def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """iOS15 normalization.local_response_norm: across `size` neighbouring channels (axis 1)"""
-    squares = torch.nn.functional.pad(x * x, [0, 0] * (x.ndim - 2) + [size // 2, (size - 1) // 2])
-    total = squares.unfold(1, size, 1).sum(dim=-1)
+    """iOS15 normalization.local_response_norm: across `size` neighbouring channels (axis 1); an even size counts as the
+    odd one below it, but divides"""
+    aside = (size - 1) // 2
+    squares = torch.nn.functional.pad(x * x, [0, 0] * (x.ndim - 2) + [aside, aside])
+    total = squares.unfold(1, 2 * aside + 1, 1).sum(dim=-1)
     return x / torch.pow(k + alpha * total / size, beta)

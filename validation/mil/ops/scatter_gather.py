@@ -1,4 +1,7 @@
-"""Gathers and scatters (iOS15, iOS16, iOS17 scatter_gather). Negative indices count from the end."""
+"""Gathers and scatters (iOS15, iOS16, iOS17 scatter_gather).
+
+Negative indices count from the end, as in iOS15; iOS17 calls them undefined, and with `validate_indices` an error.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import torch
 from validation.mil.registry import Kind, Tensor, op
 
 
-def _wrapped(indices: Tensor, length: int, name: str) -> Tensor:
-    """indices as int64 within [0, length); IndexError names the first that is out of range."""
+def _wrapped(indices: Tensor, length: int, name: str, strict: bool) -> Tensor:
+    """indices as int64 within [0, length); IndexError names the first that is out of range; strict: or negative."""
     whole = indices.long()
-    outside = (whole < -length) | (whole >= length)
+    outside = (whole < (0 if strict else -length)) | (whole >= length)
     if bool(outside.any()):
         raise IndexError(f"{name}: index {int(whole[outside].reshape(-1)[0])} on an axis of {length} entries")
     return torch.where(whole < 0, whole + length, whole)
@@ -20,7 +23,7 @@ def _wrapped(indices: Tensor, length: int, name: str) -> Tensor:
 def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """iOS15, iOS16, iOS17 scatter_gather.gather: numpy.take along `axis`, batch by batch"""
     axis = axis % x.ndim
-    whole = _wrapped(indices, x.shape[axis], "gather")
+    whole = _wrapped(indices, x.shape[axis], "gather", validate_indices)
     if batch_dims == 0:
         shape = x.shape[:axis] + whole.shape + x.shape[axis + 1 :]
         return x.index_select(axis, whole.reshape(-1)).reshape(shape)
@@ -42,14 +45,14 @@ def _gather_batched(x: Tensor, indices: Tensor, axis: int, batch_dims: int) -> T
 @op("gather_along_axis", kind=Kind.MOVE, aliases=False)
 def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
     """iOS15, iOS16, iOS17 scatter_gather.gather_along_axis: numpy.take_along_axis"""
-    return torch.gather(x, axis, _wrapped(indices, x.shape[axis], "gather_along_axis"))
+    return torch.gather(x, axis, _wrapped(indices, x.shape[axis], "gather_along_axis", validate_indices))
 
 
-def _flat_places(indices: Tensor, lengths: torch.Size, name: str) -> Tensor:
+def _flat_places(indices: Tensor, lengths: torch.Size, name: str, strict: bool) -> Tensor:
     """Row-major places of index tuples (..., K) into axes of `lengths` (K,)."""
     place = torch.zeros(indices.shape[:-1], dtype=torch.int64)
     for axis, length in enumerate(lengths):
-        place = place * length + _wrapped(indices[..., axis], length, name)
+        place = place * length + _wrapped(indices[..., axis], length, name, strict)
     return place
 
 
@@ -58,7 +61,7 @@ def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices:
     """iOS15, iOS16, iOS17 scatter_gather.gather_nd: the last axis of indices names a slice of x, batch by batch"""
     depth = indices.shape[-1]
     batch, rest = x.shape[:batch_dims], x.shape[batch_dims + depth :]
-    places = _flat_places(indices, x.shape[batch_dims : batch_dims + depth], "gather_nd")
+    places = _flat_places(indices, x.shape[batch_dims : batch_dims + depth], "gather_nd", validate_indices)
     rows = x.reshape(batch.numel(), -1, *rest)
     flat = places.reshape(batch.numel(), -1)
     picked = torch.stack([row.index_select(0, place) for row, place in zip(rows, flat, strict=True)])
@@ -91,7 +94,7 @@ def scatter(
 ) -> Tensor:
     """iOS15, iOS17 scatter_gather.scatter: slices of data at `indices` of `axis` are joined with updates"""
     axis = axis % data.ndim
-    place = _wrapped(indices, data.shape[axis], "scatter").reshape(-1)
+    place = _wrapped(indices, data.shape[axis], "scatter", validate_indices).reshape(-1)
     lead = updates.movedim(list(range(axis, axis + indices.ndim)), list(range(indices.ndim)))
     rows = lead.reshape(place.numel(), *lead.shape[indices.ndim :])
     return _combine(data.movedim(axis, 0), place, rows, mode).movedim(0, axis)
@@ -103,7 +106,7 @@ def scatter_along_axis(
 ) -> Tensor:
     """iOS15, iOS17 scatter_gather.scatter_along_axis: element by element along `axis`"""
     axis = axis % data.ndim
-    place = _wrapped(indices, data.shape[axis], "scatter_along_axis")
+    place = _wrapped(indices, data.shape[axis], "scatter_along_axis", validate_indices)
     grids = torch.meshgrid(*[torch.arange(length) for length in indices.shape], indexing="ij")
     flat = torch.zeros_like(place)
     for i, length in enumerate(data.shape):
@@ -118,6 +121,6 @@ def scatter_nd(
     """iOS15, iOS17 scatter_gather.scatter_nd: the last axis of indices names a slice of data"""
     depth = indices.shape[-1]
     rest = data.shape[depth:]
-    place = _flat_places(indices, data.shape[:depth], "scatter_nd").reshape(-1)
+    place = _flat_places(indices, data.shape[:depth], "scatter_nd", validate_indices).reshape(-1)
     rows = data.reshape(-1, *rest)
     return _combine(rows, place, updates.reshape(place.numel(), *rest), mode).reshape(data.shape)

@@ -15,8 +15,10 @@ def identity(x: Tensor) -> Tensor:
 
 @op("reshape", kind=Kind.MOVE)
 def reshape(x: Tensor, shape: Ints) -> Tensor:
-    """iOS15, iOS17 tensor_transformation.reshape: 0 keeps x's length, -1 takes what is left"""
-    return x.reshape([x.shape[axis] if length == 0 else length for axis, length in enumerate(shape)])
+    """iOS15, iOS17 tensor_transformation.reshape: 0 keeps x's length, counted from the last axis; -1 takes the rest"""
+    first = x.ndim - len(shape)  # iOS15 has as many entries as axes; before x's first axis iOS17 puts ones
+    kept = [x.shape[first + place] if first + place >= 0 else 1 for place in range(len(shape))]
+    return x.reshape([kept[place] if length == 0 else length for place, length in enumerate(shape)])
 
 
 @op("transpose", kind=Kind.MOVE)
