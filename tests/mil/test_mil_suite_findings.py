@@ -138,3 +138,17 @@ def test_local_response_norm_of_an_even_size() -> None:
     x = np.float32([1, 5, -3]).reshape(1, 3, 1)
     got = one_op("local_response_norm", {"x": (x,), "size": np.int32(2)})
     np.testing.assert_allclose(got.reshape(-1), [0.99996257, 4.99531746, -2.99898791], atol=1e-6)
+
+
+def test_lstm_takes_the_first_rows_of_a_longer_state() -> None:
+    rng = np.random.default_rng(0)
+    x, state = rng.normal(size=(5, 2, 3)).astype(np.float32), rng.normal(size=(5, 4)).astype(np.float32)
+    weights = {
+        "weight_ih": rng.normal(size=(16, 3)).astype(np.float32),
+        "weight_hh": rng.normal(size=(16, 4)).astype(np.float32),
+    }
+    options = {"x": (x,), **weights, "output_sequence": True}
+    longer = one_op("lstm", {**options, "initial_h": state, "initial_c": state}, ["fp32"] * 3)
+    exact = one_op("lstm", {**options, "initial_h": state[:2], "initial_c": state[:2]}, ["fp32"] * 3)
+    for got, want in zip(longer, exact, strict=True):
+        np.testing.assert_array_equal(got, want)

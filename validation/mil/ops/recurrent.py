@@ -117,7 +117,12 @@ def lstm(
     activation: str = "tanh",
     clip: float | None = None,
 ) -> Tensors:
-    """iOS15, iOS17 recurrent.lstm: gates i, f, o, z; bidirectional joins both directions on the last axis"""
+    """iOS15, iOS17 recurrent.lstm: gates i, f, o, z; bidirectional joins both directions on the last axis
+
+    States of more rows than the batch give their first ones: coremltools converts a packed sequence that way (it takes
+    the longest length for the batch), and its tests expect an answer.
+    """
+    initial_h, initial_c = initial_h[: x.shape[1]], initial_c[: x.shape[1]]
     acts = (_activation(recurrent_activation), _activation(cell_activation), _activation(activation))
     if direction != "bidirectional":
         steps, cell = _lstm(
