@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from coremltools.converters.mil import Builder as mb
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,11 +134,34 @@ def test_nearest_upsample_recomputes_its_scale(length: int, scale: float) -> Non
     assert got[0, 0].tolist() == [i * length // count for i in range(count)]
 
 
-def test_local_response_norm_of_an_even_size() -> None:
-    """coremltools' own numbers: two channels are one, divided by two."""
+@pytest.mark.parametrize(
+    ("size", "want"),
+    [(2, [0.99996257, 4.99531746, -2.99898791]), (3, [0.99997497, 4.99687672, -2.99932504])],
+)
+def test_local_response_norm_of_rank_3(size: int, want: list[float]) -> None:
+    """coremltools' own numbers: no neighbour counts, so the channels are not on axis 1."""
     x = np.float32([1, 5, -3]).reshape(1, 3, 1)
-    got = one_op("local_response_norm", {"x": (x,), "size": np.int32(2)})
-    np.testing.assert_allclose(got.reshape(-1), [0.99996257, 4.99531746, -2.99898791], atol=1e-6)
+    got = one_op("local_response_norm", {"x": (x,), "size": np.int32(size)})
+    np.testing.assert_allclose(got.reshape(-1), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_local_response_norm_of_images_is_torchs(size: int) -> None:
+    x = np.random.default_rng(size).normal(scale=3, size=(2, 6, 3, 4)).astype(np.float32)
+    options = {"size": np.int32(size), "alpha": np.float32(0.5), "beta": np.float32(0.7), "k": np.float32(1.5)}
+    want = torch.nn.LocalResponseNorm(size, 0.5, 0.7, 1.5)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(one_op("local_response_norm", {"x": (x,), **options}), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [np.float16, np.float32, np.int32])
+@pytest.mark.parametrize("numbers", [np.float16, np.float32])
+def test_linear_mixes_types(numbers: Any, weights: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, weight, bias = (rng.integers(0, 10, shape) for shape in ((2, 1, 3), (4, 3), (4,)))
+    arguments = {"x": (x.astype(numbers),), "weight": weight.astype(weights), "bias": bias.astype(weights)}
+    got = one_op("linear", arguments, precision="fp16")
+    assert got.dtype == numbers
+    np.testing.assert_array_equal(got, x @ weight.T + bias)
 
 
 def test_lstm_takes_the_first_rows_of_a_longer_state() -> None:

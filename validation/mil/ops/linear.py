@@ -8,12 +8,13 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from validation.mil.ops import blocked
+from validation.mil.ops import blocked, pieces
 from validation.mil.registry import Kind, Tensor, Tensors, op
 
 _HALF = torch.float16
 # torch's fp16 kernel for matrices is 7x slower than raising to float32 here, the one for a vector 1.3x faster.
 _HALF_ROWS = 1
+_LARGE = 1 << 18  # elements of a matmul operand that is worth taking matrix by matrix
 
 
 @cache
@@ -33,15 +34,26 @@ def half_linear_rounds_once(device: str = "cpu") -> bool:
 
 @op("linear", kind=Kind.NATIVE, blocked=blocked.linear)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """iOS15, iOS17 linear.linear: x (..., D_in) @ weight (D_out, D_in) transposed + bias (D_out,)"""
+    """iOS15, iOS17 linear.linear: x (..., D_in) @ weight (D_out, D_in) transposed + bias (D_out,); gives x's type"""
+    if any(operand is not None and operand.dtype is not x.dtype for operand in (weight, bias)):
+        wide = None if bias is None else bias.float()  # iOS17 mixes types, integers among them
+        return F.linear(x.float(), weight.float(), wide).to(x.dtype)
     rows = x.numel() // x.shape[-1]
     if x.dtype is not _HALF or (rows <= _HALF_ROWS and half_linear_rounds_once(x.device.type)):
         return F.linear(x, weight, bias)
-    raised = None if bias is None else bias.float()
-    return F.linear(x.float(), weight.float(), raised).to(_HALF)
+    return pieces.linear_raising_weight(x, weight, bias)
 
 
-@op("matmul", blocked=blocked.transposing_matmul)
+def _matmul_in_pieces(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+    """`matmul` of fp16: large matrices one after another."""
+    left = x.mT if transpose_x and x.ndim > 1 else x
+    right = y.mT if transpose_y and y.ndim > 1 else y
+    if min(x.ndim, y.ndim) < 3 or left.shape[:-2] != right.shape[:-2] or max(x.numel(), y.numel()) < _LARGE:
+        return torch.matmul(left.float(), right.float()).to(_HALF)
+    return pieces.batched_matmul(left, right)
+
+
+@op("matmul", blocked=blocked.transposing_matmul, pieced=_matmul_in_pieces)
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """iOS15, iOS17 linear.matmul: rank-1 operands as numpy's matmul takes them"""
     if x.dtype is not y.dtype:  # iOS17 multiplies integers with floats

@@ -64,9 +64,11 @@ def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
 
 @op("local_response_norm")
 def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """iOS15 normalization.local_response_norm: across `size` neighbouring channels (axis 1); an even size counts as the
-    odd one below it, but divides"""
-    aside = (size - 1) // 2
-    squares = torch.nn.functional.pad(x * x, [0, 0] * (x.ndim - 2) + [aside, aside])
-    total = squares.unfold(1, 2 * aside + 1, 1).sum(dim=-1)
+    """iOS15 normalization.local_response_norm: across `size` neighbouring channels, on axis 1 of images (B, C, H, W)
+
+    Of rank 3 the documentation says (B, C, D), but coremltools' test, whose answers come from a Mac, has (C, H, W).
+    """
+    axis = 0 if x.ndim == 3 else 1
+    around = [0, 0] * (x.ndim - 1 - axis) + [size // 2, (size - 1) // 2]
+    total = torch.nn.functional.pad(x * x, around).unfold(axis, size, 1).sum(dim=-1)
     return x / torch.pow(k + alpha * total / size, beta)
