@@ -83,6 +83,7 @@ class Op:
 
     aliases: the result may share memory with an argument. many: it gives a tuple of results. pointwise: each element
     of the result depends on one element of the first argument alone, so that a large fp16 tensor can be done in pieces.
+    pieced: the same op for an fp16 result, raising and rounding by itself, so that what it raises stays in the cache.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Op:
     pointwise: bool = False
     blocked: Callable[..., Any] | None = None
     inplace: Callable[..., Any] | None = None
+    pieced: Callable[..., Any] | None = None
 
 
 OPS: dict[str, Op] = {}
@@ -126,6 +128,7 @@ def op(
     pointwise: bool = False,
     blocked: Callable[..., Any] | None = None,
     inplace: Callable[..., Any] | None = None,
+    pieced: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function under MIL's op names.
 
@@ -133,6 +136,7 @@ def op(
     pointwise: see `Op`.
     blocked: the same op with fp16 accumulation in blocks, for precision "fp16-accumulate".
     inplace: the same op writing into its first argument, used where no reader of that argument remains.
+    pieced: see `Op`; in precision "fp16" it stands for an op of kind FLOAT with an fp16 result.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,7 +145,9 @@ def op(
         for name in names:
             if name in OPS:
                 raise ValueError(f"op {name} is registered twice")
-            OPS[name] = Op(name, function, _parameters(function), kind, shares, many, pointwise, blocked, inplace)
+            OPS[name] = Op(
+                name, function, _parameters(function), kind, shares, many, pointwise, blocked, inplace, pieced
+            )  # fmt: skip
         return function
 
     return register

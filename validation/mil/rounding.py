@@ -58,6 +58,8 @@ def rounded(op: Op, precision: str, dynamic: dict[int, tuple[Any, Any]], results
         held_type(kind.dtype, precision) if isinstance(kind, TensorType) and kind.dtype else None for kind in results
     ]
     raising = precision != "fp32"
+    if op.pieced is not None and precision == "fp16" and targets == [_HALF] and not readers:
+        return op.pieced
     if op.pointwise and raising and targets == [_HALF]:
         return _in_pieces(function)
     return _float_many(function, targets, raising) if op.many else _float_one(function, targets[0], raising)

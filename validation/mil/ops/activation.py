@@ -106,7 +106,14 @@ def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     return _per_channel(alpha, x) * torch.logaddexp(inner, torch.zeros((), dtype=x.dtype))
 
 
-@op("softmax")
+def _softmax_of_half(x: Tensor, axis: int = -1) -> Tensor:
+    """`softmax` of fp16: torch's kernel for the last axis computes in float32 and rounds once, the others do not."""
+    if x.dtype is torch.float16 and x.device.type == "cpu" and axis in (-1, x.ndim - 1):
+        return torch.softmax(x, axis)
+    return torch.softmax(x.float(), axis).half()
+
+
+@op("softmax", pieced=_softmax_of_half)
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """iOS15 activation.softmax"""
     return torch.softmax(x, axis)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from validation.mil.ops import blocked
+from validation.mil.ops import blocked, pieces
 from validation.mil.ops.padding import pad_amounts, padded
 from validation.mil.registry import Ints, Tensor, op
 
@@ -34,7 +34,29 @@ def _conv_blocked(
     return result
 
 
-@op("conv", blocked=_conv_blocked)
+def _conv_in_pieces(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    strides: Ints | None = None,
+    pad_type: str = "valid",
+    pad: Ints | None = None,
+    dilations: Ints | None = None,
+    groups: int = 1,
+) -> Tensor:
+    """`conv` of fp16: a 1x1 kernel over a large picture is one product of its pixels with the weight."""
+    plain = set(strides or (1,)) == {1} and groups == 1 and not any(pad or ()) and set(weight.shape[2:]) == {1}
+    raised = None if bias is None else bias.float()
+    if not plain or x.ndim != 4 or x.dtype is not torch.float16 or x.shape[2] * x.shape[3] < pieces.ROWS:
+        whole: Tensor = conv(x.float(), weight.float(), raised, strides, pad_type, pad, dilations, groups)
+        return whole.half()
+    pixels = x.permute(0, 2, 3, 1)  # channels-last pictures lie in memory like this
+    rows = pixels.reshape(-1, x.shape[1])
+    result = pieces.rows_times_weight(rows, weight.float().reshape(weight.shape[0], -1), raised)
+    return result.reshape(*pixels.shape[:3], weight.shape[0]).permute(0, 3, 1, 2)
+
+
+@op("conv", blocked=_conv_blocked, pieced=_conv_in_pieces)
 def conv(
     x: Tensor,
     weight: Tensor,
