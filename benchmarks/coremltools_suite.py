@@ -22,7 +22,7 @@ Outcomes, decided by where the error was raised:
     skipped          the test skips itself
     out of time      `--limit` seconds were not enough
 
-Tests marked as expected to fail run like any other: the marks speak of Core ML. Random numbers are seeded per row.
+Tests marked as failing, or skipped, for a fault of Core ML run like any other. Random numbers are seeded per row.
 Rows of fp16 numbers run in precision "fp32" with a tolerance of 1e-2: the torch suite's 0.5 for them proves nothing,
 the MIL suite's 1e-4 is below fp16's own rounding. The others run in precision "fp16", which rounds what a program
 declares fp16 and leaves float32 alone.
@@ -124,11 +124,16 @@ class Recorder:
         }
 
     def pytest_collection_finish(self) -> None:
-        """`pytest.xfail` inside a test only notes its reason; --runxfail has made it do nothing."""
+        """`pytest.xfail` inside a test, or `skip` for a fault of Core ML, only notes its reason."""
+        skip = pytest.skip
 
         def note(reason: str = "") -> None:
             TRACE.mark = reason or "no reason given"
 
+        def skip_or_note(reason: str = "", **options: Any) -> None:
+            note(reason) if reason.startswith("rdar") else skip(reason, **options)
+
+        pytest.skip = skip_or_note  # type: ignore[assignment]
         pytest.xfail = note  # type: ignore[assignment]
 
     @pytest.hookimpl(trylast=True)  # after -k
@@ -136,6 +141,8 @@ class Recorder:
         arguments = self.arguments
         functions: dict[str, list[Any]] = defaultdict(list)
         for item in items:
+            for node in item.listchain():
+                node.own_markers = [mark for mark in node.own_markers if not _names_a_fault(mark)]
             if self.rows.search(item.nodeid):
                 functions[test_function(item.nodeid)].append(item)
         if arguments.shard == 0 and not arguments.keyword:
@@ -180,6 +187,11 @@ class Recorder:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for folder in Path(tempfile.gettempdir()).glob("*.mlpackage"):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _names_a_fault(mark: Any) -> bool:
+    """Whether a test is skipped for a fault of Core ML; "rdar" is Apple's list of them."""
+    return mark.name == "skip" and "rdar" in str(mark.kwargs.get("reason", mark.args))
 
 
 def _drawn(function: str, group: list[Any], sample: int) -> list[Any]:

@@ -178,7 +178,7 @@ def tighten_fp16() -> None:
     original = np.testing.assert_allclose
 
     def compare(actual: Any, desired: Any, rtol: float = 1e-7, atol: float = 0, **options: Any) -> None:
-        tolerance = {"rtol": 1e-2, "atol": 1e-2} if TRACE.precision == "fp32" else {"rtol": rtol, "atol": atol}
-        original(actual, desired, **tolerance, **options)
+        rtol, atol = (1e-2, 1e-2) if TRACE.precision == "fp32" else (rtol, atol)
+        original(actual, desired, rtol, atol, **options)
 
     np.testing.assert_allclose = compare  # type: ignore[assignment]
