@@ -141,8 +141,7 @@ class Recorder:
         arguments = self.arguments
         functions: dict[str, list[Any]] = defaultdict(list)
         for item in items:
-            for node in item.listchain():
-                node.own_markers = [mark for mark in node.own_markers if not _names_a_fault(mark)]
+            item.fault = _fault_it_is_skipped_for(item)
             if self.rows.search(item.nodeid):
                 functions[test_function(item.nodeid)].append(item)
         if arguments.shard == 0 and not arguments.keyword:
@@ -171,8 +170,8 @@ class Recorder:
             return
         result = {"id": item.nodeid, "outcome": "passed", "at": round(time.time()), "s": round(call.duration, 2)}
         mark = item.get_closest_marker("xfail")
-        if mark or TRACE.mark:
-            result["mark"] = TRACE.mark or str(mark.kwargs.get("reason", ""))
+        if mark or TRACE.mark or item.fault:
+            result["mark"] = TRACE.mark or item.fault or str(mark.kwargs.get("reason", ""))
         if call.excinfo is None and not TRACE.predictions:
             result["why"] = "compares nothing"
         if call.excinfo is not None:
@@ -189,9 +188,19 @@ class Recorder:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _names_a_fault(mark: Any) -> bool:
-    """Whether a test is skipped for a fault of Core ML; "rdar" is Apple's list of them."""
-    return mark.name == "skip" and "rdar" in str(mark.kwargs.get("reason", mark.args))
+def _fault_it_is_skipped_for(item: Any) -> str:
+    """Take from the test, and its class, the mark that skips it for a fault of Core ML, and return its reason.
+
+    "rdar" is Apple's list of faults.
+    """
+    found = ""
+    for mark in list(item.iter_markers("skip")):
+        reason = str(mark.kwargs.get("reason", ""))
+        if reason.startswith("rdar"):
+            found = reason
+            for node in item.listchain():
+                node.own_markers = [other for other in node.own_markers if other is not mark]
+    return found
 
 
 def _drawn(function: str, group: list[Any], sample: int) -> list[Any]:
@@ -261,6 +270,7 @@ def _start(arguments: argparse.Namespace, shard: int) -> subprocess.Popen[bytes]
     command = [sys.executable, __file__, arguments.target, "--record", str(arguments.record), "-k", arguments.keyword]
     command += [f"--{name}={value}" for name, value in options.items()]
     environment = {**os.environ, **ENVIRONMENT}
+    running_file(arguments.record, shard).unlink(missing_ok=True)  # of a run that was stopped
     with open(arguments.record.with_suffix(f".log{shard}"), "ab") as log:
         return subprocess.Popen([*command, f"--shard={shard}"], env=environment, stdout=log, stderr=log)
 
