@@ -10,11 +10,11 @@ from pathlib import Path
 
 from export.build import BuildWriter
 from export.plan import check_options, make_plan
-from fastvlm.errors import OutputError, UsageError
+from fastvlm.errors import UsageError
 from fastvlm.progress import SILENT, Progress
-from fastvlm.publish import check_output, staged_folder
+from fastvlm.publish import check_apart, check_output, staged_folder
 from fastvlm_ref.checkpoint import load_checkpoint
-from fastvlm_ref.checkpoint.source import EMBEDDED
+from fastvlm_ref.checkpoint.opening import folder_of
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.threads import one_thread
 
@@ -43,7 +43,7 @@ def export(
     is, PackageError when the converter did not make what the contract says. Nothing is left behind on failure.
     """
     check_options(image_sizes, context, query_length, only)
-    _check_place((checkpoint, base), check_output(output, overwrite))
+    check_apart(check_output(output, overwrite), [folder_of(path) for path in (checkpoint, base) if path is not None])
     model = load_checkpoint(
         checkpoint, base=base, allow_pickle=allow_pickle, image_rule=image_rule, template=template, system=system,
         progress=progress,
@@ -75,14 +75,7 @@ def export_model(
     if plan.language and plan.context > limit:
         progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")
     place = check_output(output, overwrite)
+    check_apart(place, [source.folder, source.base.folder if source.base else None])
     with staged_folder(place, overwrite, progress=progress) as folder:
         BuildWriter(model, plan, folder, source, tokenizer, progress).write()
     return place
-
-
-def _check_place(sources: Sequence[str | Path | None], place: Path) -> None:
-    """A build never goes into a checkpoint's own folder, nor in place of a folder that holds one."""
-    for source in sources:
-        folder = Path(source).expanduser().resolve() if source and source != EMBEDDED else None
-        if folder and folder.is_dir() and (place == folder or folder in place.parents or place in folder.parents):
-            raise OutputError(f"{place} and the checkpoint {source} lie in each other; choose another place with -o")

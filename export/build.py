@@ -38,6 +38,8 @@ ENCODER, LANGUAGE, TOKENIZER = "VisionEncoder.mlpackage", "LanguageModel.mlpacka
 TRACE_SIDE = 128  # the encoder's graph holds no size; this is the smallest side whose last stage is not 1×1
 LICENCE = "licence"
 APPLE = "apple-amlr"
+AXIS_CAP = 65_536  # of the Neural Engine from A16 on; 16,384 before (anemll, hollance/neural-engine)
+PROGRAM_BYTES = 1 << 30  # coremltools' guide on multifunction and chunked models
 AUTHOR = f"fastvlm {__version__}"
 APPLE_SENTENCE = (
     "Apple Machine Learning Research Model is licensed under the "
@@ -111,6 +113,7 @@ class BuildWriter:
         with self.progress.stage("Language model", len(specs) + 1) as advance:  # each function, the hashes
             write_package(self.folder / LANGUAGE, self._language_functions(specs, advance), "decode", labels)
             advance(1)
+        self._note_device_limits()
 
     def _language_functions(self, specs: tuple[FunctionSpec, ...], advance: Advance) -> Iterator[Converted]:
         for spec in specs:
@@ -122,6 +125,18 @@ class BuildWriter:
             with converted(traced, spec) as function:
                 yield function
             advance(1)
+
+    def _note_device_limits(self) -> None:
+        """Tells what of the language model goes beyond a device's limits; it still runs, on other units or on a Mac."""
+        size = sum(file.stat().st_size for file in (self.folder / LANGUAGE).rglob("weight.bin"))
+        if size > PROGRAM_BYTES:
+            self.progress.note(f"{LANGUAGE} holds {size / 1e9:.1f} GB in one program; iOS is said to take about 1 GB")
+        rows = self.model.config.text.vocab_size
+        if rows > AXIS_CAP:
+            self.progress.note(
+                f"the head gives {rows} logits; the Neural Engine takes axes up to {AXIS_CAP:,}, "
+                "so Core ML runs the head on the CPU or GPU"
+            )
 
     def write_embeddings(self) -> None:
         """Writes embeddings.bin."""
@@ -174,12 +189,12 @@ class BuildWriter:
 
     @property
     def licence_text(self) -> str:
-        """The licence as a package states it; Apple's asks for its sentence in every derivative (FACTS)."""
+        """The licence as a package states it; Apple's asks for its sentence in every derivative."""
         licence = self.model.config.licence
         return f"{licence}. {APPLE_SENTENCE}" if licence == APPLE else licence
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the manifest of what lies in the folder; schema of DESIGN §3."""
+        """Returns the manifest of what lies in the folder; its fields: docs/architecture.md."""
         source, plan, config = self.source, self.plan, self.model.config
         content: dict[str, Any] = {
             "fastvlm_version": __version__,

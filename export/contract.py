@@ -1,6 +1,7 @@
 """The I/O contract of every function that an export makes, as data: one place for graph, package, manifest and check.
 
-Names, shapes and dtypes are DESIGN §3's; a Swift host is written against them. It knows neither torch nor coremltools.
+Names, shapes and dtypes are those of docs/architecture.md; a Swift host is written against them. It knows neither torch
+nor coremltools.
 """
 
 from __future__ import annotations

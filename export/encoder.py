@@ -5,7 +5,7 @@ What differs from the reference, all of it exact in real numbers:
   bias and 1/√D into the qkv projection (computed in float64, rounded once);
 - attention and projector are 1×1 convolutions on (1, C, h, w), heads are split by `reshape` on the channel axis, so the
   whole network has a single transpose, at its end, and no rank above 4;
-- squeeze-excite pools with reduce_mean (a 16×16 pooling kernel leaves the Neural Engine, FACTS).
+- squeeze-excite pools with reduce_mean (a 16×16 pooling kernel leaves the Neural Engine; pools wider than 13 do).
 The graph holds no image size: traced once at a small side, it is converted at each side that is asked for.
 A layer scale is folded only where fp16 still holds the folded weights (`folds`): 1e-5 times a weight is subnormal.
 It knows nothing of Core ML.

@@ -7,7 +7,7 @@ As one op the squares never leave the op: its input and output are fp16, what is
 eps: the op's epsilon is stored in the tensors' dtype. 1e-5 becomes 1.0014e-5 and 1e-6 becomes 1.0133e-6 (both are
 fp16 subnormals; coremltools raises to 1.1e-7 what would become 0). An engine that flushes subnormals computes with
 eps 0: the difference is below fp16's own rounding while mean(x²) > 2e-3, and a zero row would be NaN, which is why
-padding repeats a real row (DESIGN §3).
+padding repeats a real row (docs/architecture.md).
 It knows nothing of weights files or packages.
 """
 
@@ -40,7 +40,7 @@ class RMSNormGraph(nn.Module):
     """x / √(mean(x²) + eps) · weight over the last axis, as layer norm of [x, −x].
 
     The mean of [x, −x] is exactly 0 and its variance exactly mean(x²), so the first half of the result is RMSNorm.
-    Source: the cure that FACTS names (JR, Anemll).
+    Source: the form that Anemll uses on the Neural Engine.
     """
 
     def __init__(self, weight: Tensor, eps: float) -> None:

@@ -21,7 +21,7 @@ from fastvlm.progress import SILENT, Advance, Progress
 SCHEMA = "0.1"
 NAME = "manifest.json"
 
-# What every reader may rely on; the other fields of DESIGN §3 depend on what was asked for (`--only encoder`).
+# What every reader may rely on; the other fields (docs/architecture.md) depend on what was asked for (`--only encoder`).
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "schema": str,
     "fastvlm_version": str,
@@ -37,7 +37,9 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 }
 _MAX_BYTES = 32 << 20
 # Written into a finished build by `validate` (and by macOS), therefore never in the manifest's own list.
-_ADDED_LATER = ("validation.json", "selftest", "report", "report.html", ".DS_Store")
+_ADDED_LATER = (
+    "validation.json", "selftest/picture.png", "selftest/features.bin", "selftest/selftest.json", ".DS_Store",
+)  # fmt: skip
 _UNFINISHED = re.compile(r"\.[^/]+\.stage-[0-9a-f]{16}(/.*)?")  # what a killed `validate` leaves (fastvlm.publish)
 
 

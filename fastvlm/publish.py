@@ -5,7 +5,8 @@ complete and on the disk does it take the target's name; an older build is excha
 name always leads to a whole build. A failure removes the stage; a killed process cannot, so every stage is held
 under a lock (`flock`) and the next run removes stages whose lock is free, that is, whose owner is dead.
 Where the file system cannot exchange two folders, the older build steps aside under a name that is never taken for a
-stage: a run that is killed just then loses the new build, and the next run puts the older one back.
+stage: a run that is killed just then loses the new build, and the next run puts the older one back (where there are
+locks; without them it stays beside the target, under `.NAME.older-…`).
 
 `--overwrite` replaces only what this tool made, and nothing that others put into it: `-o ~ --overwrite` must not cost
 anyone a home folder. It knows nothing of what a build contains; `is_ours` says so where other folders are published.
@@ -22,7 +23,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -52,6 +53,25 @@ def check_output(target: str | Path, overwrite: bool, is_ours: Callable[[Path], 
     except OSError as problem:
         raise OutputError(f"cannot write {asked} ({problem.strerror}); choose another place with -o") from problem
     return place
+
+
+def check_apart(
+    place: str | Path, sources: Iterable[str | Path | None], option: str = "-o", *, replaced: bool = True
+) -> None:
+    """Raises OutputError where `place` is a checkpoint's folder or lies in one: nothing is written among its files.
+
+    `replaced` also refuses a place that holds one, since it would go when the place is replaced. `sources` are the
+    checkpoints' folders, None for those that there are not; `option` is the one to choose another place with.
+    """
+    real = Path(place).expanduser().resolve()
+    for source in sources:
+        folder = Path(source).expanduser().resolve() if source else None
+        if folder is None or not folder.is_dir():
+            continue
+        if real == folder or folder in real.parents or (replaced and real in folder.parents):
+            raise OutputError(
+                f"{real} and the checkpoint {source} lie in each other; choose another place with {option}"
+            )
 
 
 @contextmanager

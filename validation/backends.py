@@ -44,5 +44,7 @@ def open_package(package: Path, function: str, backend: str, precision: str = "f
         return MILModel(package, function_name=function, precision=precision)
     import coremltools
 
-    model: Predictor = coremltools.models.MLModel(str(package), function_name=function)
+    # not ALL: Core ML then chooses per op and may hand values back and forth between the GPU and the Neural Engine
+    units = coremltools.ComputeUnit.CPU_AND_NE
+    model: Predictor = coremltools.models.MLModel(str(package), compute_units=units, function_name=function)
     return model

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Truth:
-    """What the reference makes of one sample: image tokens by size where the picture is new, and the transcript."""
+    """What the reference makes of one sample: image tokens by size, and the transcript."""
 
     encoded: Mapping[int, Encoded]
     transcript: Transcript | None
@@ -56,49 +57,42 @@ class Comparison:
         self.reference = TorchEngine(model, build.context, self.image_size)
         self.stop_ids = model.config.prompt.stop_ids
         self.peaks = self.package.watch_peaks() if backend == "mil" else {}
-        self.first: tuple[Encoded, Transcript] | None = None  # of the first sample, for the self-test
         self.encoder: dict[str, EncoderParity] = {}
         self.language: dict[str, DecoderParity] = {}
         self.whole: dict[str, DecoderParity] = {}
         self.differing_ids: dict[str, float] = {}
-        self._own_tokens: dict[Path, Features] = {}  # the package's, at the default size
+        self._first: tuple[Sample, Truth] | None = None  # kept for the self-test
 
     def run(self, samples: Sequence[Sample]) -> tuple[tuple[Measurement, ...], tuple[AnswerRow, ...]]:
         """Measures everything; returns the worst value per limit, and the answers where the build can give any."""
         rows: list[AnswerRow] = []
         with self.progress.stage("Comparing with PyTorch", len(samples)) as advance, one_ahead() as results:
             for sample, truth in zip(samples, results(self._truths(samples)), strict=True):
+                self._first = self._first or (sample, truth)
                 rows += self._compare(sample, truth)
                 advance(1)
         return tuple(self._measurements()), tuple(rows)
 
-    def _truths(self, samples: Sequence[Sample]) -> Iterator[Callable[[], Truth]]:
-        """Yields per sample what the reference has to do for it."""
-        tokens: dict[Path, Encoded] = {}
+    def _truths(self, samples: Sequence[Sample]) -> Iterator[Callable[[Event], Truth]]:
+        """Yields per sample what the reference has to do for it; pictures are opened here, by the caller's thread."""
+        sizes = self.build.image_sizes or (self.image_size,)  # without an encoder the reference's tokens serve both
         for sample in samples:
-            yield partial(self._truth, sample, tokens)
+            pixels = {size: self.pixels(sample.picture, size) for size in dict.fromkeys((self.image_size, *sizes))}
+            yield partial(self._truth, sample, pixels)
 
-    def _truth(self, sample: Sample, known: dict[Path, Encoded]) -> Truth:
-        """Returns the sample's truth; `known` keeps each picture at the default size for further questions."""
-        encoded = {}
-        if sample.picture not in known:
-            sizes = self.build.image_sizes or (self.image_size,)  # without an encoder the reference's tokens serve both
-            encoded = {size: encode(self.model, self.pixels(sample.picture, size)) for size in sizes}
-            known[sample.picture] = encoded[self.image_size]
+    def _truth(self, sample: Sample, pixels: Mapping[int, NDArray[np.uint8]], stopped: Event) -> Truth:
+        encoded = {size: encode(self.model, picture, stopped) for size, picture in pixels.items()}
         if not self.build.language:
             return Truth(encoded, None)
-        embeds = splice(self.reference, self.ids(sample.prompt), known[sample.picture].tokens)
-        transcript = transcribe(self.reference, embeds, self.steps_after(len(embeds)))
-        self.first = self.first or (known[sample.picture], transcript)
-        return Truth(encoded, transcript)
+        embeds = splice(self.reference, self.ids(sample.prompt), encoded[self.image_size].tokens)
+        return Truth(encoded, transcribe(self.reference, embeds, self.steps_after(len(embeds)), stopped))
 
     def _compare(self, sample: Sample, truth: Truth) -> Iterator[AnswerRow]:
         """Compares the package with one sample's truth; yields the sample's answers, where the build can give any."""
+        own: dict[int, Features] = {}
         for size, encoded in truth.encoded.items() if self.build.encoder is not None else ():
-            actual = self.package.encode_image(encoded.pixels)
-            self.encoder[f"{sample.picture.name} at {size}"] = compare_encoder(encoded, actual)
-            if size == self.image_size:
-                self._own_tokens[sample.picture] = actual
+            own[size] = self.package.encode_image(encoded.pixels)
+            self.encoder[f"{sample.picture.name} at {size}"] = compare_encoder(encoded, own[size])
         if truth.transcript is None:
             return
         name = f"{sample.name}: {sample.prompt}"
@@ -106,15 +100,24 @@ class Comparison:
         self.language[name] = compare_decoder(truth.transcript, self.package, truth.transcript.embeds)
         if self.build.encoder is None:
             return
-        own = splice(self.package, self.ids(sample.prompt), self._own_tokens[sample.picture])
-        whole = self.whole[name] = compare_decoder(truth.transcript, self.package, own)
+        embeds = splice(self.package, self.ids(sample.prompt), own[self.image_size])
+        whole = self.whole[name] = compare_decoder(truth.transcript, self.package, embeds)
         yield AnswerRow(
             sample.name, sample.prompt, self._own_answer(sample, whole), self._text(whole.reference_ids), sample.answer
         )
 
+    def work_out(self, sample: Sample) -> tuple[Encoded, Transcript]:
+        """Returns the reference's numbers for a sample, of the comparison if it was the first one there."""
+        if self._first is None or self._first[0] != sample:
+            (task,) = self._truths([sample])
+            self._first = (sample, task(Event()))
+        truth = self._first[1]
+        assert truth.transcript is not None
+        return truth.encoded[self.image_size], truth.transcript
+
     def pixels(self, picture: Path, size: int) -> NDArray[np.uint8]:
         """Returns a picture's RGB bytes (N, N, 3) by the checkpoint's image rule."""
-        return preprocess(open_image(picture), size, self.model.config.image_rule)
+        return preprocess(open_image(picture, progress=self.progress), size, self.model.config.image_rule)
 
     def ids(self, prompt: str) -> tuple[list[int], list[int]]:
         """Returns the ids before and after the image, as the checkpoint makes them."""

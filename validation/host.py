@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastvlm.errors import BuildError, PromptError
 
-MASKED = -1e4  # never −inf: fp16 sums of infinities are NaN (FACTS, AM rules)
+MASKED = -1e4  # never −inf: fp16 sums of infinities are NaN on the Neural Engine
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.comparison import Comparison
 from validation.limits import TABLE
-from validation.samples import Sample, samples_in, shipped_samples
+from validation.samples import samples_in, shipped_samples
 from validation.selftest import FOLDER as SELFTEST
 from validation.selftest import SelfTest, is_selftest, worked_example, write_selftest
 from validation.verdict import FILE, Verdict
@@ -51,6 +51,8 @@ def validate(
     Raises BuildError (files missing or changed), UsageError (a reference that is not the build's source), and
     whatever loading the checkpoint raises.
     """
+    if steps < 1:
+        raise UsageError(f"steps is {steps}, expected at least 1")
     folder = Path(build)
     opened = read_build(folder)
     _check_folder(opened, progress)
@@ -65,7 +67,7 @@ def validate(
         manifest_hash = sha256_file(folder / MANIFEST)
         verdict = Verdict(rows, answers, backend, steps, missing, manifest_hash, hashes, folder / FILE)
         with progress.stage("Writing the verdict"):
-            _publish(verdict, folder, comparison, samples[0])
+            _publish(verdict, folder, comparison)
     return verdict
 
 
@@ -110,10 +112,10 @@ def _load_reference(
     return model, model.tokenizer
 
 
-def _publish(verdict: Verdict, build: Path, comparison: Comparison, sample: Sample) -> None:
+def _publish(verdict: Verdict, build: Path, comparison: Comparison) -> None:
     """A passed verdict is written after its self-test, a failed one before the old self-test goes: neither lies."""
     if verdict.passed and verdict.answers:
-        write_selftest(build, _example(comparison, sample))
+        write_selftest(build, _example(comparison))
         replace_file(verdict.path, dump(verdict.as_json()))
         return
     replace_file(verdict.path, dump(verdict.as_json()))
@@ -121,6 +123,8 @@ def _publish(verdict: Verdict, build: Path, comparison: Comparison, sample: Samp
         shutil.rmtree(build / SELFTEST)
 
 
-def _example(comparison: Comparison, sample: Sample) -> SelfTest:
-    assert comparison.first is not None
-    return worked_example(sample.prompt, *comparison.first, comparison.ids(sample.prompt), comparison.stop_ids)
+def _example(comparison: Comparison) -> SelfTest:
+    """Always the first shipped picture: a user's own photo must not travel with the build."""
+    sample = shipped_samples()[0]
+    encoded, transcript = comparison.work_out(sample)
+    return worked_example(sample.prompt, encoded, transcript, comparison.ids(sample.prompt), comparison.stop_ids)

@@ -2,8 +2,9 @@
 
 The command, the tests and the documents all read this table; a limit on a build that stands anywhere else is a defect
 (the export tests' seeded model has rows of the same form in tests/export/export_limits.py). Each limit keeps
-3 to 10 times headroom over the measured value (in dB: 10 to 20 dB of error), so that it neither alarms on another CPU
-nor sleeps through a fault; tests plant faults to show the second.
+3 to 15 times headroom over the measured value (in dB: 10 to 20 dB of error), so that it neither alarms on another CPU
+nor sleeps through a fault; a test holds the table to that, and to what a validation really measures. The exceptions
+are named there: what fp16 can hold, what must be exact, and what the design fixes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Limit:
     metric: str
     bound: Literal["min", "max"]
     limit: float
-    measured: str  # on the embedded checkpoint unless it says otherwise
+    measured: float  # the worst value on the embedded checkpoint
     reason: str
 
     @property
@@ -49,59 +50,59 @@ def in_words(bound: str, limit: float) -> str:
 # fmt: off
 TABLE: tuple[Limit, ...] = (
     Limit(
-        "encoder", "psnr_db", "min", 60.0, "78.0",
-        "DESIGN: 20·log10(max |ref| / RMSE) of a picture's image tokens; rounding each op to fp16 costs 70–84 dB",
+        "encoder", "psnr_db", "min", 60.0, 78.0,
+        "20·log10(max |ref| / RMSE) of a picture's image tokens; rounding each op to fp16 costs 70–84 dB",
     ),
     Limit(
-        "encoder", "snr_loss_db", "max", 6.0, "3.01",
+        "encoder", "snr_loss_db", "max", 6.0, 3.01,
         "how much worse than the reference with each op rounded to fp16: what the graph adds to what fp16 costs",
     ),
     Limit(
-        "encoder", "peak", "max", 32768.0, "72.6",
+        "encoder", "peak", "max", 32768.0, 72.6,
         "largest value that any op returns; fp16 ends at 65,504, half of it is kept as margin",
     ),
     Limit(
-        "language", "kl", "max", 5e-5, "3.6e-06",
-        "DESIGN: KL in nats, mean over a transcript's steps, worst transcript; fp16 alone costs 7e-6 on 0.5B",
+        "language", "kl", "max", 5e-5, 3.6e-06,
+        "KL in nats, mean over a transcript's steps, worst transcript; fp16 alone costs 7e-6 on 0.5B",
     ),
     Limit(
-        "language", "kl_step", "max", 1e-3, "3.4e-05",
-        "KL of the worst single step, mostly past a stop id, where the model is unsure and fp16 alone costs 7e-5",
+        "language", "kl_step", "max", 3e-4, 3.4e-05,
+        "KL of the worst single step, mostly past a stop id, where the model is unsure; twice that on other weights",
     ),
     Limit(
-        "language", "logit_error", "max", 0.05, "0.0118",
+        "language", "logit_error", "max", 0.05, 0.0118,
         "largest logit difference over the spread (standard deviation) of the reference's logits; bounds a tie",
     ),
     Limit(
-        "language", "divergences", "max", 0.0, "0",
+        "language", "divergences", "max", 0.0, 0,
         "greedy tokens that differ where the reference's margin exceeds twice that step's logit error",
     ),
     Limit(
-        "language", "peak", "max", 32768.0, "10000",
+        "language", "peak", "max", 32768.0, 10000,
         "largest value that any op returns; the causal mask's own −1e4 is among them",
     ),
     Limit(
-        "answer", "kl", "max", 3e-4, "3.7e-06",
+        "answer", "kl", "max", 5e-5, 3.7e-06,
         "mean KL of the worst transcript from pixels: the image tokens' fp16 error comes on top of the decoder's own",
     ),
     Limit(
-        "answer", "logit_error", "max", 0.05, "0.0112",
+        "answer", "logit_error", "max", 0.05, 0.0112,
         "the same from pixels; one limit for both, because it also bounds what may be a tie",
     ),
     Limit(
-        "answer", "divergences", "max", 0.0, "0",
+        "answer", "divergences", "max", 0.0, 0,
         "the same, from pixels to tokens with the package's own image tokens",
     ),
     Limit(
-        "embeddings", "max_error", "max", 0.0, "0",
+        "embeddings", "max_error", "max", 0.0, 0,
         "rows of embeddings.bin against the checkpoint's table rounded to fp16: a copy, so exact",
     ),
     Limit(
-        "manifest", "differing_fields", "max", 0.0, "0",
+        "manifest", "differing_fields", "max", 0.0, 0,
         "model sizes, image rule, prompt rule and stop ids that the manifest states otherwise than the checkpoint",
     ),
     Limit(
-        "prompt", "differing_ids", "max", 0.0, "0",
+        "prompt", "differing_ids", "max", 0.0, 0,
         "ids made by the build's tokenizer and template against the checkpoint's",
     ),
 )

@@ -3,7 +3,8 @@
 Notable choices:
 - the reference runs in a thread of its own, so that it and the package take a core each, every sum on one thread;
 - it is one sample ahead, not more: what waits is bounded, however many pictures a user gives;
-- a transcript is computed once and serves every comparison with it, and the self-test.
+- a transcript is computed once and serves every comparison with it, and the self-test;
+- who gives up (Ctrl-C) does not wait for a whole sample: between two steps the work looks whether it is still wanted.
 It does not know the package.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event
 from typing import TypeVar
 
 import numpy as np
@@ -47,11 +49,22 @@ class Transcript:
     ids: Sequence[int]
 
 
-def encode(model: FastVLM, pixels: NDArray[np.uint8]) -> Encoded:
+class Abandoned(Exception):
+    """Nobody waits for the result any more."""
+
+
+def _check(stopped: Event) -> None:
+    if stopped.is_set():
+        raise Abandoned
+
+
+def encode(model: FastVLM, pixels: NDArray[np.uint8], stopped: Event) -> Encoded:
     """Returns the image tokens of RGB bytes (N, N, 3)."""
     tensor = pixels_to_tensor(pixels)
     with torch.no_grad():
+        _check(stopped)
         tokens = model.encode_image(tensor)[0].numpy()
+        _check(stopped)
         with RoundEachOp():  # type: ignore[no-untyped-call]  # torch does not annotate its base
             rounded = model.encode_image(tensor)[0].numpy()
     return Encoded(pixels, tokens, rounded)
@@ -62,7 +75,7 @@ def splice(engine: Engine, ids: tuple[Sequence[int], Sequence[int]], image_token
     return np.concatenate((engine.embed(ids[0]), image_tokens, engine.embed(ids[1])))
 
 
-def transcribe(engine: Engine, embeds: Rows, steps: int) -> Transcript:
+def transcribe(engine: Engine, embeds: Rows, steps: int, stopped: Event) -> Transcript:
     """Runs `steps` greedy tokens behind embeddings (S, H).
 
     It goes on past a stop id: what follows is no answer any more, but it is still arithmetic to compare.
@@ -71,6 +84,7 @@ def transcribe(engine: Engine, embeds: Rows, steps: int) -> Transcript:
     engine.prefill(embeds[:-1])
     row, logits, ids = embeds[-1:], [], []
     for _ in range(steps):
+        _check(stopped)
         logits.append(engine.decode(row))
         ids.append(int(logits[-1].argmax()))
         row = engine.embed(ids[-1:])
@@ -78,17 +92,19 @@ def transcribe(engine: Engine, embeds: Rows, steps: int) -> Transcript:
 
 
 @contextmanager
-def one_ahead() -> Iterator[Callable[[Iterable[Callable[[], Result]]], Iterator[Result]]]:
+def one_ahead() -> Iterator[Callable[[Iterable[Callable[[Event], Result]]], Iterator[Result]]]:
     """Gives a function that yields the results of tasks in order, each computed while the one before it is used.
 
-    A failure inside the block drops the tasks that have not begun, and waits only for the one that runs.
+    Tasks are taken from their iterable by the caller's thread. Each is given an event, set when the block is left:
+    what it has not done by then nobody wants.
     """
     pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    stopped = Event()
 
-    def results(tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+    def results(tasks: Iterable[Callable[[Event], Result]]) -> Iterator[Result]:
         waiting: deque[Future[Result]] = deque()
         for task in tasks:
-            waiting.append(pool.submit(task))
+            waiting.append(pool.submit(task, stopped))
             if len(waiting) > 1:
                 yield waiting.popleft().result()
         while waiting:
@@ -97,4 +113,5 @@ def one_ahead() -> Iterator[Callable[[Iterable[Callable[[], Result]]], Iterator[
     try:
         yield results
     finally:
+        stopped.set()
         pool.shutdown(cancel_futures=True)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from fastvlm.errors import UsageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".heic", ".heif")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm",
+)  # fmt: skip
 DEFAULT_PROMPT = "Describe the picture."
 
 

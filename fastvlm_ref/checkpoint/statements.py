@@ -26,6 +26,7 @@ STRIDE = 64
 SIDE_LIMIT = 4096
 AMLR = "apple-amlr"
 BICUBIC = 3  # Pillow's number
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}  # of a Jinja string; any other escaped character is itself
 
 
 @dataclass
@@ -174,11 +175,13 @@ class Statements:
         """Returns the system text, None for the template's own; `asked` wins."""
         if asked is not None:
             return asked
-        # A default system text stands in chat templates as a literal; anything with jinja in it is not one.
-        found = re.search(r"<\|im_start\|>system(?:\\n|\n)([^<{}'\"]{1,2000})<\|im_end\|>", self.chat_template())
-        if template == "qwen_2" and found:
-            return found[1]
-        self.assumed.append(f"the checkpoint states no system text: that of {find_template(template).name} assumed")
+        stated = system_literal(self.chat_template()) if template == "qwen_2" else None
+        if stated is not None:
+            return stated
+        self.assumed.append(
+            f"the checkpoint states no fixed system text: that of {find_template(template).name} assumed; "
+            "give another with --system"
+        )
         return None
 
     def end_ids(self) -> list[int]:
@@ -204,6 +207,21 @@ class Statements:
         """
         found = [name for folder in self.folders if (name := _folder_licence(folder))]
         return AMLR if AMLR in found else next(iter(found), "unknown")
+
+
+def system_literal(template: str) -> str | None:
+    """Returns the default system text of a Jinja chat template, None where there is none that is one literal.
+
+    Inside a quoted Jinja literal backslashes escape, outside of `{{ }}` they do not; text that is put together from
+    variables is no literal.
+    """
+    for found in re.finditer(r"(['\"]?)<\|im_start\|>system(?:\\n|\n)(.+?)<\|im_end\|>", template, re.DOTALL):
+        quote, text = found.groups()
+        if quote and re.fullmatch(rf"(?:[^{quote}\\]|\\.)*", text, re.DOTALL):
+            return re.sub(r"\\(.)", lambda escape: ESCAPES.get(escape[1], escape[1]), text, flags=re.DOTALL)
+        if not quote and not set(text) & set("{}"):
+            return str(text)
+    return None
 
 
 def _folder_licence(folder: Path) -> str | None:

@@ -12,14 +12,14 @@ from small_export import snr
 from validation.limits import Limit
 
 ROWS = (
-    Limit("graph", "snr_db", "min", 110.0, "120.9", "float32 in another order of operations"),
-    Limit("fp16_norm", "snr_db", "min", 58.0, "68.5", "a norm in fp16, at sizes whose squares fp16 cannot hold"),
-    Limit("encoder_fp32", "snr_db", "min", 105.0, "122.7", "against the graph with fp16 weights: another order"),
-    Limit("encoder_fp16", "snr_db", "min", 43.0, "53.1", "every op and weight rounded to fp16"),
-    Limit("logits_fp32", "snr_db", "min", 57.0, "67.9", "inputs and rotary angles are fp16 by contract"),
-    Limit("logits_fp16", "snr_db", "min", 44.0, "55.0", "every op and weight rounded to fp16"),
-    Limit("padding", "snr_db", "min", 110.0, "131.3", "padded rows change nothing but the order of a few sums"),
-    Limit("planted_fault", "snr_db", "max", 40.0, "12.9", "a wrong position or angle; every limit above is higher"),
+    Limit("graph", "snr_db", "min", 110.0, 120.9, "float32 in another order of operations"),
+    Limit("fp16_norm", "snr_db", "min", 58.0, 68.5, "a norm in fp16, at sizes whose squares fp16 cannot hold"),
+    Limit("encoder_fp32", "snr_db", "min", 105.0, 122.7, "against the graph with fp16 weights: another order"),
+    Limit("encoder_fp16", "snr_db", "min", 43.0, 53.1, "every op and weight rounded to fp16"),
+    Limit("logits_fp32", "snr_db", "min", 57.0, 67.9, "inputs and rotary angles are fp16 by contract"),
+    Limit("logits_fp16", "snr_db", "min", 44.0, 55.0, "every op and weight rounded to fp16"),
+    Limit("padding", "snr_db", "min", 110.0, 131.3, "padded rows change nothing but the order of a few sums"),
+    Limit("planted_fault", "snr_db", "max", 40.0, 12.9, "a wrong position or angle; every limit above is higher"),
 )
 LIMITS = {row.quantity: row for row in ROWS}
 

@@ -163,6 +163,23 @@ def test_saturation_is_told_and_written_down(tmp_path: Path, heard: Any, monkeyp
     assert read_manifest(build)["saturated"] == {"decoder.embed_tokens.weight": 1}
 
 
+def test_what_goes_beyond_a_devices_limits_is_told(tmp_path: Path, heard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    monkeypatch.setattr("export.build.AXIS_CAP", model.config.text.vocab_size - 1)
+    monkeypatch.setattr("export.build.PROGRAM_BYTES", 1000)
+
+    def write_package(folder: Path, *_: object) -> None:
+        (folder / "Data").mkdir(parents=True)
+        (folder / "Data" / "weight.bin").write_bytes(bytes(1001))
+
+    monkeypatch.setattr("export.build.write_package", write_package)
+    api.export_model(model, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=heard)
+    assert [note.split(";")[0] for note in heard.notes] == [
+        "LanguageModel.mlpackage holds 0.0 GB in one program",
+        f"the head gives {model.config.text.vocab_size} logits",
+    ]
+
+
 def test_context_beyond_the_model_is_told(
     model: Any, tmp_path: Path, heard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

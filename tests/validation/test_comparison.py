@@ -61,6 +61,16 @@ def test_the_embedded_checkpoint_passes_every_limit(validated):
     assert all(row.same for row in verdict.answers)
 
 
+def test_the_table_states_what_a_validation_measures(validated):
+    """Another processor may sum in another order; a figure that is three times off is out of date."""
+    for row in validated[1].rows:
+        stated = row.limit.measured
+        if row.limit.metric.endswith("_db"):
+            assert abs(row.value - stated) <= 3, row.limit.key
+        else:
+            assert stated / 3 <= row.value <= stated * 3, row.limit.key
+
+
 def test_the_answers_are_right_and_not_all_alike(validated):
     _, verdict = validated
     assert all(row.coreml == row.expected for row in verdict.answers)
@@ -230,7 +240,8 @@ def test_core_ml_runs_behind_the_same_interface(exported_tiny, monkeypatch):
     from validation.samples import shipped_samples
 
     class StandIn:
-        def __init__(self, path, function_name=None):
+        def __init__(self, path, compute_units, function_name=None):
+            assert compute_units == coremltools.ComputeUnit.CPU_AND_NE
             self._model = MILModel(path, function_name=function_name)
 
         def predict(self, data, state=None):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 
-from validation.reference import one_ahead
+from validation.reference import Abandoned, one_ahead, transcribe
 
 
 def test_results_come_in_order_and_at_most_one_is_ahead() -> None:
@@ -18,7 +19,7 @@ def test_results_come_in_order_and_at_most_one_is_ahead() -> None:
         return number
 
     with one_ahead() as results:
-        for place, result in enumerate(results(lambda number=number: task(number) for number in range(5))):
+        for place, result in enumerate(results(lambda stopped, number=number: task(number) for number in range(5))):
             assert result == place
             assert len(begun) <= place + 2
     assert begun == [0, 1, 2, 3, 4]
@@ -27,18 +28,63 @@ def test_results_come_in_order_and_at_most_one_is_ahead() -> None:
 def test_the_next_task_runs_while_a_result_is_used() -> None:
     started = threading.Event()
     with one_ahead() as results:
-        tasks = results([lambda: True, lambda: started.set() or True])
+        tasks = results([lambda stopped: True, lambda stopped: started.set() or True])
         next(tasks)
         assert started.wait(10)
 
 
 def test_a_failure_of_the_reference_reaches_the_caller() -> None:
     with pytest.raises(ZeroDivisionError), one_ahead() as results:
-        list(results([lambda: 1 // 0]))
+        list(results([lambda stopped: 1 // 0]))
 
 
 def test_the_reference_sums_on_one_thread() -> None:
     before = torch.get_num_threads()
     with one_ahead() as results:
-        assert list(results([torch.get_num_threads])) == [1]
+        assert list(results([lambda stopped: torch.get_num_threads()])) == [1]
     assert torch.get_num_threads() == before
+
+
+def test_who_gives_up_does_not_wait_for_the_work() -> None:
+    """The task that runs is told, and ends by itself."""
+    ended: list[bool] = []
+    started = threading.Event()
+
+    def long(stopped: threading.Event) -> None:
+        started.set()
+        ended.append(stopped.wait(60))
+
+    def give_up() -> None:
+        with one_ahead() as results:
+            next(results([lambda stopped: None, long]))
+            started.wait(10)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        give_up()
+    assert ended == [True]
+
+
+def test_a_transcript_that_nobody_wants_is_not_finished() -> None:
+    stopped = threading.Event()
+
+    class Engine:
+        steps = 0
+
+        def reset(self) -> None: ...
+
+        def prefill(self, embeds: object) -> None: ...
+
+        def embed(self, ids: object) -> np.ndarray:
+            return np.zeros((1, 2), np.float32)
+
+        def decode(self, embed: object) -> np.ndarray:
+            self.steps += 1
+            if self.steps == 3:
+                stopped.set()
+            return np.zeros(4, np.float32)
+
+    engine = Engine()
+    with pytest.raises(Abandoned):
+        transcribe(engine, np.zeros((2, 2), np.float32), 100, stopped)  # type: ignore[arg-type]
+    assert engine.steps == 3

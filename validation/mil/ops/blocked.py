@@ -1,7 +1,7 @@
 """Sums of products as a pessimistic device does them, for precision "fp16-accumulate".
 
 Products are summed in float32 over blocks of 32, each block's sum is rounded to fp16, and the blocks are added in
-fp16. 32 is the narrowest block that FACTS reports to matter (54 dB per dot product at 4,864 terms, 74 dB when rounded
+fp16. 32 is the narrowest block that is reported to matter (54 dB per dot product at 4,864 terms, 74 dB when rounded
 once). Arguments come raised to float32; results leave in float32 holding fp16 values.
 """
 
