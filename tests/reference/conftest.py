@@ -49,6 +49,12 @@ def shared_goldens() -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen2_cut() -> Path:
+    """What the golden prompts use of Qwen2's tokenizer, with its ids (`data/cut_qwen2.py`)."""
+    return DATA / "qwen2-cut"
+
+
+@pytest.fixture(scope="session")
 def qwen2_folder() -> Path:
     """The full Qwen2 tokenizer, where the shared reference lies beside the clone."""
     if not (SHARED / "qwen2-tokenizer").is_dir():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_pictures import NAMES, golden_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageDraw, ImageFile
@@ -22,7 +23,8 @@ from fastvlm.progress import Progress
 from fastvlm_ref import image as image_module
 from fastvlm_ref.image import open_image, pixels_to_tensor, preprocess
 
-GOLDEN_ROWS = json.loads((Path(__file__).parents[1] / "data/goldens/preprocess.json").read_text())
+GOLDENS = Path(__file__).parents[1] / "data/goldens"
+GOLDEN_ROWS = json.loads((GOLDENS / "preprocess.json").read_text())
 WAYS = [
     *((kind, {}) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")),
     ("JPEG", {"progressive": True}),
@@ -72,8 +74,8 @@ class Notes(Progress):
 # Goldens
 
 
-def check_golden(folder: Path, row: dict[str, object]) -> None:
-    pixels = preprocess(open_image(folder / row["image"]), row["size"], row["strategy"])
+def check_golden(picture: Image.Image, row: dict[str, object]) -> None:
+    pixels = preprocess(picture, row["size"], row["strategy"])
     assert pixels.shape == (row["size"], row["size"], 3)
     assert pixels.dtype == np.uint8
     assert pixels.mean() == pytest.approx(row["mean"])
@@ -81,13 +83,25 @@ def check_golden(folder: Path, row: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("row", GOLDEN_ROWS, ids=lambda row: f"{row['image']}-{row['size']}")
-def test_golden_bytes(row: dict[str, object], goldens: Path, request: pytest.FixtureRequest) -> None:
-    here = (goldens / row["image"]).exists()
-    check_golden(goldens if here else request.getfixturevalue("shared_goldens"), row)
+def test_golden_bytes(row: dict[str, object], goldens: Path) -> None:
+    """Every row, in any clone: from the file where it travels with the tests, else from the picture drawn again."""
+    path = goldens / row["image"]
+    check_golden(open_image(path) if path.exists() else golden_picture(row["image"]), row)
+
+
+@pytest.mark.parametrize("row", GOLDEN_ROWS, ids=lambda row: f"{row['image']}-{row['size']}")
+def test_golden_bytes_of_the_reference_s_own_files(row: dict[str, object], shared_goldens: Path) -> None:
+    check_golden(open_image(shared_goldens / row["image"]), row)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if (GOLDENS / name).exists()])
+def test_golden_pictures_are_drawn_as_they_were(name: str, goldens: Path) -> None:
+    assert np.array_equal(np.asarray(golden_picture(name)), np.asarray(Image.open(goldens / name)))
 
 
 def test_goldens_travel_with_the_tests(goldens: Path) -> None:
-    assert sum((goldens / row["image"]).exists() for row in GOLDEN_ROWS) >= 6
+    assert sum((goldens / name).exists() for name in NAMES) >= 3
+    assert {row["image"] for row in GOLDEN_ROWS} == set(NAMES)
 
 
 # The two rules

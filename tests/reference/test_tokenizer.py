@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import shutil
@@ -104,6 +105,24 @@ def test_qwen2_itself_from_both_layouts(qwen2_folder: Path, tmp_path: Path) -> N
     compare(built, theirs, texts)
     assert built.size == 151_646
     assert [built.control(name) for name in CONTROLS] == [151_643, 151_644, 151_645]
+
+
+def test_the_cut_of_qwen2_is_what_its_script_cuts(qwen2_folder: Path, qwen2_cut: Path, data: Path) -> None:
+    spec = importlib.util.spec_from_file_location("cut_qwen2", data / "cut_qwen2.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    whole = json.loads((qwen2_folder / "tokenizer.json").read_text("utf-8"))
+    stored = json.loads((qwen2_cut / "tokenizer.json").read_text("utf-8"))
+    assert script.cut(whole, by_library(qwen2_folder)) == stored
+
+
+def test_qwen2_s_ids_in_any_clone(qwen2_cut: Path) -> None:
+    cut = load_tokenizer(qwen2_cut, 151_936)
+    assert cut.size == 151_646
+    assert [cut.control(name) for name in CONTROLS] == [151_643, 151_644, 151_645]
+    for name in CONTROLS:
+        assert not {cut.control(name) for name in CONTROLS} & set(cut.encode(name))
+        assert cut.decode(cut.encode(name)) == name
 
 
 def test_parts_as_transformers_reads_them(bpe_folder: Path, tmp_path: Path) -> None:
