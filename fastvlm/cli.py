@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -25,7 +26,7 @@ import click
 
 from fastvlm import __version__
 from fastvlm.commands.options import Settings, debug
-from fastvlm.errors import FastVLMError
+from fastvlm.errors import FastVLMError, MissingBase
 
 COMMANDS = ("export", "validate", "run", "inspect", "train", "doctor")  # in the order they are typed
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
@@ -72,7 +73,8 @@ class Commands(click.Group):
             code = super().main(args, prog_name, standalone_mode=False, obj=settings, **extra)
             sys.stdout.flush()
         except Exception as error:
-            code = _report(error, settings.debug)
+            typed = sys.argv[1:] if args is None else args
+            code = _report(_with_command(error, typed), settings.debug)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -114,6 +116,14 @@ def _silence_stdout() -> None:
     """What is still buffered has no reader: the flush at exit must not fail a second time."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _with_command(error: Exception, typed: Sequence[str]) -> Exception:
+    """Ends an error that only lacks options with the command to type: the one that was typed, with them."""
+    if isinstance(error, MissingBase):
+        command = shlex.join(["fastvlm", *typed, *error.options])
+        return MissingBase(f"{error}; type: {command}", error.options).with_traceback(error.__traceback__)
+    return error
 
 
 def _report(error: Exception, show_traceback: bool) -> int:

@@ -10,6 +10,7 @@ Each message says what was found, what was expected and what to do next. The com
     ├── CheckpointError           the folder is no checkpoint, or its files are damaged
     │   ├── ConfigError           config.json: unknown model_type, missing or impossible fields
     │   ├── TensorError           missing, extra or misshapen tensors (all of them listed)
+    │   ├── MissingBase           a LoRA adapter alone; carries the options that the same command lacks
     │   └── TokenizerError        no tokenizer, or one that does not fit the vocabulary
     ├── ImageError                not an image, truncated, too large, or a format whose plugin is missing
     ├── PromptError               empty, or too long for the context (names the three numbers)
@@ -50,6 +51,14 @@ class ConfigError(CheckpointError):
 
 class TensorError(CheckpointError):
     """Tensors are missing, extra or misshapen; the message lists all of them."""
+
+
+class MissingBase(CheckpointError):
+    """A LoRA adapter without the checkpoint it was trained on; `options` are what a command lacks to read it."""
+
+    def __init__(self, message: str, options: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.options = options
 
 
 class TokenizerError(CheckpointError):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvlm.errors import CheckpointError, ConfigError, TensorError
+from fastvlm.errors import CheckpointError, ConfigError, MissingBase, TensorError
 from fastvlm_ref.checkpoint.folder import read_json
 from fastvlm_ref.checkpoint.layouts import own_names, unused, unwrapped
 from fastvlm_ref.checkpoint.tensors import LazyTensor, TensorFile, computed
@@ -68,13 +68,15 @@ def is_adapter(folder: Path) -> bool:
     )
 
 
-def needs_base(folder: Path) -> CheckpointError:
-    """Returns the error for an adapter without its base, with the command to type."""
+def needs_base(folder: Path) -> MissingBase:
+    """Returns the error for an adapter without its base, with the options that the command lacks."""
     named = read_json(folder / CONFIG).get("base_model_name_or_path")
-    base = shlex.quote(named) if isinstance(named, str) and named else "CHECKPOINT"
+    base = named if isinstance(named, str) and named else "CHECKPOINT"
     pickle = any((folder / name).is_file() for name in (ADAPTERS[1], OTHERS[1])) and not (folder / OTHERS[0]).is_file()
-    command = f"fastvlm export {shlex.quote(str(folder))} --base {base}{' --allow-pickle' if pickle else ''} -o BUILD"
-    return CheckpointError(f"{folder} is a LoRA adapter, which needs the checkpoint it was trained on; type: {command}")
+    options = ("--base", base, *(["--allow-pickle"] if pickle else []))
+    return MissingBase(
+        f"{folder} is a LoRA adapter, which needs the checkpoint it was trained on; add {shlex.join(options)}", options
+    )
 
 
 def open_adapter(folder: Path, allow_pickle: bool) -> Adapter:

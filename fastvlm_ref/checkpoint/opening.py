@@ -50,6 +50,11 @@ def open_checkpoint(path: str | Path, base: str | Path | None, allow_pickle: boo
     return _opened(opened, source, opened.notes + _other_tiny(name))
 
 
+def folder_of(path: str | Path) -> Path:
+    """Returns the folder that a CHECKPOINT means: the embedded one's for "tiny"."""
+    return _located(path)[0]
+
+
 def _located(path: str | Path) -> tuple[Path, str | None]:
     """The word `tiny` is the embedded checkpoint; `./tiny`, or any Path, is a folder."""
     return (TINY, EMBEDDED) if path == EMBEDDED else (Path(path), None)

@@ -142,7 +142,6 @@ class _Steps(Dataset[list[Batch]]):
         return self.stage.steps
 
     def __getitem__(self, step: int) -> list[Batch]:
-        torch.set_num_threads(1)  # the other threads belong to the step that trains
         return [self.source.batch(self.stage, step, part) for part in range(self.stage.replicas)]
 
 
@@ -154,4 +153,9 @@ def batches(source: Source, stage: Stage, start: int, stop: int, *, background: 
         return
     # spawned, not forked: this process has threads, and a fork may deadlock on what they hold
     ahead: dict[str, Any] = {"num_workers": 1, "prefetch_factor": 6, "multiprocessing_context": "spawn"}
-    yield from DataLoader(steps, batch_size=None, sampler=range(start, stop), **ahead)
+    yield from DataLoader(steps, batch_size=None, sampler=range(start, stop), worker_init_fn=_one_thread, **ahead)
+
+
+def _one_thread(_: int) -> None:
+    """In the background process alone: the other threads belong to the step that trains."""
+    torch.set_num_threads(1)

@@ -32,6 +32,7 @@ EXAMPLES = (
     Example("number.png", 192, "number"),
     Example("wide.png", 730, "colour"),
 )
+FILES = (*(example.name for example in EXAMPLES), "examples.json")  # all that `write_examples` makes
 
 
 def write_examples(folder: Path) -> None:

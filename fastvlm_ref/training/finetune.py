@@ -7,19 +7,27 @@ Notable choices:
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from fastvlm.errors import UsageError
+from fastvlm.hashes import sha256_bytes
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.checkpoint.load import read_config
+from fastvlm_ref.checkpoint.opening import open_checkpoint
 from fastvlm_ref.checkpoint.source import Source, licence_files
+from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.prompt import find_template
 from fastvlm_ref.training.loop import train_stage
-from fastvlm_ref.training.rows import UserRows, read_rows
+from fastvlm_ref.training.rows import UserRows, read_rows, rows_hash
 from fastvlm_ref.training.saving import save_llava
 from fastvlm_ref.training.stages import STAGES, Stage
+from fastvlm_ref.training.state import StateFile
 
 AMLR = "apple-amlr"
 AMLR_SENTENCE = (
@@ -29,22 +37,37 @@ AMLR_SENTENCE = (
 
 
 def finetune(
-    checkpoint: str, data: Path, work: Path, *, stage: Stage, image_size: int | None = None, progress: Progress = SILENT
-) -> FastVLM:
+    checkpoint: str | Path, data: Path, work: Path, *, stage: Stage, image_size: int | None = None,
+    progress: Progress = SILENT, **reading: Any,
+) -> FastVLM:  # fmt: skip
     """Returns the trained model in eval mode; `image_size` None keeps the checkpoint's own side.
 
-    Raises UsageError for rows that cannot be used, CheckpointError as `load_checkpoint` does.
+    `reading` are further options of `load_checkpoint`. Raises UsageError for rows that cannot be used, CheckpointError
+    as `load_checkpoint` does, and where the state in `work` is damaged or was made from anything else.
     """
     rows = read_rows(data)
-    model = load_checkpoint(checkpoint, progress=progress)
+    model = load_checkpoint(checkpoint, progress=progress, **reading)
     assert model.tokenizer is not None
     side = image_size or model.config.vision.image_size
     if side % model.config.vision.stride:
         raise UsageError(f"--image-size is {side}, expected a multiple of {model.config.vision.stride}")
     stage = replace(stage, image_size=side)
-    train_stage(model, stage, UserRows(rows, model.tokenizer, model.config), work, progress=progress)
+    made_from = {"rows": rows_hash(rows, progress), **_identity(model, progress)}
+    source = UserRows(rows, model.tokenizer, model.config)
+    train_stage(model, stage, source, work, made_from=made_from, progress=progress)
     model.config = replace(model.config, vision=replace(model.config.vision, image_size=side))
     return model.eval()
+
+
+def _identity(model: FastVLM, progress: Progress) -> dict[str, str]:
+    """Returns what tells one checkpoint from another, and what its rows go through."""
+    assert model.source is not None
+    files = {name: file["sha256"] for name, file in model.source.files(progress).items()}
+    return {
+        "checkpoint": sha256_bytes(json.dumps(files, sort_keys=True).encode()),
+        "image rule": model.config.image_rule,
+        "prompt": json.dumps(asdict(model.config.prompt), sort_keys=True),
+    }
 
 
 def finetune_stage(name: str, steps: int | None, rows_a_step: int | None, rate: float | None) -> Stage:
@@ -61,6 +84,11 @@ def finetune_stage(name: str, steps: int | None, rows_a_step: int | None, rate: 
     )  # fmt: skip
 
 
+def end_run(work: Path, stage: Stage) -> None:
+    """Removes the state of a run whose result is published: it is large, and the next run begins anew."""
+    StateFile(work, stage, {}).remove()
+
+
 def write_finetuned(model: FastVLM, folder: Path) -> None:
     """Writes the LLaVA folder with the base's licence files and a card that names the base."""
     assert model.tokenizer is not None
@@ -74,6 +102,23 @@ def write_finetuned(model: FastVLM, folder: Path) -> None:
         f"Its licence is that of the model it was made from: {licence}.\n{said}",
         encoding="utf-8",
     )
+
+
+def unstated(model: FastVLM, folder: Path) -> list[str]:
+    """Returns the options with which `folder` must be read because it cannot state them: template, system text."""
+    wanted, options = model.config.prompt, []
+    opened = open_checkpoint(folder, None, False)
+    read = read_config(opened, image_rule=None, template=None, system=None).prompt
+    if read.template != wanted.template:
+        options += ["--template", wanted.template]
+        read = read_config(opened, image_rule=None, template=wanted.template, system=None).prompt
+    if _system(read) != _system(wanted):
+        options += ["--system", _system(wanted)]
+    return options
+
+
+def _system(prompt: PromptConfig) -> str:
+    return find_template(prompt.template).system if prompt.system is None else prompt.system
 
 
 def _copy_licences(source: Source, folder: Path) -> None:

@@ -12,23 +12,22 @@ Source of the settings: FastVLM, arXiv 2412.13303 (AdamW, cosine, warm-up 0.03).
 from __future__ import annotations
 
 import json
-import os
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastvlm.errors import CheckpointError
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.threads import one_thread
 from fastvlm_ref.training.batches import Batch, Source, batches
 from fastvlm_ref.training.finding import FindingHeads
 from fastvlm_ref.training.packing import Packed, answer_loss, layer_states
 from fastvlm_ref.training.replicas import Replicas
 from fastvlm_ref.training.stages import PARTS, Stage
+from fastvlm_ref.training.state import StateFile
 from fastvlm_ref.training.supervision import DenseHeads
 
 LOG_EVERY = 20
@@ -116,12 +115,14 @@ def optimiser(learner: Learner, stage: Stage) -> torch.optim.AdamW:
     return torch.optim.AdamW(listed, lr=stage.rate, betas=stage.betas)
 
 
+@one_thread()  # with more of torch's own, they would take the cores of the replicas' threads
 def train_stage(
     model: FastVLM,
     stage: Stage,
     source: Source,
     work: Path,
     *,
+    made_from: Mapping[str, str],
     stop_at: int | None = None,
     save_every: int = 200,
     background: bool = True,
@@ -129,31 +130,36 @@ def train_stage(
 ) -> None:
     """Trains `model` in place from where the state in `work` stands to the stage's end (or `stop_at`).
 
-    Writes `work/<stage>.pt` (state) and lines of `work/curve.jsonl` (step, loss, seconds).
-    Raises CheckpointError where the state was saved by another version of the stage.
+    `made_from` identifies the model's first values and the data. Writes `work/<stage>.pt` (state) and lines of
+    `work/curve.jsonl` (step, loss, seconds). Raises CheckpointError where the state is damaged or another run's,
+    OutputError where it cannot be written.
     """
+    work.mkdir(parents=True, exist_ok=True)
     prepare(model, stage)
     learner = Learner(model, stage)
     adam = optimiser(learner, stage)
-    start = _resume(work / f"{stage.name}.pt", stage, learner, adam)
+    state = StateFile(work, stage, made_from)
+    start = _resume(state, learner, adam)
     stop = stage.last_step if stop_at is None else min(stop_at, stage.last_step)
     learning = [parameter for group in adam.param_groups for parameter in group["params"]]
     replicas = Replicas(learner, _loss, stage.replicas)
     curve = _Curve(work / "curve.jsonl", stage)
-    with progress.stage(f"Training: {stage.name}", stage.steps) as advance:
-        advance(start)
-        for step, parts in enumerate(batches(source, stage, start, stop, background=background), start):
-            for group in adam.param_groups:
-                group["lr"] = stage.rate * stage.rate_at(step) * group["share"]
-            loss, seen = replicas.backward(parts)
-            nn.utils.clip_grad_norm_(learning, stage.clip)
-            adam.step()
-            curve.note(step, loss, seen)
-            if (step + 1) % save_every == 0 or step + 1 == stop:
-                replicas.settle()
-                _save(work / f"{stage.name}.pt", stage, step + 1, learner, adam)
-            advance(1)
-    replicas.close()
+    try:
+        with progress.stage(f"Training: {stage.name}", stage.steps) as advance:
+            advance(start)
+            for step, parts in enumerate(batches(source, stage, start, stop, background=background), start):
+                for group in adam.param_groups:
+                    group["lr"] = stage.rate * stage.rate_at(step) * group["share"]
+                loss, seen = replicas.backward(parts)
+                nn.utils.clip_grad_norm_(learning, stage.clip)
+                adam.step()
+                curve.note(step, loss, seen)
+                if (step + 1) % save_every == 0 or step + 1 == stop:
+                    replicas.settle()
+                    _save(state, step + 1, learner, adam)
+                advance(1)
+    finally:
+        replicas.close()
 
 
 def _loss(learner: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -161,30 +167,20 @@ def _loss(learner: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     return result
 
 
-def finished(stage: Stage, model: FastVLM, work: Path) -> bool:
+def finished(stage: Stage, model: FastVLM, work: Path, made_from: Mapping[str, str]) -> bool:
     """Returns whether `work` holds the finished stage, and if so gives `model` the parts that it learned."""
-    path = work / f"{stage.name}.pt"
-    if not path.exists():
+    file = StateFile(work, stage, made_from)
+    state = file.read()
+    if state is None or state["step"] < stage.last_step:
         return False
-    state = _read(path, stage)
-    if state["step"] < stage.last_step:
-        return False
-    _load_parts(model, state["parts"])
+    with file.intact():
+        _load_parts(model, state["parts"])
     return True
 
 
-def _save(path: Path, stage: Stage, step: int, learner: Learner, adam: torch.optim.AdamW) -> None:
-    state: dict[str, Any] = {
-        "stage": asdict(stage),
-        "step": step,
-        "parts": {part: getattr(learner.model, part).state_dict() for part in stage.trains},
-        "heads": _heads(learner).state_dict(),
-        "adam": adam.state_dict(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_suffix(".new")
-    torch.save(state, staged)
-    os.replace(staged, path)  # a run that is killed while saving loses nothing
+def _save(file: StateFile, step: int, learner: Learner, adam: torch.optim.AdamW) -> None:
+    parts = {part: getattr(learner.model, part).state_dict() for part in file.stage.trains}
+    file.save(step, parts, _heads(learner).state_dict(), adam.state_dict())
 
 
 def _heads(learner: Learner) -> nn.ModuleDict:
@@ -193,26 +189,15 @@ def _heads(learner: Learner) -> nn.ModuleDict:
     return nn.ModuleDict({name: module for name, module in heads.items() if module is not None})
 
 
-def _resume(path: Path, stage: Stage, learner: Learner, adam: torch.optim.AdamW) -> int:
-    if not path.exists():
+def _resume(file: StateFile, learner: Learner, adam: torch.optim.AdamW) -> int:
+    state = file.read()
+    if state is None:
         return 0
-    state = _read(path, stage)
-    _load_parts(learner.model, state["parts"])
-    _heads(learner).load_state_dict(state["heads"])
-    adam.load_state_dict(state["adam"])
+    with file.intact():
+        _load_parts(learner.model, state["parts"])
+        _heads(learner).load_state_dict(state["heads"])
+        adam.load_state_dict(state["adam"])
     return int(state["step"])
-
-
-def _read(path: Path, stage: Stage) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    found = {**state["stage"], "trains": tuple(state["stage"]["trains"]), "betas": tuple(state["stage"]["betas"])}
-    if found != asdict(stage):
-        changed = sorted(key for key, value in asdict(stage).items() if found.get(key) != value)
-        raise CheckpointError(
-            f"{path} was saved with other settings of stage {stage.name} ({', '.join(changed)}); "
-            "continue with the settings it was started with, or choose another --work folder"
-        )
-    return state
 
 
 def _load_parts(model: FastVLM, parts: dict[str, dict[str, Tensor]]) -> None:
@@ -236,7 +221,6 @@ class _Curve:
             means = {name: float(f"{sum(values) / len(values):.4g}") for name, values in self.values.items()}
             seconds = round(time.monotonic() - self.since, 1)
             line = {"stage": self.stage.name, "step": step + 1, "seconds": seconds, **means}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             self.values, self.since = {}, time.monotonic()

@@ -8,7 +8,6 @@ Notable choices:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from fastvlm.progress import SILENT, Progress
@@ -20,10 +19,11 @@ from fastvlm_ref.training.examples import write_examples
 from fastvlm_ref.training.initial import initialise
 from fastvlm_ref.training.loop import finished, train_stage
 from fastvlm_ref.training.saving import save_llava
-from fastvlm_ref.training.stages import RECIPE, TINY, Stage
+from fastvlm_ref.training.stages import RECIPE, TINY
 from fastvlm_ref.training.vocabulary import write_vocabulary
 
 SEED = 0  # of the first values
+MADE_FROM = {"recipe": f"tiny, first values of seed {SEED}, drawn scenes"}  # the rest is in the stages
 
 CARD = """---
 license: apache-2.0
@@ -45,17 +45,18 @@ def start_model() -> FastVLM:
     return model
 
 
-def run_recipe(
-    work: Path, *, stages: Sequence[Stage] = RECIPE, only: str | None = None, progress: Progress = SILENT
-) -> FastVLM:
-    """Returns the model after all `stages` (or as far as `only` takes it), going on from what `work` holds."""
+def run_recipe(work: Path, *, progress: Progress = SILENT) -> FastVLM:
+    """Returns the model after all stages of the recipe, going on from what `work` holds.
+
+    Raises CheckpointError where a state in `work` is damaged or belongs to another run.
+    """
     work.mkdir(parents=True, exist_ok=True)
     write_vocabulary(work)
     tokenizer = load_tokenizer(work, TINY.text.vocab_size)
     model = start_model()
-    for stage in stages:
-        if not finished(stage, model, work) and only in (None, stage.name):
-            train_stage(model, stage, DrawnScenes(tokenizer), work, progress=progress)
+    for stage in RECIPE:
+        if not finished(stage, model, work, MADE_FROM):
+            train_stage(model, stage, DrawnScenes(tokenizer), work, made_from=MADE_FROM, progress=progress)
     return model
 
 

@@ -60,11 +60,6 @@ class Replicas(Generic[Half]):
         return float(loss.detach()), seen
 
 
-def leave_threads_to_replicas() -> None:
-    """Gives torch one thread for each replica's thread: with more of its own, they would take each other's cores."""
-    torch.set_num_threads(1)
-
-
 def _sharing_copy(module: nn.Module) -> nn.Module:
     replica = copy.deepcopy(module)
     for own, shared in zip(replica.parameters(), module.parameters(), strict=True):

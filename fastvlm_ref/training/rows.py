@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from fastvlm.errors import TokenizerError, UsageError
+from fastvlm.hashes import hash_files, sha256_bytes
+from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.config import IMAGE_TOKEN, FastVLMConfig
 from fastvlm_ref.image import open_image, preprocess
 from fastvlm_ref.prompt import encode_prompt, find_template
@@ -62,6 +64,13 @@ def read_rows(data: Path) -> list[Row]:
     if not rows:
         raise UsageError(f'{data} holds no rows; expected lines of {{"image": …, "prompt": …, "answer": …}}')
     return rows
+
+
+def rows_hash(rows: list[Row], progress: Progress = SILENT) -> str:
+    """Returns the SHA-256 of all prompts, answers and picture files in their order: equal for equal data alone."""
+    pictures = hash_files({str(row.image): row.image for row in rows}, "Hashing the pictures", progress)
+    lines = [(pictures[str(row.image)]["sha256"], row.prompt, row.answer) for row in rows]
+    return sha256_bytes(json.dumps(lines).encode())
 
 
 def _row(file: Path, line: str) -> Row | str:

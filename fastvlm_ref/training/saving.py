@@ -22,7 +22,9 @@ from fastvlm_ref.config import FastVLMConfig, PromptConfig
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import QWEN_2, stop_ids
 from fastvlm_ref.tokenizer import Tokenizer
+from fastvlm_ref.training import examples
 
+QWEN2_BOS = "<|endoftext|>"
 PREFIXES = {  # our names -> LLaVA's
     "vision_encoder.": "model.vision_tower.vision_tower.model.",
     "projector.": "model.mm_projector.",
@@ -38,7 +40,7 @@ def save_llava(model: FastVLM, tokenizer: Tokenizer, folder: Path) -> None:
     save_file(tensors, str(weights), metadata={"format": "pt"})
     weights.chmod(0o644)  # safetensors makes it readable by its owner alone
     stops = stop_ids(tokenizer, model.config.prompt)
-    _write_json(folder / "config.json", llava_config(model.config, stops))
+    _write_json(folder / "config.json", llava_config(model.config, stops, first_id(tokenizer)))
     _write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": list(stops)})
     tokenizer.save(folder)
     if (template := chat_template(model.config.prompt)) is not None:
@@ -62,14 +64,21 @@ def chat_template(prompt: PromptConfig) -> str | None:
     )
 
 
-def llava_config(config: FastVLMConfig, stops: tuple[int, ...]) -> dict[str, Any]:
+def first_id(tokenizer: Tokenizer) -> int | None:
+    """Returns `bos_token_id`: what the tokenizer begins texts with; Qwen2's begins none, its configs name the end."""
+    if tokenizer.bos is None and tokenizer.has_control(QWEN2_BOS):
+        return tokenizer.control(QWEN2_BOS)
+    return tokenizer.bos
+
+
+def llava_config(config: FastVLMConfig, stops: tuple[int, ...], bos: int | None) -> dict[str, Any]:
     """Returns the fields of config.json, spelled as Apple's checkpoints spell them."""
     text = config.text
     qwen2 = text.qkv_bias
     return {
         "architectures": ["LlavaQwen2ForCausalLM" if qwen2 else "LlavaLlamaForCausalLM"],
         "model_type": "llava_qwen2" if qwen2 else "llava_llama",
-        "bos_token_id": stops[0] if stops else None,
+        "bos_token_id": bos,
         "eos_token_id": stops[-1] if stops else None,
         "hidden_act": "silu",
         "hidden_size": text.hidden_size,
@@ -107,13 +116,14 @@ def is_trained(folder: Path) -> bool:
 
     Only such a folder may be replaced by `--overwrite`.
     """
-    card = folder / "README.md"
-    if not (folder / "config.json").is_file() or not card.is_file() or "`fastvlm train`" not in card.read_text("utf-8"):
+    try:
+        card = (folder / "README.md").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):  # none, or not one that this project wrote
         return False
-    return all(
-        name in (*TEXT_FILES, "model.safetensors") or is_licence(name) or name.startswith("pictures/")
-        for name in list_tree(folder)
-    )
+    if not (folder / "config.json").is_file() or "`fastvlm train`" not in card:
+        return False
+    ours = {*TEXT_FILES, "model.safetensors", *(f"pictures/{name}" for name in examples.FILES)}
+    return all(name in ours or is_licence(name) for name in list_tree(folder))
 
 
 def _llava_name(name: str) -> str:

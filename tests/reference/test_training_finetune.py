@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from PIL import Image
+from training_rows import train, write_rows
 
-from fastvlm.cli import cli
 from fastvlm.errors import UsageError
+from fastvlm.hashes import list_tree
 from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.training.examples import write_examples
 from fastvlm_ref.training.finetune import AMLR_SENTENCE, finetune_stage, write_finetuned
-from fastvlm_ref.training.loop import train_stage
 from fastvlm_ref.training.rows import Row, UserRows, read_rows
 from fastvlm_ref.training.saving import is_trained
 
@@ -24,17 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """Two rows about one picture of each colour."""
-    for colour in ("red", "blue"):
-        Image.new("RGB", (120, 80), colour).save(tmp_path / f"{colour}.png")
-    lines = [{"image": f"{colour}.png", "prompt": "What is it?", "answer": colour} for colour in ("red", "blue")]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    return file
-
-
-def train(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli, ["train", *map(str, arguments)])
+    return write_rows(tmp_path)
 
 
 def test_a_fine_tune_leaves_a_checkpoint_that_learned(rows: Path, tmp_path: Path) -> None:
@@ -102,6 +93,20 @@ def test_a_trained_folder_with_something_of_the_users_is_not_replaced(tmp_path: 
     assert not is_trained(tmp_path)
 
 
+def test_pictures_of_the_users_are_not_replaced(tmp_path: Path) -> None:
+    write_finetuned(load_checkpoint("tiny"), tmp_path)
+    write_examples(tmp_path / "pictures")
+    assert is_trained(tmp_path)
+    (tmp_path / "pictures" / "holiday.png").write_bytes(b"mine")
+    assert not is_trained(tmp_path)
+
+
+def test_a_card_that_is_no_text_is_somebody_elses(tmp_path: Path) -> None:
+    write_finetuned(load_checkpoint("tiny"), tmp_path)
+    (tmp_path / "README.md").write_bytes(b"`fastvlm train` \xff\xfe")
+    assert not is_trained(tmp_path)
+
+
 def test_a_stage_that_ends_early_for_the_recipe_runs_all_of_a_users_steps() -> None:
     stage = finetune_stage("stage2", 5000, 2, None)
     assert (stage.steps, stage.last_step) == (5000, 5000)
@@ -134,6 +139,20 @@ def test_a_folder_of_rows_is_read_whole(rows: Path) -> None:
         (["-o", "out", "--checkpoint", "tiny", "--data", "rows.jsonl", "--stage", "fourth"], "stage3"),
         (["-o", "out", "--checkpoint", "tiny", "--data", "rows.jsonl", "--image-size", "100"], "64"),
         (["--evaluate", "no-such-folder"], "no-such-folder"),
+        (["--evaluate", "tiny", "-o", "out"], "--output"),
+        (
+            ["--evaluate", "tiny", "--checkpoint", "tiny", "--steps", "5", "--work", "w"],
+            "--checkpoint, --steps, --work",
+        ),
+        (["--evaluate", "tiny", "--overwrite", "--image-size", "256"], "--image-size, --overwrite"),
+        (
+            ["-o", "out", "--checkpoint", "tiny", "--data", "rows.jsonl", "--json", "--questions", "5"],
+            "--questions, --json",
+        ),
+        (["-o", "out", "--json"], "--json"),
+        (["-o", "out", "--base", "tiny"], "--base"),
+        (["-o", "out", "--work", "rows.jsonl"], "rows.jsonl is a file"),
+        (["-o", "out", "--work", "out/work"], "--work"),
     ],
 )
 def test_bad_usage_is_one_line(arguments: list[str], said: str, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +162,33 @@ def test_bad_usage_is_one_line(arguments: list[str], said: str, rows: Path, monk
     assert (result.exit_code, len(errors)) == (2, 1), result.output
     assert said in errors[0]
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (["-o", "ck/sub"], "with -o"),
+        (["-o", "ck", "--overwrite"], "with -o"),
+        (["-o", ".", "--overwrite"], "with -o"),
+        (["-o", "out", "--work", "ck"], "with --work"),
+        (["-o", "out", "--work", "ck/state"], "with --work"),
+    ],
+)
+def test_nothing_is_written_into_a_checkpoint(
+    places: list[str], said: str, tiny: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(rows.parent)
+    shutil.copytree(tiny, "ck")
+    before = list_tree(Path("ck"))
+    result = train("--checkpoint", "ck", "--data", "rows.jsonl", "--steps", 1, "--batch", 1, *places)
+    assert (result.exit_code, said in result.output) == (2, True), result.output
+    assert "lie in each other" in result.output
+    assert list_tree(Path("ck")) == before
+
+
+def test_the_embedded_checkpoint_is_not_written_into_either(rows: Path, tiny: Path) -> None:
+    result = train("--checkpoint", "tiny", "--data", rows, "-o", tiny / "sub", "--steps", 1, "--batch", 1)
+    assert (result.exit_code, "lie in each other" in result.output) == (2, True), result.output
 
 
 def test_measuring_prints_a_table_and_says_no(tmp_path: Path) -> None:
@@ -156,14 +202,3 @@ def test_measuring_prints_a_table_and_says_no(tmp_path: Path) -> None:
     found = json.loads(result.stdout)
     assert found["good"] is False
     assert len(found["rows"]) == 10
-
-
-def test_training_continues_where_it_stopped(rows: Path, tmp_path: Path) -> None:
-    model = load_checkpoint("tiny")
-    assert model.tokenizer is not None
-    source = UserRows(read_rows(rows), model.tokenizer, model.config)
-    stage = finetune_stage("stage3", 4, 2, None)
-    train_stage(model, stage, source, tmp_path / "work", stop_at=2, background=False)
-    train_stage(model, stage, source, tmp_path / "work", background=False)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "work" / "curve.jsonl").read_text().splitlines()]
-    assert steps == [4]

@@ -1,0 +1,105 @@
+"""A run's state on the disk: written whole or not at all, and given back only to the run that it belongs to.
+
+Notable choices:
+- the state says what it was made from (hashes of the checkpoint and of the rows, or the recipe) beside the stage's
+  settings; where either differs it is refused, never continued: the weights would be those of another command;
+- the file is on the disk before it takes its name, so a run that is killed while saving loses nothing.
+It does not know models: it keeps dictionaries of tensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvlm.errors import CheckpointError, OutputError
+from fastvlm_ref.training.stages import Stage
+
+KINDS = {"stage": dict, "made_from": dict, "step": int, "parts": dict, "heads": dict, "adam": dict}
+WORDS = {"pictures": "batch", "replicas": "batch", "vision_rate": "rate", "image_size": "image size"}  # as options say
+
+
+class StateFile:
+    """`work/<stage>.pt` of one run; `made_from` names and identifies everything that the weights depend on."""
+
+    def __init__(self, work: Path, stage: Stage, made_from: Mapping[str, str]) -> None:
+        self.path = work / f"{stage.name}.pt"
+        self.stage, self.made_from = stage, dict(made_from)
+
+    def save(self, step: int, parts: dict[str, Any], heads: dict[str, Any], adam: dict[str, Any]) -> None:
+        """Replaces the file; raises OutputError where it cannot be written."""
+        state = {
+            "stage": asdict(self.stage), "made_from": self.made_from,
+            "step": step, "parts": parts, "heads": heads, "adam": adam,
+        }  # fmt: skip
+        staged = self.path.with_suffix(".new")
+        try:
+            with staged.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(staged, self.path)
+        except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as RuntimeError
+            raise OutputError(
+                f"{self.path} cannot be written ({_first_line(error)}); free some space or choose another --work folder"
+            ) from error
+
+    def read(self) -> dict[str, Any] | None:
+        """Returns the state, None where there is none; raises CheckpointError for damage and for another run's."""
+        if not self.path.exists():
+            return None
+        with self.intact():
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            self._check_kinds(state)
+            changed = self._changed(state)
+        if changed:
+            raise CheckpointError(
+                f"{self.path} belongs to a run of {self.stage.name} with other settings or data ({', '.join(changed)});"
+                " to go on type that run's command, else choose another --work folder or remove this file"
+            )
+        with self.intact():
+            if set(state["parts"]) != set(self.stage.trains) or not 0 <= state["step"] <= self.stage.last_step:
+                raise ValueError(f"it holds step {state['step']} of {sorted(state['parts'])}")
+        return state
+
+    @contextmanager
+    def intact(self) -> Iterator[None]:
+        """Turns whatever a damaged or foreign file makes torch raise into one CheckpointError."""
+        try:
+            yield
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.path} is damaged or no state of such a run ({_first_line(error)}); remove it to start anew, or "
+                "choose another --work folder"
+            ) from error
+
+    def remove(self) -> None:
+        """Removes the file: its run is over."""
+        self.path.unlink(missing_ok=True)
+
+    def _check_kinds(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+        wrong = [name for name, kind in KINDS.items() if not isinstance(state.get(name), kind)]
+        if wrong:
+            raise ValueError(f"it has no {', '.join(wrong)}")
+
+    def _changed(self, state: dict[str, Any]) -> list[str]:
+        """What differs from this run, in the words of the options."""
+        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in state["stage"].items()}
+        found, expected = {**settings, **state["made_from"]}, {**asdict(self.stage), **self.made_from}
+        names = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+        return sorted({WORDS.get(name, str(name)) for name in names})
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
