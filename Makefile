@@ -5,17 +5,20 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --require-virtualenv
 INPUTS := setup.cfg pyproject.toml constraints.txt
 BUILD := build/tiny
+ORACLES := $(VENV)/oracles
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 # A Python that was removed or upgraded leaves an environment that cannot start: then it is made again.
 $(shell $(VENV)/bin/python -c '' 2>/dev/null || rm -f $(VENV)/.ready* $(VENV)/bin/python)
 
-.PHONY: help setup demo test lint clean distclean
+.PHONY: help setup demo test oracles lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   set up, export the embedded checkpoint, run the packages, compare them with PyTorch"
 	@echo "make test   set up, run the tests"
 	@echo "make setup  only set up .venv"
+	@echo "make oracles  compare the model with transformers and timm, and show how closely it agrees"
 	@echo "make lint   formatter, linter and types, in check mode"
 	@echo "make clean  remove what was built (make distclean: .venv too)"
 
@@ -26,6 +29,10 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-test
 	$(VENV)/bin/python -m pytest
+
+# -rP shows what passing tests print: the measured dB.
+oracles: $(VENV)/.ready-oracles
+	PYTHONPATH=$(ORACLES) $(VENV)/bin/python -m pytest -rP tests/reference/test_oracles.py
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff format --check .
@@ -47,11 +54,20 @@ $(VENV)/.ready-test: $(VENV)/.ready
 	$(PIP) install -c constraints.txt -e '.[test]'
 	@touch $@
 
+# In a folder of their own: beside a CPU torch the stock torchvision only imports with the help of
+# tests/reference/torchvision_ops.py, and installed for all it would break transformers. --no-deps: it asks for its own torch.
+$(VENV)/.ready-oracles: $(VENV)/.ready-test
+	rm -rf $(ORACLES)
+	$(PIP) install -c constraints.txt --no-deps --target $(ORACLES) timm torchvision
+	@touch $@
+
 $(VENV)/.ready-dev: $(VENV)/.ready-test
 	$(PIP) install -c constraints.txt -e '.[test,dev]'
 	@touch $@
 
 $(VENV)/bin/python:
 	@python=$$(.ci/find-python) || exit 2; \
-	echo "setting up $(VENV) with $$($$python --version); the first time downloads about 0.5 GB"; \
+	echo "setting up $(VENV) with $$($$python --version); the first time downloads 0.5 GB (with a GPU build of torch: several)"; \
+	if [ "$$(uname -s)" = Linux ] && [ -z "$$PIP_EXTRA_INDEX_URL$$PIP_INDEX_URL$$PIP_FIND_LINKS" ]; then \
+		echo "for torch's CPU build: PIP_EXTRA_INDEX_URL=$(CPU_INDEX) make"; fi; \
 	$$python -m venv --clear $(VENV)

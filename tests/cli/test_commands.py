@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -144,3 +145,23 @@ def test_doctor_says_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert "Error: this machine lacks click, nosuch-package, torch loads;" in result.stderr
     assert "pip install -c constraints.txt 'click>=1.0,<2'" in result.stdout
     assert "No module named 'nosuch_module'" in result.stdout
+
+
+@pytest.mark.parametrize(("memory", "status"), [(8.0e9, "absent"), (8.2e9, "ok"), (None, "absent")])
+def test_doctor_tells_what_an_export_was_measured_to_take(
+    monkeypatch: pytest.MonkeyPatch, root: Path, memory: float | None, status: str
+) -> None:
+    monkeypatch.setattr(doctor_module, "_memory", lambda: memory)
+    found = next(finding for finding in doctor_module._resources() if finding.name == "memory")
+    assert found.status == status
+    assert ("8.1 GB" in found.advice) == (status == "absent")
+    (row,) = [line for line in (root / "docs/benchmarks.md").read_text("utf-8").splitlines() if "| export, 0.5B" in line]
+    assert "| 8.1 GB | 1.46 GB |" in row, "measured anew: change fastvlm/doctor.py too"
+
+
+@pytest.mark.parametrize(("free", "status"), [(2.9e9, "absent"), (3.1e9, "ok")])
+def test_doctor_tells_how_much_disk_a_build_takes(monkeypatch: pytest.MonkeyPatch, free: float, status: str) -> None:
+    monkeypatch.setattr(doctor_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    found = next(finding for finding in doctor_module._resources() if finding.name == "disk")
+    assert found.status == status
+    assert ("1.5 GB" in found.advice) == (status == "absent")

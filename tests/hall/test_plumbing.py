@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +69,57 @@ def test_every_direct_dependency_is_pinned(root: Path, metadata: configparser.Co
     assert sorted(direct) == sorted(pins)
     assert [name for name, pin in pins.items() if not re.fullmatch(r"==\d[\w.]*", pin)] == []
     assert pins["torch"] == "==2.13.0"
+
+
+ROOMS = ("fastvlm", "fastvlm_ref", "export", "validation", "ios_bundle")
+DISTRIBUTIONS = {"PIL": "pillow", "google": "protobuf", "pillow_heif": "pillow-heif"}  # whose names differ
+
+
+def imported(source: str) -> set[str]:
+    """Top-level names that a file imports, also through pytest.importorskip and importlib.import_module."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("importorskip", "import_module")):
+            found |= {word.value for word in node.args[:1] if isinstance(word, ast.Constant)}
+    return {name.split(".")[0] for name in found}
+
+
+def undeclared(files: list[Path], declared: set[str]) -> list[str]:
+    """What `files` import from outside the standard library, this project and `declared`."""
+    own = {*ROOMS, *(path.stem for path in files)}
+    known = {*sys.stdlib_module_names, *own, *(name.replace("-", "_") for name in declared)}
+    return [
+        f"{path.name} imports {name}"
+        for path in files
+        for name in sorted(imported(path.read_text("utf-8")))
+        if DISTRIBUTIONS.get(name, name).replace("-", "_") not in known
+    ]
+
+
+def test_whatever_is_imported_is_declared(root: Path, metadata: configparser.ConfigParser) -> None:
+    required = set(requirements(metadata["options"]["install_requires"]))
+    extras = {name: set(requirements(text)) for name, text in metadata["options.extras_require"].items()}
+    rooms = [path for room in ROOMS for path in (root / room).rglob("*.py")]
+    assert undeclared(rooms, required | extras["heic"]) == []
+    around = [path for name in ("tests", "docs", "benchmarks") for path in (root / name).rglob("*.py")]
+    assert undeclared(around, required.union(extras["heic"], extras["test"], extras["oracles"])) == []
+
+
+@pytest.mark.parametrize(
+    "source", ["import jinja3", "from jinja3.a import b", "def f():\n    import jinja3 as j", "importorskip('jinja3.a')"]
+)
+def test_an_undeclared_import_is_found(tmp_path: Path, source: str) -> None:
+    (tmp_path / "it.py").write_text(f"import os, PIL, it\n{source}")
+    assert undeclared([tmp_path / "it.py"], {"pillow"}) == ["it.py imports jinja3"]
+
+
+def test_every_room_is_typed(root: Path) -> None:
+    """Without the marker, a type checker takes whatever comes from an installed package for Any."""
+    assert [room for room in ROOMS if not (root / room / "py.typed").is_file()] == []
 
 
 def test_the_changelog_speaks_of_this_version(root: Path) -> None:
