@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastvlm.errors import UsageError
-from fastvlm_ref.config import FastVLMConfig
+from fastvlm_ref.config import LARGEST_SIDE, FastVLMConfig
 
 STRIDE = 64  # FastViTHD's: an image side must be a multiple of it
-LARGEST_SIDE = 4096
 ALIGNMENT = 32  # the last axis of a state, and with it C where a graph keeps C last (ct#2631)
 PARTS = ("encoder", "language")
 

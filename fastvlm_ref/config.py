@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+LARGEST_SIDE = 4096  # pixels of an image's side N that anything here accepts: 4096 image tokens
 IMAGE_TOKEN = -200  # LLaVA's mark for "the image goes here" in a row of ids; never a row of the embedding table
 
 

@@ -8,6 +8,7 @@ Batch is 1 throughout: one picture, one conversation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,9 +16,20 @@ import torch
 from numpy.typing import NDArray
 
 from fastvlm.errors import ExecutionError, UsageError
+from fastvlm_ref.config import LARGEST_SIDE
 from fastvlm_ref.image import pixels_to_tensor
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.model.kv_cache import KVCache
+
+LARGER_BUILD = "export again with a larger --context, which is fixed in a build"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a user can do about an engine's limits; each ends a message."""
+
+    larger_context: str
+    not_numbers: str
 
 
 class Engine(Protocol):
@@ -30,6 +42,10 @@ class Engine(Protocol):
     @property
     def image_size(self) -> int:
         """N, the side that pictures are brought to."""
+
+    @property
+    def advice(self) -> Advice:
+        """What to do where the context is too small, or where NaN comes out."""
 
     def tokens_at(self, side: int) -> int:
         """Returns T, how many positions an image of N = `side` takes, before anything is computed."""
@@ -53,16 +69,17 @@ class Engine(Protocol):
 class TorchEngine:
     """The PyTorch model behind `Engine`, with a KV cache of `context` positions in the weights' dtype.
 
-    `image_size` None is the checkpoint's own. Raises UsageError where the side is no multiple of the tower's stride.
+    `image_size` None is the checkpoint's own. Raises UsageError as `check_side` does.
     """
+
+    advice = Advice("use a larger --context", "fetch the checkpoint again, or take an earlier one of its training")
 
     def __init__(self, model: FastVLM, context: int = 2048, image_size: int | None = None) -> None:
         stride = model.config.vision.stride
         self.model = model
         self.context = context
         self.image_size = image_size or model.config.vision.image_size
-        if self.image_size < stride or self.image_size % stride:
-            raise UsageError(f"--image-size is {self.image_size}; it must be a multiple of {stride}")
+        check_side(self.image_size, stride)
         self._cache = self._empty_cache()
 
     def tokens_at(self, side: int) -> int:
@@ -111,6 +128,16 @@ class TorchEngine:
 
     def _empty_cache(self) -> KVCache:
         return KVCache(self.model.config.text, self.context, dtype=self._dtype)
+
+
+def check_side(side: int, stride: int = 1) -> None:
+    """Raises UsageError unless `side` is a multiple of the tower's stride, at most LARGEST_SIDE.
+
+    Before a checkpoint is read its stride is unknown; 1 checks the limit alone.
+    """
+    if not 0 < side <= LARGEST_SIDE or side % stride:
+        multiple = f"a multiple of {stride} " if stride > 1 else ""
+        raise UsageError(f"--image-size is {side}; it must be {multiple}from {stride} to {LARGEST_SIDE}")
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from PIL import Image
 from fastvlm.errors import ExecutionError, PromptError, UsageError
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.config import PromptConfig
-from fastvlm_ref.engine import Engine
+from fastvlm_ref.engine import LARGER_BUILD, Engine
 from fastvlm_ref.image import preprocess
 from fastvlm_ref.prompt import encode_prompt, stop_ids
 from fastvlm_ref.sampling import Sampling, choose
@@ -80,24 +80,32 @@ def generate_ids(
     Raises, at the call and not at the first token, PromptError where the prompt is empty or prompt and answer do not
     fit into the context, UsageError where `max_new_tokens` is below 1.
     """
-    if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    image_tokens = 0 if pixels is None else engine.tokens_at(pixels.shape[0])
-    check_budget(len(ids_before) + image_tokens + len(ids_after), max_new_tokens, engine.context)
+    _check_fits(engine, None if pixels is None else pixels.shape[0], len(ids_before) + len(ids_after), max_new_tokens)
     timings = timings or Timings()
     stops = frozenset(stop_ids)
     return _steps(engine, pixels, ids_before, ids_after, sampling, max_new_tokens, stops, timings, progress)
 
 
-def check_budget(positions: int, max_new_tokens: int, context: int) -> None:
-    """Raises PromptError unless the prompt has positions and, with the answer's, they fit into the context."""
+def _check_fits(engine: Engine, side: int | None, text: int, max_new_tokens: int) -> None:
+    """Raises as `generate_ids` for an image of `side` pixels (or none), `text` ids, and the answer."""
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    image_tokens = 0 if side is None else engine.tokens_at(side)
+    check_budget(text + image_tokens, max_new_tokens, engine.context, engine.advice.larger_context)
+
+
+def check_budget(positions: int, max_new_tokens: int, context: int, larger: str = LARGER_BUILD) -> None:
+    """Raises PromptError unless the prompt has positions and, with the answer's, they fit into the context.
+
+    `larger` says how one gets a larger context: of a build, unless told otherwise.
+    """
     if not positions:
         raise PromptError("the prompt has no positions; there is nothing to continue")
     if positions + max_new_tokens > context:
         raise PromptError(
             f"the prompt takes {positions} positions and the answer up to {max_new_tokens}, together "
             f"{positions + max_new_tokens} of a context of {context}; shorten the prompt, lower --max-new-tokens "
-            "or use a larger --context"
+            f"or {larger}"
         )
 
 
@@ -120,6 +128,8 @@ def generate_text(
     """
     timings = timings or Timings()
     before, after = encode_prompt(tokenizer, text, prompt)
+    # Before the picture is made square, which takes long for a large side.
+    _check_fits(engine, None if image is None else engine.image_size, len(before) + len(after), max_new_tokens)
     with timings.stage("preprocess"):
         pixels = None if image is None else preprocess(image, engine.image_size, image_rule)
     stops = stop_ids(tokenizer, prompt)
@@ -162,7 +172,7 @@ def _steps(
     row, stage = embeds[-1:], "first_token"
     for index in range(max_new_tokens):
         with timings.stage(stage):
-            id_ = choose(engine.decode(row), sampling, generator)
+            id_ = choose(engine.decode(row), sampling, generator, engine.advice.not_numbers)
         if id_ in stops:
             return
         yield id_
@@ -185,7 +195,8 @@ def _prompt_rows(
             features = engine.encode_image(pixels)  # (T, H)
         if not np.isfinite(features).all():
             raise ExecutionError(
-                "the image features hold NaN or infinity; the weights are damaged, or a value left the range of fp16"
+                "the image features hold NaN or infinity; the weights are damaged, or a value left the range of fp16: "
+                f"{engine.advice.not_numbers}"
             )
         parts.append(features)
     if after:

@@ -30,13 +30,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
+            raise UsageError(f"--temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+            raise UsageError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
         if self.greedy and self.top_p < 1:
-            raise UsageError(f"top_p {self.top_p} does nothing at temperature 0 (greedy); set a temperature too")
+            raise UsageError(f"--top-p {self.top_p} does nothing at --temperature 0 (greedy); set a --temperature too")
         if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}; it must be 0 or a positive whole number")
+            raise UsageError(f"--seed is {self.seed}; it must be 0 or a positive whole number")
 
     @property
     def greedy(self) -> bool:
@@ -48,14 +48,19 @@ class Sampling:
         return np.random.Generator(np.random.PCG64(self.seed))
 
 
-def choose(logits: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator) -> int:
-    """Returns the id chosen from logits (V,). Raises ExecutionError where they hold NaN or nothing finite."""
+def choose(
+    logits: NDArray[np.float32],
+    sampling: Sampling,
+    generator: np.random.Generator,
+    advice: str = "compare the model with its source",
+) -> int:
+    """Returns the id chosen from logits (V,). Raises ExecutionError, ending in `advice`, for NaN or nothing finite."""
     top = float(logits.max())  # NaN where any logit is NaN
     if not math.isfinite(top):
         bad = int(np.isnan(logits).sum())
         raise ExecutionError(
             f"the logits are not numbers: {bad} of {logits.size} are NaN, the largest is {top}; "
-            "the weights are damaged, or a value left the range of fp16"
+            f"the weights are damaged, or a value left the range of fp16: {advice}"
         )
     if sampling.greedy:
         return int(logits.argmax())

@@ -7,6 +7,7 @@ nothing of text. What goes into the language model is prepared by `validation.ho
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 
 from fastvlm.build import Build
 from fastvlm.errors import BuildError, UsageError
+from fastvlm_ref.engine import LARGER_BUILD, Advice
 from validation.backends import check_backend, open_package
 from validation.host import EmbeddingTable, causal_mask, pad_rows, plan_prefill, rope_tables
 from validation.mil.registry import only_moves
@@ -41,6 +43,10 @@ class PackageEngine:
         self.build, self.backend, self.precision = build, backend, precision
         self.image_size: int = image_size or next(iter(build.image_sizes), 0)
         self.context = build.context
+        self.advice = Advice(
+            LARGER_BUILD,
+            f"`fastvlm validate {shlex.quote(str(build.folder))}` tells where; copy the build again, or export again",
+        )
         self.peaks: dict[str, float] | None = None
         self.state: Any = None
         self.position = 0

@@ -19,7 +19,7 @@ from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.config import PromptConfig
-from fastvlm_ref.engine import Engine, TorchEngine
+from fastvlm_ref.engine import Engine, TorchEngine, check_side
 from fastvlm_ref.generate import GREEDY, Timings, generate_text
 from fastvlm_ref.image import open_image
 from fastvlm_ref.prompt import prompt_from_record
@@ -113,6 +113,8 @@ def open_session(
         return build_session(read_build(target), backend or "mil", image_size, progress)
     if backend not in (None, "torch"):
         raise UsageError(f"--backend {backend} runs a build folder, and {target} is a checkpoint; export it first")
+    if image_size is not None:
+        check_side(image_size)
     model = load_checkpoint(target, progress=progress, **checkpoint_options)
     if model.tokenizer is None:
         raise UsageError(f"{target} has no tokenizer, and a question needs one")

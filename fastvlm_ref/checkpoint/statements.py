@@ -18,12 +18,11 @@ from fastvlm.errors import ConfigError
 from fastvlm_ref.checkpoint.folder import read_json, read_text
 from fastvlm_ref.checkpoint.source import licence_files
 from fastvlm_ref.checkpoint.text_config import LLAMA, text_section
-from fastvlm_ref.config import IMAGE_TOKEN
+from fastvlm_ref.config import IMAGE_TOKEN, LARGEST_SIDE
 from fastvlm_ref.prompt import find_template, template_option
 
 RULES = ("pad", "crop")
 STRIDE = 64
-SIDE_LIMIT = 4096
 AMLR = "apple-amlr"
 BICUBIC = 3  # Pillow's number
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}  # of a Jinja string; any other escaped character is itself
@@ -234,9 +233,9 @@ def _folder_licence(folder: Path) -> str | None:
 
 
 def _side(value: int, where: str) -> int:
-    if value < STRIDE or value % STRIDE or value > SIDE_LIMIT:
+    if value < STRIDE or value % STRIDE or value > LARGEST_SIDE:
         raise ConfigError(
-            f"{where} states an image side of {value}, expected a multiple of {STRIDE} up to {SIDE_LIMIT}"
+            f"{where} states an image side of {value}, expected a multiple of {STRIDE} up to {LARGEST_SIDE}"
         )
     return value
 

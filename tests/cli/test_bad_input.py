@@ -125,8 +125,22 @@ def test_prompt_longer_than_the_context(refused: Refused, small_checkpoint: Path
     says = (
         f"takes {positions} positions", "up to 4,", f"together {positions + 4} of a context of 512", "--max-new-tokens",
     )  # fmt: skip
-    refused("run", small_checkpoint, picture, question, "--context", 512, "--max-new-tokens", 4, says=says)
-    refused("run", build, picture, question, "--max-new-tokens", 4, says=says)
+    words = (picture, question, "--max-new-tokens", 4)
+    refused("run", small_checkpoint, *words, "--context", 512, says=(*says, "or use a larger --context"))
+    refused("run", build, *words, says=(*says, "or export again with a larger --context"))
+
+
+def test_image_side_beyond_the_limit(refused: Refused, small_checkpoint: Path, picture: Path, tmp_path: Path) -> None:
+    says = ("--image-size is 40960", "to 4096")
+    refused("run", small_checkpoint, picture, "What?", "--image-size", 40960, says=says)
+    refused("run", tmp_path / "absent", picture, "What?", "--image-size", 40960, says=says)  # before it is read
+
+
+def test_logits_that_are_no_numbers(refused: Refused, build: Path, picture: Path) -> None:
+    table = build / "embeddings.bin"
+    table.write_bytes(b"\x00\x7e" * (table.stat().st_size // 2))  # NaN
+    says = ("logits are not numbers", f"`fastvlm validate {build}`", "export again")
+    refused("run", build, picture, "What?", says=says)
 
 
 def test_empty_prompt(refused: Refused, small_checkpoint: Path, picture: Path) -> None:

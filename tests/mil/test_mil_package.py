@@ -187,8 +187,8 @@ def test_every_unknown_op_is_listed_before_anything_runs() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "missing: x0"),
-        ({"x0": np.zeros((2, 3), np.float32), "y": 1}, "unknown: y"),
+        ({}, r"takes x0; missing: x0$"),
+        ({"x0": np.zeros((2, 3), np.float32), "y": 1}, r"takes x0; unknown: y$"),
         ({"x0": np.zeros((3, 2), np.float32)}, r"shape \[3, 2\] given, expected fp32\[2, 3\]"),
         ({"x0": np.zeros((2, 3), np.complex64)}, "complex64 given"),
         ({"x0": "text"}, "given, expected fp32"),

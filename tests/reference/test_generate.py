@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference_limits import check
 
 from fastvlm.errors import ExecutionError, FastVLMError, ImageError, PromptError, TokenizerError, UsageError
-from fastvlm_ref.config import IMAGE_TOKEN
-from fastvlm_ref.engine import TorchEngine
+from fastvlm_ref.config import IMAGE_TOKEN, LARGEST_SIDE
+from fastvlm_ref.engine import Advice, TorchEngine
 from fastvlm_ref.generate import Timings, generate_ids, generate_text
 from fastvlm_ref.image import pixels_to_tensor, preprocess
 from fastvlm_ref.model.fastvlm import FastVLM
@@ -32,6 +33,7 @@ class Recorder:
     """An engine that only notes what is asked of it; its logits always prefer `likes`, one after the other."""
 
     context, image_size = 64, 128
+    advice = Advice("take a longer one", "look at the engine")
 
     def __init__(self, likes: Sequence[int] = (3,)) -> None:
         self.calls: list[tuple[object, ...]] = []
@@ -92,7 +94,7 @@ def test_cached_logits_are_close(lively_model: FastVLM) -> None:
     engine.prefill(rows[:7])
     engine.prefill(rows[7:12])  # in pieces, as a runtime of fixed query length does
     cached = np.stack([engine.decode(rows[at : at + 1]) for at in range(12, 20)])
-    assert np.abs(cached - whole[12:]).max() < 1e-4 * np.abs(whole).max()
+    check("cached", whole[12:], cached)
 
 
 def test_the_answer_depends_on_the_picture_and_the_question(lively_model: FastVLM) -> None:
@@ -172,6 +174,7 @@ def test_budget_is_checked_at_the_call(new: int, fits: bool) -> None:
     with pytest.raises(PromptError) as caught:
         generate_ids(engine, PIXELS, [1, 2], [8, 9], max_new_tokens=new)  # not even started
     assert [int(number) for number in re.findall(r"\d+", str(caught.value))] == [8, 57, 65, 64]
+    assert str(caught.value).endswith("or take a longer one")
     assert engine.calls == []
 
 
@@ -230,9 +233,36 @@ def test_features_that_are_no_numbers() -> None:
             return np.full((IMAGE_TOKENS, 2), np.nan, np.float32)
 
     engine = Broken()
-    with pytest.raises(ExecutionError, match="image features hold NaN"):
+    with pytest.raises(ExecutionError, match=r"image features hold NaN.*: look at the engine"):
         list(generate_ids(engine, PIXELS, [1], [2], max_new_tokens=1))
     assert not any(call[0] == "decode" for call in engine.calls)
+
+
+def test_logits_that_are_no_numbers() -> None:
+    class Broken(Recorder):
+        def decode(self, embed: np.ndarray) -> np.ndarray:
+            return np.full(10, np.nan, np.float32)
+
+    with pytest.raises(ExecutionError, match=r"logits are not numbers.*: look at the engine"):
+        list(generate_ids(Broken(), None, [1], [2], max_new_tokens=1))
+
+
+def test_budget_is_checked_before_the_picture_is_made_square(
+    lively_model: FastVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squared: list[int] = []
+    monkeypatch.setattr("fastvlm_ref.generate.preprocess", lambda *given: squared.append(given[1]))
+    engine = TorchEngine(lively_model, context=64, image_size=1024)
+    with pytest.raises(PromptError, match=r"takes 2[0-9]{2} positions.*use a larger --context"):
+        generate_text(engine, lively_model.tokenizer, picture(), QUESTION)
+    assert squared == []
+
+
+def test_one_limit_for_the_side_of_an_image(lively_model: FastVLM) -> None:
+    for side in (LARGEST_SIDE + 64, 100, -64):
+        with pytest.raises(UsageError, match=f"--image-size is {side}; it must be a multiple of 64 .* to 4096"):
+            TorchEngine(lively_model, image_size=side)
+    TorchEngine(lively_model, image_size=LARGEST_SIDE)
 
 
 # Text

@@ -73,14 +73,14 @@ def test_logits_that_are_no_numbers(sampling: Sampling, bad: list[float]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((-1.0,), "temperature is -1.0"),
-        ((math.nan,), "temperature is nan"),
-        ((math.inf,), "temperature is inf"),
-        ((1.0, 0.0), "top_p is 0.0"),
-        ((1.0, 1.1), "top_p is 1.1"),
-        ((1.0, math.nan), "top_p is nan"),
-        ((0.0, 0.9), "top_p 0.9 does nothing at temperature 0"),
-        ((1.0, 1.0, -1), "seed is -1"),
+        ((-1.0,), "--temperature is -1.0"),
+        ((math.nan,), "--temperature is nan"),
+        ((math.inf,), "--temperature is inf"),
+        ((1.0, 0.0), "--top-p is 0.0"),
+        ((1.0, 1.1), "--top-p is 1.1"),
+        ((1.0, math.nan), "--top-p is nan"),
+        ((0.0, 0.9), "--top-p 0.9 does nothing at --temperature 0"),
+        ((1.0, 1.0, -1), "--seed is -1"),
     ],
 )
 def test_numbers_that_cannot_work(arguments: tuple[float, ...], expected: str) -> None:

@@ -133,9 +133,9 @@ class MILModel:
         missing = [name for name, item in self.inputs.items() if name not in data and not item.optional]
         if unknown or missing:
             raise ExecutionError(
-                f"function {self.function_name!r} takes {', '.join(self.inputs) or 'no inputs'};"
-                + (f" unknown: {', '.join(unknown)};" if unknown else "")
-                + (f" missing: {', '.join(missing)};" if missing else "")
+                f"function {self.function_name!r} takes {', '.join(self.inputs) or 'no inputs'}"
+                + (f"; unknown: {', '.join(unknown)}" if unknown else "")
+                + (f"; missing: {', '.join(missing)}" if missing else "")
             )
         for name, slot in zip(self.plan.inputs, self.plan.body.inputs, strict=True):
             if name in self.inputs:
