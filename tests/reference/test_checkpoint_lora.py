@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from synthetic import SMALL, llava_config, state, write
 from torch import Tensor
 
-from fastvlm.errors import CheckpointError, ConfigError, TensorError
+from fastvlm.errors import CheckpointError, ConfigError, MissingBase, TensorError
 from fastvlm_ref import load_checkpoint
 
 QUERY, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
@@ -211,16 +211,16 @@ def test_a_pickle_is_opened_only_when_allowed_and_never_runs(tmp_path: Path, bas
             load_checkpoint(folder, base=base, allow_pickle=True)
 
 
-def test_without_its_base_one_error_with_the_command(tmp_path: Path) -> None:
+def test_without_its_base_one_error_with_the_options(tmp_path: Path) -> None:
     plain = adapter(tmp_path / "it", factors())
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(MissingBase) as caught:
         load_checkpoint(plain)
-    assert f"type: fastvlm export {plain} --base 'apple/FastVLM 0.5B' -o BUILD" in str(caught.value)
+    assert str(caught.value).endswith("add --base 'apple/FastVLM 0.5B'")
 
     llava = adapter(tmp_path / "that", factors(), {}, base_model_name_or_path=None)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(MissingBase) as caught:
         load_checkpoint(llava)
-    assert f"type: fastvlm export {llava} --base CHECKPOINT --allow-pickle -o BUILD" in str(caught.value)
+    assert caught.value.options == ("--base", "CHECKPOINT", "--allow-pickle")
 
 
 @pytest.mark.parametrize(

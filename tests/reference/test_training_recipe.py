@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fastvlm.hashes import list_tree
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.training import batches, loop, recipe
 from fastvlm_ref.training.stages import RECIPE
+from fastvlm_ref.training.vocabulary import write_vocabulary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,7 +34,22 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             yield parts
 
     monkeypatch.setattr(loop, "batches", foreground)
+    monkeypatch.setattr(recipe, "write_vocabulary", trained_once())
     return made
+
+
+def trained_once() -> Callable[[Path], None]:
+    """Returns `write_vocabulary`, whose seconds are spent in the first call; later ones write the same files again."""
+    files: dict[str, bytes] = {}
+
+    def write(folder: Path) -> None:
+        if not files:
+            write_vocabulary(folder)
+            files.update({file.name: file.read_bytes() for file in folder.iterdir()})
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+
+    return write
 
 
 def test_all_stages_leave_the_folder_and_a_second_call_trains_nothing(
