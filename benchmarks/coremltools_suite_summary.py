@@ -26,7 +26,7 @@ EXPLAINED = {
     "test_linear_fp16": "torch's reference rounds to fp16, 2e-4 off the exact product; the program is float32",
     "test_batchnorm_fp16_weight_with_fp32_param": "torch's reference rounds to fp16; the program is float32",
     "test_gather_nd_int16_indices": "the numbers agree; then it wants int16 indices, which only fp16 programs get",
-    "test_stack_dynamic_range_dim": "expects Core ML to refuse at a default length of 3 what is right at the given 4",
+    "test_stack_dynamic_range_dim": "expects Core ML to refuse, by its default length, what is right at the given one",
     "test_nms_corner_case_iou_equal_threshold": "boxes overlap by exactly the threshold, which the op keeps by its"
     " documentation (IoU > threshold); the test says that Core ML drops them from iOS17 on",
     "test_bmm_with_fp16_inputs": "needs torch's mps device",
