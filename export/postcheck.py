@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from export.contract import FunctionSpec, TensorSpec
+import numpy as np
+
+from export.contract import SCALE, FunctionSpec, TensorSpec
 from export.quiet import import_coremltools
 from fastvlm.errors import PackageError
 
@@ -106,7 +108,41 @@ def _op_problems(function: Any, spec: FunctionSpec) -> list[str]:
         problems += [
             f"{op.type} ({_name(op)}) is {wrong}" for output in op.outputs if (wrong := _shape_problem(output.type))
         ]
+    return problems + [
+        problem
+        for tensor in spec.inputs
+        if tensor.kind == "image"
+        for problem in _scale_problems(function, tensor.name)
+    ]
+
+
+def _scale_problems(function: Any, image: str) -> list[str]:
+    """What keeps an image input from being scale·bytes with no bias: its way is mul by SCALE, cast, convolution."""
+    ops = list(operations(function))
+    scales = {op.outputs[0].name: _scalar(op) for op in ops if op.type == "const"}
+    name, problems = image, []
+    for wanted in ("mul", "cast", "conv"):
+        readers = [op for op in ops if name in _arguments(op)]
+        kinds = [op.type for op in readers]
+        if kinds != [wanted]:
+            return [*problems, f"{name} is read by {kinds}, expected one {wanted}: scale 1/255, bias 0"]
+        if wanted == "mul":
+            found = [scales.get(other) for other in _arguments(readers[0]) if other != image]
+            if found != [np.float32(SCALE)]:
+                problems.append(f"{image} is scaled by {found}, expected {np.float32(SCALE)} (1/255)")
+        name = _name(readers[0])
     return problems
+
+
+def _arguments(op: Any) -> list[str]:
+    """The names that an operation reads."""
+    return [binding.name for value in op.inputs.values() for binding in value.arguments if binding.name]
+
+
+def _scalar(const: Any) -> np.float32 | None:
+    """The value of a float32 constant of one number, None for any other."""
+    values = const.attributes["val"].immediateValue.tensor.floats.values
+    return np.float32(values[0]) if len(values) == 1 else None
 
 
 def _is_float32(kind: Any) -> bool:

@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from typed import Run
 
 from fastvlm import doctor as doctor_module
 from fastvlm.hashes import file_hash
+from fastvlm_ref.engine import TorchEngine
 
 # A manifest that can be read and of which nothing can be run.
 REQUIRED = ("source", "model", "image", "prompt", "functions", "packages", "compression", "files")
@@ -61,6 +63,31 @@ def test_run_answers_alike_from_checkpoint_and_build(
     assert [stage for stage in stages if f"{stage} " not in times] == []
     assert torch_answer.stderr.splitlines()[-1].startswith("next: fastvlm export ")
     assert mil_answer.stderr.splitlines()[-1].startswith("next: fastvlm validate ")
+
+
+def test_run_streams_its_answer(
+    run: Run, small_checkpoint: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text is out before the next token is computed: every step but the first begins with what the last one said."""
+    shown, before_step = [], []
+    echo, decode = click.echo, TorchEngine.decode
+
+    def heard(message: object = None, **options: Any) -> None:
+        shown.append(str(message or "") * (not options.get("err")))
+        echo(message, **options)
+
+    def watched(engine: TorchEngine, row: Any) -> Any:
+        before_step.append("".join(shown))
+        return decode(engine, row)
+
+    monkeypatch.setattr(click, "echo", heard)
+    monkeypatch.setattr(TorchEngine, "decode", watched)
+    result = run("run", small_checkpoint, picture, "What?", "--max-new-tokens", 12)
+    assert result.exit_code == 0, result.stderr
+    assert len(before_step) == 12
+    assert before_step[0] == ""
+    assert all(result.stdout.startswith(text) for text in before_step)
+    assert len(set(before_step)) >= 4, "the text grows from step to step; tokens of half a character are held back"
 
 
 def test_run_draws_by_its_seed(run: Run, small_checkpoint: Path, picture: Path) -> None:
@@ -118,6 +145,26 @@ def test_an_old_verdict_does_not_vouch_for_a_changed_manifest(run: Run, build: P
     assert "validated    no: validation.json cannot be read" in run("inspect", build).stdout
 
 
+def test_inspect_does_not_vouch_for_files_that_changed(run: Run, build: Path) -> None:
+    verdict = {"verdict": "passed", "manifest_sha256": file_hash(build / "manifest.json")["sha256"]}
+    (build / "validation.json").write_text(json.dumps(verdict))
+    assert (
+        "validated    passed (names and sizes of the files agree; they were not hashed here)"
+        in run("inspect", build).stdout
+    )
+    with (build / "embeddings.bin").open("ab") as file:
+        file.write(b"x")
+    (build / "mine.txt").write_text("mine")
+    (line,) = [line for line in run("inspect", build).stdout.splitlines() if line.startswith("  validated ")]
+    assert line.startswith("  validated    no: the files have changed since (embeddings.bin: ")
+    assert line.endswith(" and 1 more)")
+
+
+def test_the_next_step_names_the_checkpoint_that_the_manifest_knows(run: Run, build: Path) -> None:
+    last = run("inspect", build).stderr.splitlines()[-1]
+    assert last == f"next: fastvlm validate {build} --reference CHECKPOINT, where CHECKPOINT is checkpoint"
+
+
 def test_inspect_build_and_package_agree(run: Run, build: Path) -> None:
     whole = json.loads(run("inspect", build, "--json").stdout)
     alone = json.loads(run("inspect", build / "LanguageModel.mlpackage", "--json").stdout)
@@ -155,7 +202,9 @@ def test_doctor_tells_what_an_export_was_measured_to_take(
     found = next(finding for finding in doctor_module._resources() if finding.name == "memory")
     assert found.status == status
     assert ("8.1 GB" in found.advice) == (status == "absent")
-    (row,) = [line for line in (root / "docs/benchmarks.md").read_text("utf-8").splitlines() if "| export, 0.5B" in line]
+    (row,) = [
+        line for line in (root / "docs/benchmarks.md").read_text("utf-8").splitlines() if "| export, 0.5B" in line
+    ]
     assert "| 8.1 GB | 1.46 GB |" in row, "measured anew: change fastvlm/doctor.py too"
 
 

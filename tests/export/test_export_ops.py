@@ -190,3 +190,47 @@ def test_post_condition_finds(language: Any, model: Any, damage: Any, said: str)
     damage(broken)
     with pytest.raises(PackageError, match=said):
         check_package(broken, specs_of(model, "language"), "decode")
+
+
+def reader(proto: Any, name: str) -> Any:
+    """The operation of the first encoder function that reads `name`."""
+    ops = list(operations(proto.mlProgram.functions[f"encode_{SIZES[0]}"]))
+    return next(op for op in ops for value in op.inputs.values() for one in value.arguments if one.name == name)
+
+
+def other_scale(proto: Any) -> None:
+    y = reader(proto, "image").inputs["y"].arguments[0].name
+    ops = operations(proto.mlProgram.functions[f"encode_{SIZES[0]}"])
+    const = next(op for op in ops if op.outputs[0].name == y)
+    const.attributes["val"].immediateValue.tensor.floats.values[0] = 1 / 127.5
+
+
+def divided(proto: Any) -> None:
+    reader(proto, "image").type = "real_div"
+
+
+def biased(proto: Any) -> None:
+    """An fp16 `add` behind the cast, as a bias would make it."""
+    cast = reader(proto, reader(proto, "image").outputs[0].name)
+    reader(proto, cast.outputs[0].name).type = "add"
+
+
+def scale_that_is_computed(proto: Any) -> None:
+    mul = reader(proto, "image")
+    mul.inputs["y"].arguments[0].name = "image"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (other_scale, r"image is scaled by \[.*0\.0078.*\], expected .*0\.0039.* \(1/255\)"),
+        (divided, r"image is read by \['real_div'\], expected one mul"),
+        (biased, r"is read by \['add'\], expected one conv: scale 1/255, bias 0"),
+        (scale_that_is_computed, r"image is scaled by \[\], expected"),
+    ],
+)
+def test_post_condition_holds_the_image_to_its_scale(encoder: Any, model: Any, damage: Any, said: str) -> None:
+    broken = copied(encoder)
+    damage(broken)
+    with pytest.raises(PackageError, match=said):
+        check_package(broken, specs_of(model, "encoder"), f"encode_{SIZES[0]}")

@@ -110,7 +110,8 @@ def test_whatever_is_imported_is_declared(root: Path, metadata: configparser.Con
 
 
 @pytest.mark.parametrize(
-    "source", ["import jinja3", "from jinja3.a import b", "def f():\n    import jinja3 as j", "importorskip('jinja3.a')"]
+    "source",
+    ["import jinja3", "from jinja3.a import b", "def f():\n    import jinja3 as j", "importorskip('jinja3.a')"],
 )
 def test_an_undeclared_import_is_found(tmp_path: Path, source: str) -> None:
     (tmp_path / "it.py").write_text(f"import os, PIL, it\n{source}")

@@ -1,7 +1,7 @@
 """The model beside transformers' own, live: Qwen2, Llama, and FastVlm with timm's tower, in float32.
 
 Weights are random and small; both sides get the same ones, transformers through `save_pretrained` and our reader where
-a whole checkpoint is compared. The limit of 100 dB is DESIGN §5's.
+a whole checkpoint is compared. `make oracles` installs what is needed and prints the figures.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision_ops
+from reference_limits import check
 from synthetic import write_tokenizer
-from torch import Tensor
 
 from fastvlm_ref import load_checkpoint
 from fastvlm_ref.checkpoint.text_config import text_config
@@ -22,17 +22,10 @@ from fastvlm_ref.model.kv_cache import KVCache
 WITHOUT_TIMM = torchvision_ops.usable()  # before transformers, which imports torchvision where it finds it
 transformers = pytest.importorskip("transformers", reason="the oracle is an optional test dependency")
 
-LIMIT_DB = 100.0
 SIZES = {
     "vocab_size": 320, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 6,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "attn_implementation": "eager",
 }  # fmt: skip
-
-
-def snr(found: Tensor, expected: Tensor) -> float:
-    """Signal to noise in dB."""
-    noise = (found.double() - expected.double()).pow(2).sum().clamp_min(1e-300)
-    return float(10 * torch.log10(expected.double().pow(2).sum() / noise))
 
 
 def lively(module: torch.nn.Module) -> None:
@@ -76,7 +69,7 @@ def test_decoder(family: str, tied: bool, theta: float) -> None:
         piece = ids[:, begin:end]
         expected = theirs(piece, past_key_values=past, use_cache=True).logits
         found = ours.head(ours(ours.embed_tokens(piece), cache))
-        assert snr(found, expected) >= LIMIT_DB, f"positions {begin} to {end}: {snr(found, expected):.1f} dB"
+        check("oracle_decoder", expected, found, f"positions {begin} to {end}")
 
 
 with_timm = pytest.mark.skipif(bool(WITHOUT_TIMM), reason=str(WITHOUT_TIMM))
@@ -113,10 +106,10 @@ def test_fast_vlm_with_timms_tower(tmp_path: Path) -> None:
     pixels = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
     features = theirs.model.vision_tower(pixels).last_hidden_state.flatten(2).transpose(1, 2)
     found = ours.vision_encoder(pixels)
-    assert snr(found, features) >= LIMIT_DB, f"features: {snr(found, features):.1f} dB"
+    check("oracle_features", features, found)
     expected = theirs(input_ids=torch.tensor([[5, 6, 300, 300, 300, 300, 7, 8]]), pixel_values=pixels).logits
     logits = ours(torch.tensor([[5, 6, -200, 7, 8]]), pixels)
-    assert snr(logits, expected) >= LIMIT_DB, f"logits: {snr(logits, expected):.1f} dB"
+    check("oracle_logits", expected, logits)
 
 
 @with_timm
@@ -142,4 +135,4 @@ def test_timms_own_training_branches(tmp_path: Path) -> None:
     pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected = theirs.model.vision_tower.double()(pixels).last_hidden_state.flatten(2).transpose(1, 2)
     found = ours.vision_encoder.double()(pixels)
-    assert snr(found, expected) >= LIMIT_DB, f"{snr(found, expected):.1f} dB"
+    check("oracle_branches", expected, found)

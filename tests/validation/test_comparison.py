@@ -81,6 +81,7 @@ def test_validation_json_says_what_the_verdict_says(validated):
     build, verdict = validated
     stored = json.loads((build / "validation.json").read_text("utf-8"))
     assert stored["verdict"] == "passed"
+    assert stored["steps"] == verdict.steps == 32, "what the documents call the default"
     assert stored["manifest_sha256"] == file_hash(build / "manifest.json")["sha256"]
     assert len(stored["limits"]) == len(verdict.rows)
 
