@@ -11,6 +11,8 @@ Names are looked up in their rooms on first use, because torch and coremltools t
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -26,15 +28,31 @@ _ROOM_OF = {
     "FastVLMError": "fastvlm.errors",
 }
 
+
 __all__ = ["__version__", *_ROOM_OF]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _check_room("fastvlm_ref")  # the other rooms import it
+    _check_room(_ROOM_OF[name].partition(".")[0])
     value = getattr(importlib.import_module(_ROOM_OF[name]), name)
     globals()[name] = value
     return value
+
+
+def _check_room(room: str) -> None:
+    """Raises ImportError where another file hides a room: `validation.py` in the user's folder comes before ours."""
+    home = Path(__file__).resolve().parent.parent
+    spec = importlib.util.find_spec(room)
+    found = Path(spec.origin).resolve() if spec and spec.origin else None
+    if found != home / room / "__init__.py":
+        raise ImportError(
+            f"fastvlm needs its own package {room!r}, expected in {home}, and found {found or 'nothing'}; "
+            "run from another folder, or rename what was found",
+            name=room,
+        )
 
 
 def __dir__() -> list[str]:

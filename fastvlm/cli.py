@@ -11,22 +11,27 @@ Tracebacks appear with --debug only. Command modules are imported when they are 
 
 from __future__ import annotations
 
-import importlib
-import os
-import shlex
-import signal
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import Any, NoReturn
 
-import click
+try:
+    import importlib
+    import os
+    import shlex
+    import signal
+    import traceback
+    from collections.abc import Iterator, Sequence
+    from contextlib import contextmanager, suppress
+    from types import FrameType
+    from typing import Any, NoReturn
 
-from fastvlm import __version__
-from fastvlm.commands.options import Settings, debug
-from fastvlm.errors import FastVLMError, MissingBase
+    import click
+
+    from fastvlm import __version__
+    from fastvlm.commands.options import Settings, debug
+    from fastvlm.errors import FastVLMError, MissingBase
+except KeyboardInterrupt:  # these imports take tenths of a second, in which nobody else catches it
+    sys.stderr.write("Interrupted.\n")
+    raise SystemExit(130) from None
 
 COMMANDS = ("export", "validate", "run", "inspect", "train", "doctor")  # in the order they are typed
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
@@ -78,16 +83,23 @@ class Commands(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands, invoke_without_command=True, subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
 @click.version_option(__version__, prog_name="fastvlm", message="%(prog)s %(version)s")
 @debug
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Export FastVLM checkpoints to Core ML, run the packages on any machine, prove that they match PyTorch.
 
     CHECKPOINT is a folder, or `tiny`, the embedded one.
 
     Exit codes: 0 good, 1 the answer is no, 2 wrong usage or bad input, 70 a fault in this program.
     """
+    if context.invoked_subcommand is None:  # click's own answer is an error that holds the whole help
+        click.echo(context.get_help())
+        context.exit(2)
 
 
 def main() -> NoReturn:

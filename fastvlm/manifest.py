@@ -15,13 +15,13 @@ from typing import Any
 
 from fastvlm.errors import BuildError, FastVLMError
 from fastvlm.hashes import FileHash, list_tree, sha256_file
-from fastvlm.paths import contained
+from fastvlm.paths import check_entry, contained
 from fastvlm.progress import SILENT, Advance, Progress
 
 SCHEMA = "0.1"
 NAME = "manifest.json"
 
-# What every reader may rely on; the other fields (docs/architecture.md) depend on what was asked for (`--only encoder`).
+# What every reader may rely on; other fields (docs/architecture.md) depend on what was asked for (`--only encoder`).
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "schema": str,
     "fastvlm_version": str,
@@ -68,6 +68,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     file = path if path.is_file() else path / NAME
+    check_entry(path)
     manifest = _load(file)
     _check_schema(manifest, file)
     _check_fields(manifest, file)
@@ -101,6 +102,18 @@ def _foreign(root: Path, manifest: dict[str, Any]) -> list[str]:
     return [name for name in found if not name.endswith("/.DS_Store") and not _UNFINISHED.fullmatch(name)]
 
 
+def find_changes(build: str | Path, manifest: dict[str, Any]) -> list[str]:
+    """What differs from the manifest as far as sizes and names tell, which costs nothing: no byte is read.
+
+    Raises BuildError for a path that leads out of the build.
+    """
+    root, files = Path(build), manifest["files"]
+    problems = (_size_problem(contained(root, name), name, entry) for name, entry in files.items())
+    return [problem for problem in problems if problem] + [
+        f"{name}: not in the manifest" for name in _foreign(root, manifest)
+    ]
+
+
 def check_files(build: str | Path, manifest: dict[str, Any], progress: Progress = SILENT) -> None:
     """Compare every file of a build with its manifest; BuildError lists all that are missing, changed or foreign."""
     root, files = Path(build), manifest["files"]
@@ -117,12 +130,18 @@ def check_files(build: str | Path, manifest: dict[str, Any], progress: Progress 
 def _problem(root: Path, name: str, entry: FileHash, advance: Advance) -> str | None:
     """What is wrong with one listed file, or None."""
     path = contained(root, name)
+    if problem := _size_problem(path, name, entry):
+        return problem
+    if sha256_file(path, advance) != entry["sha256"]:
+        return f"{name}: its bytes changed (sha256 differs)"
+    return None
+
+
+def _size_problem(path: Path, name: str, entry: FileHash) -> str | None:
     if not path.is_file():
         return f"{name}: missing"
     if (size := path.stat().st_size) != entry["bytes"]:
         return f"{name}: {size:,} bytes, expected {entry['bytes']:,}"
-    if sha256_file(path, advance) != entry["sha256"]:
-        return f"{name}: its bytes changed (sha256 differs)"
     return None
 
 

@@ -7,6 +7,7 @@ no drive letter, no link anywhere on the way, so a manifest cannot make a reader
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from pathlib import Path
@@ -44,6 +45,12 @@ def contained(root: Path, relative: object, error: type[FastVLMError] = BuildErr
         if _is_link(path):
             raise error(f"{path} is a link, expected a plain file or folder; copy the folder with its links followed")
     return path
+
+
+def check_entry(folder: Path, error: type[FastVLMError] = BuildError) -> None:
+    """Raises `error` for a folder that may not be listed or entered; what is no folder is the caller's to refuse."""
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise error(f"{folder} may not be read by this user; check the permissions of the folder")
 
 
 def _is_link(path: Path) -> bool:

@@ -58,6 +58,8 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
     if not path.is_file():
         found = "no file" if path.exists() else "not there"
         raise ImageError(f"{path} is {found}; expected a picture ({', '.join(FORMATS)})")
+    if not path.stat().st_size:
+        raise ImageError(f"{path} is empty (0 bytes); expected a picture, copy it or save it again")
     formats = _formats(path)
     try:
         with warnings.catch_warnings(record=True) as told:

@@ -21,6 +21,8 @@ from fastvlm.manifest import check_files, dump
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import replace_file
 from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.checkpoint.opening import open_checkpoint
+from fastvlm_ref.checkpoint.source import differing
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
@@ -99,17 +101,23 @@ def _load_reference(
             raise UsageError(f"this build was made from {build.source_id}; name it: --reference CHECKPOINT")
         reference = "tiny"
     told: dict[str, Any] = {**build.source_options, **options}
+    source = open_checkpoint(reference, told.get("base"), told.get("allow_pickle", False)).source
+    sizes = {name: path.stat().st_size for name, path in source.paths.items()}
+    listed = {name: row.get("bytes") for name, row in build.source_files.items() if isinstance(row, dict)}
+    _check_same(build, reference, differing(sizes, listed))  # before gigabytes are read and hashed
     model = load_checkpoint(reference, progress=progress, **told)
     if model.source is None or model.tokenizer is None:
         raise UsageError(f"{reference} has no source or no tokenizer")
-    found, expected = model.source.files(progress), build.source_files
-    different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    _check_same(build, reference, differing(model.source.files(progress), build.source_files))
+    return model, model.tokenizer
+
+
+def _check_same(build: Build, reference: str | Path, different: list[str]) -> None:
     if different:
         raise UsageError(
             f"{reference} is not what this build was made from ({', '.join(different[:5])} differ); "
             f"give the checkpoint {build.source_id} it was exported from, or export again"
         )
-    return model, model.tokenizer
 
 
 def _publish(verdict: Verdict, build: Path, comparison: Comparison) -> None:

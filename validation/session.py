@@ -14,8 +14,9 @@ from typing import Any, Generic, TypeVar
 from PIL import Image
 
 from fastvlm.build import Build, read_build
-from fastvlm.errors import UsageError
+from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.manifest import NAME as MANIFEST
+from fastvlm.paths import check_entry
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.config import PromptConfig
@@ -104,6 +105,7 @@ def open_session(
 
     `checkpoint_options` are those of `load_checkpoint`. Raises UsageError where an option does not fit the target.
     """
+    check_entry(Path(target), CheckpointError)
     if is_build(target):
         fixed = {"context": context, **checkpoint_options}
         given = [name for name, value in fixed.items() if value not in (None, False)]

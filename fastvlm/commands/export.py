@@ -13,8 +13,8 @@ from fastvlm.terminal import TerminalProgress
 
 
 @click.command(short_help="Make a Core ML build folder from a checkpoint.")
-@click.argument("checkpoint")
-@click.option("-o", "--output", required=True, metavar="BUILD", help="The folder to make.")
+@click.argument("checkpoint", callback=options.filled)
+@click.option("-o", "--output", required=True, metavar="BUILD", callback=options.filled, help="The folder to make.")
 @options.image_sizes
 @options.context
 @options.only

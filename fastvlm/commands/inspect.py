@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvlm.commands import options
+from fastvlm.errors import FastVLMError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Show what is inside a package or a build.")
-@click.argument("path", metavar="PACKAGE_OR_BUILD")
+@click.argument("path", metavar="PACKAGE_OR_BUILD", callback=options.filled)
 @options.as_json
 @options.debug
 def inspect(path: str, as_json: bool) -> None:
     """Show functions, inputs, outputs, state, op counts, sizes and metadata of an .mlpackage, or of a whole build."""
+    if Path(path).is_file():
+        raise UsageError(f"{path} is a file, expected a package or a build folder; name the folder it lies in")
     from validation.contents import describe_build, describe_package, is_package
 
     if is_package(path):
@@ -58,7 +61,7 @@ def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> N
         "licence": manifest["licence"],
         "assumed": _listed(manifest.get("assumed"), "; ") or "nothing",
         "files": f"{len(manifest['files'])}, {_bytes(size)}",
-        "validated": _verdict(build),
+        "validated": _verdict(build, manifest),
     }
     console.print(f"{build}")
     for name, value in rows.items():
@@ -70,15 +73,22 @@ def _listed(value: Any, separator: str) -> str:
     return separator.join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
-def _verdict(build: Path) -> str:
-    """What validation.json says, if it speaks of this very manifest."""
+def _verdict(build: Path, manifest: dict[str, Any]) -> str:
+    """What validation.json says, if it speaks of this very manifest and the files look like those it lists."""
     from fastvlm.hashes import sha256_file
-    from fastvlm.manifest import NAME
+    from fastvlm.manifest import NAME, find_changes
 
     try:
         verdict = json.loads((build / "validation.json").read_bytes())
         same = verdict["manifest_sha256"] == sha256_file(build / NAME)
-        return str(verdict["verdict"]) if same else "no: validation.json speaks of another manifest"
+        if not same:
+            return "no: validation.json speaks of another manifest"
+        if changes := find_changes(build, manifest):
+            more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+            return f"no: the files have changed since ({changes[0]}{more})"
+        return f"{verdict['verdict']} (names and sizes of the files agree; they were not hashed here)"
+    except FastVLMError as problem:
+        return f"no: {problem}"
     except FileNotFoundError:
         return "not yet"
     except (OSError, ValueError, KeyError, TypeError) as problem:

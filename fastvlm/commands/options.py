@@ -27,6 +27,15 @@ debug = click.option(
     "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug,
     help="Show the traceback of an error.",
 )  # fmt: skip
+
+
+def filled(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A callback for names of files and folders: an empty one would mean the current folder."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty, expected a name; check the variable it came from", context, parameter)
+    return value
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an older result of this tool at the same place.")
 context = click.option(
@@ -47,8 +56,9 @@ backend = click.option(
     "Default: torch for a checkpoint, mil for a build.",
 )  # fmt: skip
 reference = click.option(
-    "--reference", metavar="CHECKPOINT", help="The checkpoint that the build was made from. Default: tiny, if it was."
-)
+    "--reference", metavar="CHECKPOINT", callback=filled,
+    help="The checkpoint that the build was made from. Default: tiny, if it was.",
+)  # fmt: skip
 
 _SOURCE_OPTIONS = (
     click.option("--base", metavar="CHECKPOINT", help="The checkpoint that a LoRA adapter belongs to."),
@@ -90,8 +100,11 @@ def validation_of(build: str) -> str:
     """The command that validates `build`: a build of the embedded checkpoint needs no reference."""
     from fastvlm.manifest import read_manifest
 
-    reference = "" if read_manifest(build)["source"].get("id") == "tiny" else " --reference CHECKPOINT"
-    return f"fastvlm validate {shlex.quote(build)}{reference}"
+    command, source = f"fastvlm validate {shlex.quote(build)}", read_manifest(build)["source"].get("id")
+    if source == "tiny":
+        return command
+    known = f", where CHECKPOINT is {source}" if isinstance(source, str) and source.isprintable() else ""
+    return f"{command} --reference CHECKPOINT{known}"
 
 
 def next_step(text: str) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Ask a build or a checkpoint about a picture.")
-@click.argument("target", metavar="BUILD_OR_CHECKPOINT")
-@click.argument("image")
+@click.argument("target", metavar="BUILD_OR_CHECKPOINT", callback=options.filled)
+@click.argument("image", callback=options.filled)
 @click.argument("prompt")
 @options.backend
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")

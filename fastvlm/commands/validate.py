@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Compare a build with the checkpoint it was made from.")
-@click.argument("build")
+@click.argument("build", callback=options.filled)
 @options.reference
 @click.option("--images", metavar="DIR", help="Pictures to compare on. Default: the three that are shipped.")
 @click.option(

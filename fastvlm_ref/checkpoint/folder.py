@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastvlm.errors import CheckpointError
+from fastvlm.paths import check_entry
 from fastvlm_ref.checkpoint.tensors import LazyTensor, TensorFile
 
 INDEX = "model.safetensors.index.json"
@@ -39,6 +40,7 @@ def check_folder(path: Path) -> None:
         raise CheckpointError(f"no such folder: {path}; name a checkpoint folder, or `tiny` for the embedded one")
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file, expected a checkpoint folder; name the folder that holds config.json")
+    check_entry(path, CheckpointError)
     if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
         _no_checkpoint(path, "config.json")
 
@@ -83,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are read")
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
-        raise CheckpointError(f"{path} cannot be read ({problem.strerror})") from problem
+        raise CheckpointError(f"{path} cannot be read ({problem.strerror}); check its permissions") from problem
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as problem:
         raise CheckpointError(f"{path} is not JSON ({problem}); fetch it again") from problem
     if not isinstance(data, dict):

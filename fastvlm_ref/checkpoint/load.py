@@ -6,7 +6,9 @@ model without memory, compare all names and shapes at once, then read each tenso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import nn
 
 from fastvlm.errors import CheckpointError, ConfigError, TensorError, TokenizerError
 from fastvlm.progress import SILENT, Progress
-from fastvlm_ref.checkpoint.opening import Opened, open_checkpoint
+from fastvlm_ref.checkpoint.opening import Opened, folder_of, open_checkpoint
 from fastvlm_ref.checkpoint.sizes import vision_config
 from fastvlm_ref.checkpoint.statements import Statements
 from fastvlm_ref.checkpoint.stream import StreamedEmbedding, attach
@@ -49,6 +51,26 @@ def load_checkpoint(
     Raises CheckpointError (ConfigError, TensorError, TokenizerError) saying what was found and what was expected,
     UsageError for options that do not fit together.
     """
+    with _naming(path):
+        return _load(path, stream, base, allow_pickle, image_rule, template, system, progress)
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Puts the checkpoint's name before errors about its content, which are found where no path is known."""
+    try:
+        yield
+    except (ConfigError, TensorError, TokenizerError) as error:
+        named = rf"(?:^|\s){re.escape(str(folder_of(path)))}(?:[/:\s]|$)"
+        if re.search(named, str(error)):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _load(
+    path: str | Path, stream: bool, base: str | Path | None, allow_pickle: bool, image_rule: str | None,
+    template: str | None, system: str | None, progress: Progress,
+) -> FastVLM:  # fmt: skip
     opened = open_checkpoint(path, base, allow_pickle)
     config = read_config(opened, image_rule=image_rule, template=template, system=system)
     tokenizer = _tokenizer(opened, config)
@@ -134,7 +156,8 @@ def check_tensors(model: FastVLM, opened: Opened) -> None:
     found = [*problems, *missing, *misshapen, *extra]
     if found:
         raise TensorError(
-            f"{len(found)} tensor{'s do' if len(found) > 1 else ' does'} not fit the model: {'; '.join(found)}"
+            f"{len(found)} tensor{'s do' if len(found) > 1 else ' does'} not fit the model that config.json describes; "
+            f"fetch both again, or take the config.json that belongs to these weights: {'; '.join(found)}"
         )
 
 

@@ -70,6 +70,19 @@ def licence_files(folder: Path) -> list[Path]:
     return found
 
 
+def differing(found: Mapping[str, object], expected: Mapping[str, object]) -> list[str]:
+    """Returns the names whose values differ or that only one side has, README.md and licences left out.
+
+    Values are whatever describes a file: its size, its hash. Those texts change nothing that a model computes.
+    """
+    names = sorted(found.keys() | expected.keys())
+    return [name for name in names if found.get(name) != expected.get(name) and not _is_prose(name.rpartition("/")[2])]
+
+
+def _is_prose(name: str) -> bool:
+    return name == "README.md" or is_licence(name)
+
+
 def weight_hashes(files: Mapping[str, FileHash]) -> dict[str, str]:
     """Returns, of `Source.files()`, {file name: sha256} of the weights alone: the same wherever a checkpoint lies."""
     plain = {name: name.rpartition("/")[2] for name in files}

@@ -17,7 +17,7 @@ from typing import Any
 from fastvlm.errors import ConfigError
 from fastvlm_ref.checkpoint.folder import read_json, read_text
 from fastvlm_ref.checkpoint.source import licence_files
-from fastvlm_ref.checkpoint.text_config import LLAMA, text_section
+from fastvlm_ref.checkpoint.text_config import LLAMA, OTHER_CONFIG, text_section
 from fastvlm_ref.config import IMAGE_TOKEN, LARGEST_SIDE
 from fastvlm_ref.prompt import find_template, template_option
 
@@ -54,7 +54,7 @@ class Statements:
             if self.config.get(name) not in values
         ]
         if problems:
-            raise ConfigError(f"config.json cannot be used: {'; '.join(problems)}")
+            raise ConfigError(f"config.json cannot be used: {'; '.join(problems)}; {OTHER_CONFIG}")
 
     def _find(self, name: str) -> Path | None:
         return next((folder / name for folder in self.folders if (folder / name).is_file()), None)

@@ -27,6 +27,7 @@ MODEL_TYPES: dict[str, str | None] = {
 }
 ROPE_THETA = 10_000.0  # the default of both families in transformers
 NORM_EPS = 1e-6
+OTHER_CONFIG = "take the config.json that belongs to these weights, or another checkpoint"
 MAX_POSITIONS = {QWEN2: 32_768, LLAMA: 2_048}
 
 
@@ -34,7 +35,10 @@ def model_type(config: Mapping[str, Any]) -> str:
     """Returns config.json's model_type; raises ConfigError for one that is not known, naming those that are."""
     found = config.get("model_type")
     if not isinstance(found, str) or found not in MODEL_TYPES:
-        raise ConfigError(f"config.json has model_type {found!r}, known are {', '.join(sorted(MODEL_TYPES))}")
+        raise ConfigError(
+            f"config.json has model_type {found!r}, known are {', '.join(sorted(MODEL_TYPES))}; "
+            "name a FastVLM checkpoint"
+        )
     return found
 
 
@@ -127,7 +131,7 @@ def text_config(config: Mapping[str, Any], qkv_bias: bool, tied_head: bool) -> t
     _check_ratios(section, result, fields)
     _check_supported(section, fields)
     if fields.problems:
-        raise ConfigError(f"config.json cannot be used: {'; '.join(fields.problems)}")
+        raise ConfigError(f"config.json cannot be used: {'; '.join(fields.problems)}; {OTHER_CONFIG}")
     return result, assumed + theta_note
 
 

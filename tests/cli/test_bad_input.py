@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 from typed import Run
 
+from fastvlm.build import read_build
 from fastvlm.hashes import hash_tree
+from fastvlm.progress import SILENT
+from validation.judging import _load_reference
 
 
 @pytest.fixture
@@ -88,7 +91,7 @@ def test_wrong_tokenizer(refused: Refused, checkpoint: Path, tmp_path: Path) -> 
     ("name", "data", "says"),
     [
         ("text.png", b"not an image", "image"),
-        ("empty.jpg", b"", "image"),
+        ("empty.jpg", b"", "is empty (0 bytes)"),
         ("cut.png", None, "cut.png"),
     ],
 )
@@ -145,6 +148,25 @@ def test_logits_that_are_no_numbers(refused: Refused, build: Path, picture: Path
 
 def test_empty_prompt(refused: Refused, small_checkpoint: Path, picture: Path) -> None:
     refused("run", small_checkpoint, picture, "", says=("prompt", "empty"))
+
+
+def test_empty_words(refused: Refused, build: Path, picture: Path) -> None:
+    refused("run", "", picture, "What?", says=("BUILD_OR_CHECKPOINT", "it is empty"))
+    refused("run", "", says=("BUILD_OR_CHECKPOINT", "it is empty"))
+    refused("run", build, "", "What?", says=("IMAGE", "it is empty"))
+    refused("inspect", "", says=("PACKAGE_OR_BUILD", "it is empty"))
+    refused("validate", build, "--reference", "", says=("--reference", "it is empty"))
+    refused("export", "", "-o", build, says=("CHECKPOINT", "it is empty"))
+    refused("export", "tiny", "-o", "", says=("--output", "it is empty"))
+
+
+@pytest.mark.parametrize("name", ["run", "inspect", "validate"])
+def test_folder_that_may_not_be_read(
+    refused: Refused, picture: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # permissions do not bind whom tests may run as
+    more = (picture, "What?") if name == "run" else ()
+    refused(name, picture.parent, *more, says=(f"{picture.parent} may not be read", "permissions"))
 
 
 def test_output_exists(refused: Refused, checkpoint: Path, tmp_path: Path) -> None:
@@ -237,12 +259,40 @@ def test_reference_that_is_another(refused: Refused, build: Path, checkpoint: Pa
     refused("validate", build, "--reference", checkpoint, "--images", picture.parent, says=says)
 
 
+def test_reference_of_other_sizes_is_not_read(
+    refused: Refused, build: Path, checkpoint: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_config(checkpoint, unheard_of=1)
+    monkeypatch.setattr("validation.judging.load_checkpoint", lambda *_, **__: pytest.fail("it was read"))
+    says = ("config.json differ", "not what this build was made from")
+    refused("validate", build, "--reference", checkpoint, "--images", picture.parent, says=says)
+
+
+def test_reference_of_the_same_sizes(refused: Refused, build: Path, checkpoint: Path, picture: Path) -> None:
+    path = checkpoint / "config.json"
+    path.write_text(path.read_text().replace(": ", " :", 1))
+    says = ("config.json differ", "not what this build was made from")
+    refused("validate", build, "--reference", checkpoint, "--images", picture.parent, says=says)
+
+
+def test_a_changed_readme_is_the_same_reference(build: Path, checkpoint: Path) -> None:
+    (checkpoint / "README.md").write_text("my notes\n")
+    (checkpoint / "LICENSE").write_text("as before\n")
+    model, _ = _load_reference(read_build(build), checkpoint, SILENT, {})
+    assert model.source.folder == checkpoint
+
+
 def test_reference_left_out(refused: Refused, build: Path, picture: Path) -> None:
     refused("validate", build, "--images", picture.parent, says=("--reference CHECKPOINT",))
 
 
 def test_pictures_that_are_none(refused: Refused, build: Path, small_checkpoint: Path, tmp_path: Path) -> None:
     refused("validate", build, "--reference", small_checkpoint, "--images", tmp_path / "absent", says=("--images",))
+
+
+@pytest.mark.parametrize("name", ["pictures/red.png", "build/embeddings.bin", "build/manifest.json"])
+def test_a_file_to_inspect(refused: Refused, build: Path, picture: Path, tmp_path: Path, name: str) -> None:
+    refused("inspect", tmp_path / name, says=(name, "is a file, expected a package or a build folder"))
 
 
 @pytest.mark.parametrize("name", ["absent", "checkpoint"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -83,7 +84,18 @@ def test_wrong_usage_is_one_line(arguments: list[str]) -> None:
 
 
 def test_no_command_shows_help() -> None:
-    assert "Commands:" in run().output
+    result = run()
+    assert (result.exit_code, result.stderr) == (2, "")
+    assert result.stdout == run("--help").stdout
+    assert "\nCommands:\n" in result.stdout
+
+
+def test_an_interrupt_while_click_loads_is_quiet(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    command = [sys.executable, "-c", "from fastvlm.cli import main; main()", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
 
 
 HOLDER = """

@@ -22,6 +22,7 @@ from fastvlm.errors import CheckpointError, ConfigError, TensorError, TokenizerE
 from fastvlm_ref import load_checkpoint
 from fastvlm_ref.checkpoint.folder import TEXT_LIMIT
 from fastvlm_ref.checkpoint.header import HEADER_LIMIT, read_header
+from fastvlm_ref.checkpoint.source import differing
 from fastvlm_ref.tokenizer import MAX_FILE_BYTES
 
 
@@ -300,11 +301,45 @@ def test_missing_extra_and_misshapen_are_one_error(tmp_path: Path) -> None:
     with pytest.raises(TensorError) as caught:
         load_checkpoint(write(tmp_path / "it", tensors, llava_config()))
     assert str(caught.value) == (
-        "5 tensors do not fit the model: missing vision_encoder.network.2.1.convffn.fc1.weight [48, 16, 1, 1]; "
+        f"{tmp_path / 'it'}: 5 tensors do not fit the model that config.json describes; "
+        "fetch both again, or take the config.json that belongs to these weights: "
+        "missing vision_encoder.network.2.1.convffn.fc1.weight [48, 16, 1, 1]; "
         "missing decoder.layers.1.self_attn.k_proj.bias [32]; "
         "misshapen decoder.layers.0.mlp.up_proj.weight: expected [96, 64], found [97, 64]; "
         "extra model.image_newline [64]; extra decoder.layers.3.input_layernorm.weight [64]"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"model_type": "gpt_5"}, "name a FastVLM checkpoint"),
+        ({"hidden_act": "relu"}, "take the config.json that belongs to these weights"),
+        ({"mm_projector_type": "linear"}, "take the config.json that belongs to these weights"),
+    ],
+)
+def test_errors_of_a_config_name_the_folder_and_what_to_do(
+    tmp_path: Path, change: dict[str, object], advice: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_checkpoint(synthetic.write_llava(tmp_path / "it", **change))
+    assert str(caught.value).startswith(f"{tmp_path / 'it'}: config.json ")
+    assert advice in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = synthetic.write_llava(tmp_path / "it")
+    monkeypatch.setattr("os.access", lambda *_: False)  # permissions do not bind whom tests may run as
+    with pytest.raises(CheckpointError, match="it may not be read by this user; check the permissions"):
+        load_checkpoint(folder)
+
+
+def test_texts_that_change_no_number_do_not_tell_checkpoints_apart() -> None:
+    mine = {"config.json": 1, "model.safetensors": 2, "README.md": 3, "base/LICENSE": 4, "NOTICE.txt": 5}
+    assert differing(mine, {"config.json": 1, "model.safetensors": 2}) == []
+    assert differing(mine, {"config.json": 9, "tokenizer.json": 1}) == [
+        "config.json", "model.safetensors", "tokenizer.json",
+    ]  # fmt: skip
 
 
 def test_the_vocabulary_is_checked_against_the_table(tmp_path: Path) -> None:
