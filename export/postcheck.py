@@ -120,7 +120,8 @@ def _scale_problems(function: Any, image: str) -> list[str]:
     """What keeps an image input from being scale·bytes with no bias: its way is mul by SCALE, cast, convolution."""
     ops = list(operations(function))
     scales = {op.outputs[0].name: _scalar(op) for op in ops if op.type == "const"}
-    name, problems = image, []
+    problems: list[str] = []
+    name = image
     for wanted in ("mul", "cast", "conv"):
         readers = [op for op in ops if name in _arguments(op)]
         kinds = [op.type for op in readers]

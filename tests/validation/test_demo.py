@@ -76,7 +76,7 @@ def test_a_missed_limit_ends_the_demo_with_1(
     assert demo.main(str(folder)) == 1
     shown = capsys.readouterr().out
     assert "$ fastvlm run" not in shown, "nothing is asked of a build that was not found good"
-    assert "build folder:" not in shown
+    assert "\nreport: " not in shown
     report = Path(f"{folder}-report.md").read_text("utf-8")
     assert "FAILED" in report
     assert "**MISSED**" in report
