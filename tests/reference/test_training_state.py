@@ -23,8 +23,10 @@ from fastvlm.errors import CheckpointError, ImageError, OutputError
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.training import batches, loop
+from fastvlm_ref.training.batches import Batch
 from fastvlm_ref.training.finetune import finetune, finetune_stage
 from fastvlm_ref.training.rows import Row, UserRows, read_rows, rows_hash
+from fastvlm_ref.training.stages import Stage
 from fastvlm_ref.training.state import StateFile
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,19 +58,34 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+class Noting(UserRows):
+    """Rows that note which steps they were asked for."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.asked: list[int] = []
+
+    def batch(self, stage: Stage, step: int, part: int) -> Batch:
+        self.asked.append(step)
+        return super().batch(stage, step, part)
+
+
 def test_training_continues_where_it_stopped(rows: Path, tmp_path: Path) -> None:
-    """Two steps, then two more from the state, give the weights of four; the two alone do not."""
+    """Two steps, then two more from the state, give the weights of four; the first two are not made again."""
+    asked: list[int] = []
 
     def run(work: str, stop_at: int | None = None) -> dict[str, Tensor]:
         model = load_checkpoint("tiny")
         assert model.tokenizer is not None
-        source = UserRows(read_rows(rows), model.tokenizer, model.config)
+        source = Noting(read_rows(rows), model.tokenizer, model.config)
         loop.train_stage(model, STAGE, source, tmp_path / work, made_from={}, stop_at=stop_at, background=False)
+        asked[:] = source.asked
         return model.state_dict()
 
     whole, half = run("whole"), run("cut", 2)
     assert not same(whole, half)
     assert same(whole, run("cut"))
+    assert asked == [2, 3]
 
 
 @pytest.mark.usefixtures("foreground")
