@@ -140,7 +140,9 @@ def test_published_folder_has_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "build").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "photos/me.png", "selftests", "selftest/mine.txt", "report/mine.txt", "report.html"])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "photos/me.png", "selftests", "selftest/mine.txt", "report/mine.txt", "report.html"]
+)
 def test_overwrite_spares_what_others_put_into_a_build(tmp_path: Path, name: str) -> None:
     make_build(tmp_path / "build", "old")
     mine = tmp_path / "build" / name

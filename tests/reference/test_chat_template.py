@@ -9,7 +9,8 @@ from fastvlm_ref.checkpoint.statements import system_literal
 
 # as Qwen2's own template: a default where the conversation brings no system message
 QUOTED = (
-    "{{% if messages[0]['role'] != 'system' %}}{{{{ {quote}<|im_start|>system\\n{text}<|im_end|>\\n{quote} }}}}{{% endif %}}"
+    "{{% if messages[0]['role'] != 'system' %}}"
+    "{{{{ {quote}<|im_start|>system\\n{text}<|im_end|>\\n{quote} }}}}{{% endif %}}"
     "{{% for message in messages %}}"
     "{{{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}}}{{% endfor %}}"
 )
