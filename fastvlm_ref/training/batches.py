@@ -8,7 +8,7 @@ It does not know the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fastvlm.errors import FastVLMError
 from fastvlm_ref.config import IMAGE_TOKEN
 from fastvlm_ref.prompt import encode_prompt
 from fastvlm_ref.tokenizer import Tokenizer
@@ -132,8 +133,11 @@ def _pixels(scenes: list[Scene], side: int) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2)
 
 
-class _Steps(Dataset[list[Batch]]):
-    """A source as a dataset whose items are whole steps."""
+class _Steps(Dataset[list[Batch] | FastVLMError]):
+    """A source as a dataset whose items are whole steps, or what is wrong with one.
+
+    An error is handed over as a value: a background process's exception would arrive with its traceback as text.
+    """
 
     def __init__(self, source: Source, stage: Stage) -> None:
         self.source, self.stage = source, stage
@@ -141,19 +145,29 @@ class _Steps(Dataset[list[Batch]]):
     def __len__(self) -> int:
         return self.stage.steps
 
-    def __getitem__(self, step: int) -> list[Batch]:
-        return [self.source.batch(self.stage, step, part) for part in range(self.stage.replicas)]
+    def __getitem__(self, step: int) -> list[Batch] | FastVLMError:
+        try:
+            return [self.source.batch(self.stage, step, part) for part in range(self.stage.replicas)]
+        except FastVLMError as error:
+            return error
 
 
 def batches(source: Source, stage: Stage, start: int, stop: int, *, background: bool = True) -> Iterator[list[Batch]]:
-    """Yields the batches, one for each replica, of steps start … stop − 1, made ahead in a background process."""
+    """Yields the batches, one for each replica, of steps start … stop − 1, made ahead in a background process.
+
+    Raises what the source raises, when its step is reached.
+    """
     steps = _Steps(source, stage)
-    if not background:
-        yield from (steps[step] for step in range(start, stop))
-        return
+    for made in _ahead(steps, start, stop) if background else map(steps.__getitem__, range(start, stop)):
+        if isinstance(made, FastVLMError):
+            raise made
+        yield made
+
+
+def _ahead(steps: _Steps, start: int, stop: int) -> Iterable[list[Batch] | FastVLMError]:
     # spawned, not forked: this process has threads, and a fork may deadlock on what they hold
     ahead: dict[str, Any] = {"num_workers": 1, "prefetch_factor": 6, "multiprocessing_context": "spawn"}
-    yield from DataLoader(steps, batch_size=None, sampler=range(start, stop), worker_init_fn=_one_thread, **ahead)
+    return DataLoader(steps, batch_size=None, sampler=range(start, stop), worker_init_fn=_one_thread, **ahead)
 
 
 def _one_thread(_: int) -> None:

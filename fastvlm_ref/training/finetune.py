@@ -54,7 +54,9 @@ def finetune(
     stage = replace(stage, image_size=side)
     made_from = {"rows": rows_hash(rows, progress), **_identity(model, progress)}
     source = UserRows(rows, model.tokenizer, model.config)
-    train_stage(model, stage, source, work, made_from=made_from, progress=progress)
+    source.check(side, progress)
+    save_every = min(200, max(10, stage.steps // 10))
+    train_stage(model, stage, source, work, made_from=made_from, save_every=save_every, progress=progress)
     model.config = replace(model.config, vision=replace(model.config.vision, image_size=side))
     return model.eval()
 

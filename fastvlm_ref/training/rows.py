@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastvlm.errors import TokenizerError, UsageError
+from fastvlm.errors import ImageError, TokenizerError, UsageError
 from fastvlm.hashes import hash_files, sha256_bytes
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.config import IMAGE_TOKEN, FastVLMConfig
@@ -97,16 +97,36 @@ class UserRows:
         self.rows, self.tokenizer, self.config = rows, tokenizer, config
         self.end = _end_of_turn(tokenizer, config)
 
+    def check(self, image_size: int, progress: Progress = SILENT) -> None:
+        """Raises UsageError that lists pictures that cannot be read and rows longer than the model's positions."""
+        problems = []
+        with progress.stage("Checking the rows", len(self.rows)) as advance:
+            for row in self.rows:
+                try:
+                    open_image(row.image)
+                except ImageError as error:
+                    problems.append(str(error))
+                before, blocks = self._pack(row, self.config.vision.tokens_at(image_size))
+                length, most = len(before) + len(blocks[0].prompt + blocks[0].answer), self.config.text.max_positions
+                if length > most:
+                    problems.append(
+                        f"{row.image.name}: prompt and answer take {length} positions, the model has {most}"
+                    )
+                advance(1)
+        if problems:
+            rest = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+            raise UsageError(f"{len(problems)} rows cannot be used: {'; '.join(problems[:LISTED])}{rest}")
+
+    def _pack(self, row: Row, tokens: int) -> tuple[list[int], list[Block]]:
+        before, after = encode_prompt(self.tokenizer, row.prompt)
+        return before + [IMAGE_TOKEN] * tokens, [Block(after, [*self.tokenizer.encode(row.answer), self.end])]
+
     def batch(self, stage: Stage, step: int, part: int) -> Batch:
         """Returns one part of the step's rows: pixels through the image rule, one question each."""
         places = range(step * stage.pictures + part, (step + 1) * stage.pictures, stage.replicas)
         chosen = [self._at(stage, place) for place in places]
         tokens = self.config.vision.tokens_at(stage.image_size)
-        packed = []
-        for row in chosen:
-            before, after = encode_prompt(self.tokenizer, row.prompt)
-            answer = [*self.tokenizer.encode(row.answer), self.end]
-            packed.append((before + [IMAGE_TOKEN] * tokens, [Block(after, answer)]))
+        packed = [self._pack(row, tokens) for row in chosen]
         pictures = [preprocess(open_image(row.image), stage.image_size, self.config.image_rule) for row in chosen]
         return Batch(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), pack(packed))
 

@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 from training_rows import train, write_rows
 
-from fastvlm.errors import UsageError
+from fastvlm.errors import ImageError, UsageError
 from fastvlm.hashes import list_tree
 from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.training.batches import batches
 from fastvlm_ref.training.examples import write_examples
 from fastvlm_ref.training.finetune import AMLR_SENTENCE, finetune_stage, write_finetuned
 from fastvlm_ref.training.rows import Row, UserRows, read_rows
 from fastvlm_ref.training.saving import is_trained
+from fastvlm_ref.training.stages import STAGES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -120,6 +122,33 @@ def test_every_bad_row_is_listed_at_once(rows: Path) -> None:
         read_rows(rows)
     for said in ("4 rows", "line 1: answer missing", "line 2: not JSON", "no picture at no.png", "line 4: a list"):
         assert said in str(caught.value)
+
+
+def test_pictures_and_lengths_are_checked_before_training(rows: Path) -> None:
+    (rows.parent / "text.png").write_text("no picture")
+    long = "word " * 3000
+    rows.write_text(
+        rows.read_text()
+        + json.dumps({"image": "text.png", "prompt": "?", "answer": "x"})
+        + "\n"
+        + json.dumps({"image": "red.png", "prompt": long, "answer": "x"})
+    )
+    model = load_checkpoint("tiny")
+    assert model.tokenizer is not None
+    source = UserRows(read_rows(rows), model.tokenizer, model.config)
+    with pytest.raises(UsageError, match=r"2 rows cannot be used: .*text\.png.*; red\.png: .* the model has 2048"):
+        source.check(256)
+
+
+def test_an_error_of_the_background_process_comes_as_itself(rows: Path) -> None:
+    """A picture that goes away while training runs: its own error, no traceback as text."""
+    model = load_checkpoint("tiny")
+    assert model.tokenizer is not None
+    source = UserRows(read_rows(rows), model.tokenizer, model.config)
+    (rows.parent / "red.png").unlink()
+    with pytest.raises(ImageError, match=r"red\.png") as caught:
+        list(batches(source, replace(STAGES["stage3"], image_size=256, pictures=2), 0, 2))
+    assert "Traceback" not in str(caught.value)
 
 
 def test_a_folder_of_rows_is_read_whole(rows: Path) -> None:
