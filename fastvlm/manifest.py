@@ -37,9 +37,8 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 }
 _MAX_BYTES = 32 << 20
 # Written into a finished build by `validate` (and by macOS), therefore never in the manifest's own list.
-_ADDED_LATER = (
-    "validation.json", "selftest/picture.png", "selftest/features.bin", "selftest/selftest.json", ".DS_Store",
-)  # fmt: skip
+SELFTEST, SELFTEST_FILES = "selftest", ("picture.png", "features.bin", "selftest.json")
+_ADDED_LATER = ("validation.json", ".DS_Store", *(f"{SELFTEST}/{name}" for name in SELFTEST_FILES))
 _UNFINISHED = re.compile(r"\.[^/]+\.stage-[0-9a-f]{16}(/.*)?")  # what a killed `validate` leaves (fastvlm.publish)
 
 

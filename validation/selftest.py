@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastvlm.hashes import sha256_bytes
-from fastvlm.manifest import dump
+from fastvlm.manifest import SELFTEST, SELFTEST_FILES, dump
 from fastvlm.publish import staged_folder
 from validation.limits import LIMITS, storable
 from validation.reference import Encoded, Transcript
 
-FOLDER = "selftest"
-OWN = {"picture.png", "features.bin", "selftest.json", ".DS_Store"}
+FOLDER = SELFTEST
+OWN = {*SELFTEST_FILES, ".DS_Store"}
 SCHEMA = "0.1"
 TOP = 8
 

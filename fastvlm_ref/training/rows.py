@@ -58,9 +58,7 @@ def read_rows(data: Path) -> list[Row]:
                     rows.append(row)
                 else:
                     problems.append(f"{file.name} line {number}: {row}")
-    if problems:
-        rest = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-        raise UsageError(f"{len(problems)} rows cannot be used: {'; '.join(problems[:LISTED])}{rest}")
+    _refuse(problems)
     if not rows:
         raise UsageError(f'{data} holds no rows; expected lines of {{"image": …, "prompt": …, "answer": …}}')
     return rows
@@ -71,6 +69,13 @@ def rows_hash(rows: list[Row], progress: Progress = SILENT) -> str:
     pictures = hash_files({str(row.image): row.image for row in rows}, "Hashing the pictures", progress)
     lines = [(pictures[str(row.image)]["sha256"], row.prompt, row.answer) for row in rows]
     return sha256_bytes(json.dumps(lines).encode())
+
+
+def _refuse(problems: list[str]) -> None:
+    """Raises UsageError that lists the first of them, where there are any."""
+    if problems:
+        rest = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise UsageError(f"{len(problems)} rows cannot be used: {'; '.join(problems[:LISTED])}{rest}")
 
 
 def _row(file: Path, line: str) -> Row | str:
@@ -113,9 +118,7 @@ class UserRows:
                         f"{row.image.name}: prompt and answer take {length} positions, the model has {most}"
                     )
                 advance(1)
-        if problems:
-            rest = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-            raise UsageError(f"{len(problems)} rows cannot be used: {'; '.join(problems[:LISTED])}{rest}")
+        _refuse(problems)
 
     def _pack(self, row: Row, tokens: int) -> tuple[list[int], list[Block]]:
         before, after = encode_prompt(self.tokenizer, row.prompt)

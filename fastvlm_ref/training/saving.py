@@ -50,14 +50,15 @@ def save_llava(model: FastVLM, tokenizer: Tokenizer, folder: Path) -> None:
 def chat_template(prompt: PromptConfig) -> str | None:
     """Returns the Jinja text that states a qwen_2 conversation and its system text, as transformers stores it.
 
-    None where Jinja cannot state it so that the readers find it again: another template, no system text, or one with
-    quotes or brackets. The folder is then read with the template of its decoder's family.
+    None where it cannot be stated so that the readers find it again: another template, no system text, or one with a
+    control token in it. The folder is then read with the template of its decoder's family.
     """
     system = QWEN_2.system if prompt.system is None else prompt.system
-    if prompt.template != QWEN_2.name or not system or set(system) & set("<{}'\"\\\n"):
+    if prompt.template != QWEN_2.name or not system or any(control in system for control in QWEN_2.controls):
         return None
+    quoted = system.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
     return (
-        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\n" + system + "<|im_end|>\\n' }}{% endif %}"
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\n" + quoted + "<|im_end|>\\n' }}{% endif %}"
         "{% for message in messages %}"
         "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"

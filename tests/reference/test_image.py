@@ -1,10 +1,8 @@
-"""Pictures: the goldens' bytes, one test per rule and one per way that a file can be wrong."""
+"""Pictures: one test per rule and one per way that a file can be wrong."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import struct
 import warnings
 import zlib
@@ -13,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden_pictures import NAMES, golden_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageDraw, ImageFile
@@ -23,8 +20,6 @@ from fastvlm.progress import Progress
 from fastvlm_ref import image as image_module
 from fastvlm_ref.image import open_image, pixels_to_tensor, preprocess
 
-GOLDENS = Path(__file__).parents[1] / "data/goldens"
-GOLDEN_ROWS = json.loads((GOLDENS / "preprocess.json").read_text())
 WAYS = [
     *((kind, {}) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")),
     ("JPEG", {"progressive": True}),
@@ -69,39 +64,6 @@ class Notes(Progress):
 
     def note(self, text: str) -> None:
         self.lines.append(text)
-
-
-# Goldens
-
-
-def check_golden(picture: Image.Image, row: dict[str, object]) -> None:
-    pixels = preprocess(picture, row["size"], row["strategy"])
-    assert pixels.shape == (row["size"], row["size"], 3)
-    assert pixels.dtype == np.uint8
-    assert pixels.mean() == pytest.approx(row["mean"])
-    assert hashlib.sha256(pixels.tobytes()).hexdigest() == row["sha256_rgb_uint8_hwc"]
-
-
-@pytest.mark.parametrize("row", GOLDEN_ROWS, ids=lambda row: f"{row['image']}-{row['size']}")
-def test_golden_bytes(row: dict[str, object], goldens: Path) -> None:
-    """Every row, in any clone: from the file where it travels with the tests, else from the picture drawn again."""
-    path = goldens / row["image"]
-    check_golden(open_image(path) if path.exists() else golden_picture(row["image"]), row)
-
-
-@pytest.mark.parametrize("row", GOLDEN_ROWS, ids=lambda row: f"{row['image']}-{row['size']}")
-def test_golden_bytes_of_the_reference_s_own_files(row: dict[str, object], shared_goldens: Path) -> None:
-    check_golden(open_image(shared_goldens / row["image"]), row)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if (GOLDENS / name).exists()])
-def test_golden_pictures_are_drawn_as_they_were(name: str, goldens: Path) -> None:
-    assert np.array_equal(np.asarray(golden_picture(name)), np.asarray(Image.open(goldens / name)))
-
-
-def test_goldens_travel_with_the_tests(goldens: Path) -> None:
-    assert sum((goldens / name).exists() for name in NAMES) >= 3
-    assert {row["image"] for row in GOLDEN_ROWS} == set(NAMES)
 
 
 # The two rules

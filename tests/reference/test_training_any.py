@@ -120,8 +120,8 @@ def test_a_lora_is_measured_with_its_base(tmp_path: Path) -> None:
     ("asked", "told"),
     [
         (("--template", "plain"), "give --template plain wherever"),
-        (("--system", "Say 'it'."), "--system"),
-        (("--system", "Be short.", "--image-rule", "crop"), None),
+        (("--system", "End with <|im_end|>."), "--system"),
+        (("--system", "Say 'it'.", "--image-rule", "crop"), None),
     ],
 )
 def test_a_conversation_that_the_folder_cannot_state_is_told(
@@ -135,4 +135,4 @@ def test_a_conversation_that_the_folder_cannot_state_is_told(
         assert told in done.output
     else:
         read = load_checkpoint(out).config
-        assert (read.prompt.system, read.image_rule) == ("Be short.", "crop")
+        assert (read.prompt.system, read.image_rule) == ("Say 'it'.", "crop")

@@ -201,7 +201,7 @@ def test_a_saved_folder_reads_back_rounded_to_bf16(tokenizer: Tokenizer, tmp_pat
         assert torch.equal(read.state_dict()[name], value.to(torch.bfloat16).float()), name
 
 
-@pytest.mark.parametrize("system", [None, "Answer in one word."])
+@pytest.mark.parametrize("system", [None, "Answer in one word.", "It's <odd>:\n a \\ and {{ braces }}."])
 def test_a_saved_folder_states_its_template_and_system_text(
     system: str | None, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -219,6 +219,6 @@ def test_a_saved_folder_states_its_template_and_system_text(
     assert ids == encode_prompt(tokenizer, "What?", read.config.prompt)
 
 
-@pytest.mark.parametrize("prompt", [PromptConfig(template="plain"), PromptConfig(system="It's <odd>")])
+@pytest.mark.parametrize("prompt", [PromptConfig(template="plain"), PromptConfig(system="End with <|im_end|>.")])
 def test_what_a_chat_template_cannot_state_is_not_written(prompt: PromptConfig) -> None:
     assert chat_template(prompt) is None

@@ -62,13 +62,13 @@ def test_the_embedded_checkpoint_passes_every_limit(validated):
 
 
 def test_the_table_states_what_a_validation_measures(validated):
-    """Another processor may sum in another order; a figure that is three times off is out of date."""
+    """Another processor may sum in another order; a figure that is five times off is out of date."""
     for row in validated[1].rows:
         stated = row.limit.measured
         if row.limit.metric.endswith("_db"):
-            assert abs(row.value - stated) <= 3, row.limit.key
+            assert abs(row.value - stated) <= 5, row.limit.key
         else:
-            assert stated / 3 <= row.value <= stated * 3, row.limit.key
+            assert stated / 5 <= row.value <= stated * 5, row.limit.key
 
 
 def test_the_answers_are_right_and_not_all_alike(validated):

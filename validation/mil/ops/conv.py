@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -34,21 +36,24 @@ def _conv_blocked(
     return result
 
 
-def _conv_in_pieces(
-    x: Tensor,
+def _is_pointwise(
     weight: Tensor,
-    bias: Tensor | None = None,
     strides: Ints | None = None,
     pad_type: str = "valid",
     pad: Ints | None = None,
     dilations: Ints | None = None,
     groups: int = 1,
-) -> Tensor:
+) -> bool:
+    """Whether each output pixel depends on the one input pixel at its place."""
+    return set(strides or (1,)) == {1} and groups == 1 and not any(pad or ()) and set(weight.shape[2:]) == {1}
+
+
+def _conv_in_pieces(x: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any) -> Tensor:
     """`conv` of fp16: a 1x1 kernel over a large picture is one product of its pixels with the weight."""
-    plain = set(strides or (1,)) == {1} and groups == 1 and not any(pad or ()) and set(weight.shape[2:]) == {1}
     raised = None if bias is None else bias.float()
-    if not plain or x.ndim != 4 or x.dtype is not torch.float16 or x.shape[2] * x.shape[3] < pieces.ROWS:
-        whole: Tensor = conv(x.float(), weight.float(), raised, strides, pad_type, pad, dilations, groups)
+    large = x.ndim == 4 and x.dtype is torch.float16 and x.shape[2] * x.shape[3] >= pieces.ROWS
+    if not large or not _is_pointwise(weight, *geometry):
+        whole: Tensor = conv(x.float(), weight.float(), raised, *geometry)
         return whole.half()
     pixels = x.permute(0, 2, 3, 1)  # channels-last pictures lie in memory like this
     rows = pixels.reshape(-1, x.shape[1])
