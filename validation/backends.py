@@ -35,12 +35,20 @@ def check_backend(backend: str) -> None:
         )
 
 
-def open_package(package: Path, function: str, backend: str, precision: str = "fp16") -> Predictor:
-    """Opens `function` of the .mlpackage with a backend of BACKENDS; `precision` is the MIL runtime's alone."""
+def open_package(
+    package: Path, function: str, backend: str, precision: str = "fp16", beside: Predictor | None = None
+) -> Predictor:
+    """Opens `function` of the .mlpackage with a backend of BACKENDS.
+
+    `precision` is the MIL runtime's alone; `beside` is another function of the package, opened alike: the MIL runtime
+    shares its weights.
+    """
     check_backend(backend)
     if backend == "mil":
         from validation.mil import MILModel
 
+        if isinstance(beside, MILModel):
+            return beside.function(function)
         return MILModel(package, function_name=function, precision=precision)
     import coremltools
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class PackageEngine:
         if self.build.encoder is None:
             raise self._missing("vision encoder")
         if size not in self._encoders:
-            self._encoders[size] = self._open(self.build.encoder, f"encode_{size}")
+            self._encoders[size] = self._open(self.build.encoder, f"encode_{size}", self._encoders)
         return self._encoders[size]
 
     def function(self, name: str) -> Any:
@@ -67,7 +67,7 @@ class PackageEngine:
         if not self.build.language:
             raise self._missing("language model")
         if name not in self._functions:
-            self._functions[name] = self._open(self.build.language[0], name)
+            self._functions[name] = self._open(self.build.language[0], name, self._functions)
         return self._functions[name]
 
     @property
@@ -80,8 +80,8 @@ class PackageEngine:
             self._embeddings = EmbeddingTable(table.file, table.rows, table.width)
         return self._embeddings
 
-    def _open(self, package: Path, function: str) -> Any:
-        return open_package(package, function, self.backend, self.precision)
+    def _open(self, package: Path, function: str, opened: Mapping[Any, Any]) -> Any:
+        return open_package(package, function, self.backend, self.precision, next(iter(opened.values()), None))
 
     def _missing(self, part: str) -> BuildError:
         return BuildError(f"{self.build.folder} holds no {part}, it was exported with --only; export it whole")

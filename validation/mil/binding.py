@@ -16,7 +16,7 @@ import torch
 from fastvlm.errors import PackageError
 from validation.mil.execution import FIRST_FREE_SLOT, FRAME_SLOT
 from validation.mil.package import Package
-from validation.mil.registry import Bools, Floats, Ints, Kind, Tensor
+from validation.mil.registry import Bools, Floats, Ints, Kind, Packing, Tensor
 
 
 class PlannedConstant(Protocol):
@@ -29,6 +29,9 @@ class PlannedConstant(Protocol):
     def key(self) -> Any: ...
 
     def load(self) -> Any: ...
+
+    def forget(self) -> None:
+        """Gives back the memory that its mapped values take; they are read again when they are needed again."""
 
 
 def to_tensor(value: np.ndarray) -> torch.Tensor:
@@ -80,6 +83,7 @@ class Binder:
         self._values: dict[int, Any] = {}
         self._constants: dict[int, tuple[PlannedConstant, Any, bool]] = {}
         self._known: dict[Any, int] = {}
+        self._packed: dict[int, tuple[dict[str, PlannedConstant], Packing]] = {}
         self._template: list[Any] | None = None
 
     def new_slot(self) -> int:
@@ -101,6 +105,12 @@ class Binder:
             self._constants[self._known[known]] = (constant, annotation, raised)
         return self._known[known]
 
+    def packed(self, constants: dict[str, PlannedConstant], packing: Packing) -> int:
+        """A slot for the layout that `packing` makes of the constants, which it takes by parameter name."""
+        slot = self.new_slot()
+        self._packed[slot] = (constants, packing)
+        return slot
+
     def frame(self) -> list[Any]:
         """A fresh frame with every constant in its slot; the first call reads them.
 
@@ -112,6 +122,8 @@ class Binder:
                 template[slot] = value
             for slot, (constant, annotation, raised) in self._constants.items():
                 template[slot] = self._bind(constant, annotation, raised)
+            for slot, (constants, packing) in self._packed.items():
+                template[slot] = self._lay_out(constants, packing)
             self._template = template
         frame = self._template.copy()
         frame[FRAME_SLOT] = frame
@@ -128,6 +140,17 @@ class Binder:
         if place not in cache:
             cache[place] = self._tensor(constant.load(), raised)
         return cache[place]
+
+    def _lay_out(self, constants: dict[str, PlannedConstant], packing: Packing) -> Any:
+        cache, keys = self._package.cache, tuple((name, constant.key) for name, constant in constants.items())
+        if (packing.pack, keys) in cache:
+            return cache[packing.pack, keys]
+        layout = packing.pack(**{name: to_tensor(constant.load()) for name, constant in constants.items()})
+        for constant in constants.values():
+            constant.forget()
+        if all(key is not None for _, key in keys):
+            cache[packing.pack, keys] = layout
+        return layout
 
     def _tensor(self, value: Any, raised: bool) -> Any:
         tensor = to_tensor(value) if isinstance(value, np.ndarray) else value

@@ -7,6 +7,7 @@ the offset of its metadata. Every field is checked before a byte of the values i
 
 from __future__ import annotations
 
+import mmap
 import struct
 from pathlib import Path
 
@@ -31,12 +32,14 @@ class BlobFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            # Copy-on-write: torch warns about read-only memory, and nothing here ever writes.
-            self._bytes: np.ndarray = np.memmap(path, dtype=np.uint8, mode="c")
+            with path.open("rb") as file:
+                # Copy-on-write: torch warns about read-only memory, and nothing here ever writes.
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise PackageError(
                 f"weight file {path} cannot be opened ({error}); copy the whole package again"
             ) from error
+        self._bytes = np.frombuffer(self._map, np.uint8)
         if len(self._bytes) < _METADATA_BYTES:
             raise PackageError(
                 f"weight file {path} has {len(self._bytes)} bytes, its header alone needs 64; it was cut"
@@ -60,6 +63,14 @@ class BlobFile:
         if start % dtype.numpy.itemsize:
             raw = np.array(raw)  # an unaligned view would be slow or unsupported in torch
         return np.asarray(raw).view(dtype.numpy).reshape(shape)
+
+    def forget(self, offset: int) -> None:
+        """Gives back the memory of the whole pages of a blob that was read; its views stay valid."""
+        _, _, size, start, _ = _METADATA.unpack_from(self._bytes.data, offset)
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0:
+            self._map.madvise(mmap.MADV_DONTNEED, first, length)
 
     def _locate(self, offset: int, dtype: DType, shape: tuple[int, ...]) -> tuple[int, int]:
         total = len(self._bytes)

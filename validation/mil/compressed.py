@@ -70,10 +70,16 @@ class _Result:
             raise PackageError(f"{self.evaluation.title} gives shape {list(value.shape)}, declared is {self.type}")
         return np.asarray(value).astype(self.target, copy=False)
 
+    def forget(self) -> None:
+        """See `PlannedConstant`."""
+        for constant, _ in self.evaluation.arguments.values():
+            constant.forget()
 
-def _argument(
+
+def constant_argument(
     operation: Any, name: str, constants: dict[str, PlannedConstant], package: Package
 ) -> PlannedConstant | None:
+    """The one constant that an operation's attribute or input of that name is bound to, None where it is not one."""
     if name in operation.attributes:
         return decode_constant(operation.attributes[name], package)
     if name not in operation.inputs or len(operation.inputs[name].arguments) != 1:
@@ -92,7 +98,7 @@ def constexpr_constants(
     title = f"{operation.type} {operation.outputs[0].name if operation.outputs else ''!r}"
     arguments = {}
     for parameter in op.parameters:
-        found = _argument(operation, parameter.name, constants, package)
+        found = constant_argument(operation, parameter.name, constants, package)
         if found is not None:
             arguments[parameter.name] = (found, parameter.annotation)
         elif parameter.required:

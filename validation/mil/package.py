@@ -49,6 +49,10 @@ class Package:
             self._files[file_name] = BlobFile(self._weight_path(file_name))
         return self._files[file_name].read(offset, dtype, shape)
 
+    def forget_blob(self, file_name: str, offset: int) -> None:
+        """Gives back the memory of a blob that was read; its values are read from the file when they are used again."""
+        self._files[file_name].forget(offset)
+
     def _weight_path(self, file_name: str) -> Path:
         if not file_name.startswith(_WEIGHT_PREFIX):
             raise PackageError(f"weight file name {file_name!r} does not start with {_WEIGHT_PREFIX}")

@@ -21,6 +21,7 @@ from validation.mil.binding import Binder, PlannedConstant
 from validation.mil.compressed import constexpr_constants
 from validation.mil.execution import FRAME_SLOT, BlockPlan, Step
 from validation.mil.package import Package
+from validation.mil.packing import Packer, half_of_memory
 from validation.mil.registry import OPS, Blocks, Frame, Op, Parameter, Tensor, Tensors
 from validation.mil.rounding import rounded
 from validation.mil.values import StateType, TensorType, decode_constant, decode_type
@@ -90,6 +91,8 @@ class Planner:
         self._name = name
         self._precision = precision
         self.binder = Binder(package, precision, device)
+        packs = precision == "fp16" and device.type == "cpu"
+        self._packer = Packer(package, half_of_memory() if packs else 0)
 
     def block(self, message: Any, scope: _Scope, top: bool = False) -> tuple[BlockPlan, set[str]]:
         """Plan a block within `scope`; also returns the names it takes from outside."""
@@ -133,6 +136,8 @@ class Planner:
     def _step(self, operation: Any, scope: _Scope, index: int) -> tuple[Step, Effect]:
         op = OPS[operation.type]
         where = self._where(operation, index)
+        if (taken := self._packer.take(op, operation, scope.constants, scope.types)) is not None:
+            return self._packed_step(operation, op, taken, scope, where)
         reads: list[str] = []
         sources: list[int | tuple[int, ...]] = []
         dynamic: dict[int, tuple[Any, Any]] = {}
@@ -159,6 +164,20 @@ class Planner:
         can_write = op.inplace is not None and 0 in dynamic
         aliases = op.aliases or bool(operation.blocks)
         return step, Effect(operation.type, aliases, can_write, tuple(reads), names, foreign)
+
+    def _packed_step(
+        self, operation: Any, op: Op, taken: dict[str, PlannedConstant], scope: _Scope, where: str
+    ) -> tuple[Step, Effect]:
+        assert op.packing is not None
+        reads: list[str] = []
+        first = op.parameters[0]
+        source = self._argument(operation.inputs[first.name].arguments, first, scope, where, op, reads)
+        sources = [source, self.binder.packed(taken, op.packing)]
+        (item,) = operation.outputs
+        result = self._define(scope, item.name, decode_type(item.type))
+        title = str(self._title(operation))
+        step = Step(title, operation.type, op.packing.function, _taker(sources), (result,), False)
+        return step, Effect(operation.type, False, False, tuple(reads), (item.name,))
 
     def _nested(self, operation: Any, parameter: Parameter, scope: _Scope, sources: list[Any]) -> list[str]:
         if parameter.annotation is Frame:

@@ -78,12 +78,26 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Another form of an op whose one computed argument is its first, in fp16: the constants are laid out at first use.
+
+    suits: whether it pays, from the constants' declared types by parameter name (all of them fp16). pack: makes the
+    layout from their tensors. function: computes the op, as if its kind were NATIVE, from the argument and the layout.
+    """
+
+    suits: Callable[..., bool]
+    pack: Callable[..., Any]
+    function: Callable[[Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True)
 class Op:
     """A registered op: the function that computes it, its parameters, and how its result is rounded.
 
     aliases: the result may share memory with an argument. many: it gives a tuple of results. pointwise: each element
     of the result depends on one element of the first argument alone, so that a large fp16 tensor can be done in pieces.
     pieced: the same op for an fp16 result, raising and rounding by itself, so that what it raises stays in the cache.
+    packing: see `Packing`; taken in precision "fp16", on the CPU.
     """
 
     name: str
@@ -96,6 +110,7 @@ class Op:
     blocked: Callable[..., Any] | None = None
     inplace: Callable[..., Any] | None = None
     pieced: Callable[..., Any] | None = None
+    packing: Packing | None = None
 
 
 OPS: dict[str, Op] = {}
@@ -129,6 +144,7 @@ def op(
     blocked: Callable[..., Any] | None = None,
     inplace: Callable[..., Any] | None = None,
     pieced: Callable[..., Any] | None = None,
+    packing: Packing | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function under MIL's op names.
 
@@ -137,6 +153,7 @@ def op(
     blocked: the same op with fp16 accumulation in blocks, for precision "fp16-accumulate".
     inplace: the same op writing into its first argument, used where no reader of that argument remains.
     pieced: see `Op`; in precision "fp16" it stands for an op of kind FLOAT with an fp16 result.
+    packing: see `Packing`.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,7 +163,7 @@ def op(
             if name in OPS:
                 raise ValueError(f"op {name} is registered twice")
             OPS[name] = Op(
-                name, function, _parameters(function), kind, shares, many, pointwise, blocked, inplace, pieced
+                name, function, _parameters(function), kind, shares, many, pointwise, blocked, inplace, pieced, packing
             )  # fmt: skip
         return function
 

@@ -107,6 +107,12 @@ class Constant:
             return _immediate(self.message.immediateValue, self.type, self.package)
         raise PackageError("the program holds a constant without a value; it is damaged")
 
+    def forget(self) -> None:
+        """Gives back the memory that a stored blob's mapped values take."""
+        if self.key is not None:
+            blob = self.message.blobFileValue
+            self.package.forget_blob(blob.fileName, blob.offset)
+
     def _load_blob(self) -> np.ndarray:
         if not isinstance(self.type, TensorType) or self.type.dtype is None or None in self.type.shape:
             raise PackageError(

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from validation.mil.ops import blocked, pieces
+from validation.mil.ops import blocked, packed, pieces
 from validation.mil.registry import Kind, Tensor, Tensors, op
 
 _HALF = torch.float16
@@ -32,7 +32,7 @@ def half_linear_rounds_once(device: str = "cpu") -> bool:
     return bool((error <= 0.51 * expected.abs() * 2**-10 + 1e-3).all())
 
 
-@op("linear", kind=Kind.NATIVE, blocked=blocked.linear)
+@op("linear", kind=Kind.NATIVE, blocked=blocked.linear, packing=packed.LINEAR)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """iOS15, iOS17 linear.linear: x (..., D_in) @ weight (D_out, D_in) transposed + bias (D_out,); gives x's type"""
     if any(operand is not None and operand.dtype is not x.dtype for operand in (weight, bias)):

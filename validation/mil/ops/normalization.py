@@ -38,6 +38,8 @@ def layer_norm(
     epsilon: float = 1e-5,
 ) -> Tensor:
     """iOS15, iOS17 normalization.layer_norm: over `axes` (all by default); gamma and beta have those axes' shape"""
+    if axes in ((-1,), (x.ndim - 1,)):
+        return F.layer_norm(x, x.shape[-1:], gamma, beta, epsilon)
     over = sorted(axis % x.ndim for axis in (axes if axes is not None else range(x.ndim)))
     kept = [axis for axis in range(x.ndim) if axis not in over]
     # torch's kernel takes the last axes; elsewhere they are moved there, which copies nothing in the usual layouts.
