@@ -75,11 +75,69 @@ def test_slice_update_backwards() -> None:
     same(one_op("slice_update", {"x": (x,), "update": (update,), **options}), want)
 
 
-@pytest.mark.parametrize(("begin", "end"), [(4, 7), (6, 9), (-1, 2)])
-def test_slice_update_out_of_range(begin: int, end: int) -> None:
-    arguments = {"x": (numbers(5),), "update": (numbers(3),), "begin": np.int32([begin]), "end": np.int32([end])}
-    with pytest.raises(ExecutionError, match=r"slice_update.*update of shape \[3\]"):
-        one_op("slice_update", arguments)
+def test_slice_update_backwards_in_strides_and_squeezed() -> None:
+    x, update = numbers(3, 6), np.array([1, 2, 3], np.float32)
+    want = x.copy()
+    want[1, 5:0:-2] = update
+    options = {"begin": np.int32([1, 5]), "end": np.int32([0, 0]), "stride": np.int32([1, -2])}
+    squeeze = {"squeeze_mask": np.array([True, False])}
+    same(one_op("slice_update", {"x": (x,), "update": (update,), **options, **squeeze}), want)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "stride", "reason"),
+    [
+        (4, 7, 1, "end 7"),
+        (6, 9, 1, "begin 6"),
+        (-6, -2, 1, "begin -6"),
+        (2, -6, 1, "end -6"),
+        (5, 2, -1, "begin 5"),
+        (2, 6, -1, "end 6"),
+        (2, -7, -1, "end -7"),
+    ],
+)
+def test_slice_update_out_of_range(begin: int, end: int, stride: int, reason: str) -> None:
+    """Also where as many entries lie within the axis as the update has."""
+    count = len(range(5)[begin:end:stride])
+    options = {"begin": np.int32([begin]), "end": np.int32([end]), "stride": np.int32([stride])}
+    with pytest.raises(ExecutionError, match=rf"slice_update.*{reason} on axis 0, which has 5 entries"):
+        one_op("slice_update", {"x": (numbers(5),), "update": (numbers(count),), **options})
+
+
+def test_slice_update_ignores_what_is_masked() -> None:
+    """coremltools leaves any number where a mask is set, and at the end of a squeezed axis."""
+    options = {"begin": np.int32([99, 1]), "end": np.int32([-99, 99])}
+    masks = {"begin_mask": np.array([True, False]), "end_mask": np.array([True, False])}
+    x = numbers(2, 3)
+    arguments = {"x": (x,), "update": (numbers(2),), **options, **masks, "squeeze_mask": np.array([False, True])}
+    x[:, 1] = numbers(2)
+    same(one_op("slice_update", arguments), x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "begin", "end", "squeeze"),
+    [
+        ((5,), [-1], [2], [False]),
+        ((3, 4), [0, 0], [3, 4], [False, True]),
+        ((3, 2), [0, 0], [2, 3], [False, False]),
+    ],
+)
+def test_slice_update_takes_an_update_of_the_slice_s_shape(
+    shape: tuple[int, ...], begin: list[int], end: list[int], squeeze: list[bool]
+) -> None:
+    arguments = {"x": (numbers(*[5, 4][: len(begin)]),), "update": (numbers(*shape),)}
+    options = {"begin": np.int32(begin), "end": np.int32(end), "squeeze_mask": np.array(squeeze)}
+    with pytest.raises(ExecutionError, match=rf"slice_update.*update of shape \[{', '.join(map(str, shape))}\]"):
+        one_op("slice_update", {**arguments, **options})
+
+
+def test_slice_update_does_not_turn_an_update_round() -> None:
+    """(4, 2) numbers are as many as a squeezed slice of (2, 4) takes."""
+    options = {"begin": np.int32([0, 0, 0]), "end": np.int32([1, 2, 4]), "squeeze_mask": np.array([True, False, False])}
+    x = np.zeros((2, 2, 4), np.float32)
+    with pytest.raises(ExecutionError, match=r"update of shape \[4, 2\] .* slice of \[2, 4\]"):
+        one_op("slice_update", {"x": (x,), "update": (numbers(4, 2),), **options})
+    same(one_op("slice_update", {"x": (x,), "update": (numbers(2, 4),), **options})[0], numbers(2, 4))
 
 
 def test_slice_by_size() -> None:

@@ -1,8 +1,9 @@
 """Which updates may write into their argument: nobody reads the old value any more, and nobody outside owns it.
 
-Values that may share memory form groups. An update of x is done in place when x's group holds no function input or
-constant, when no other value of the group is read later, and, where the group holds a state, when the very next access
-to that state stores this result. Everything is decided once, from the plan; the rule errs towards copying.
+Values that may share memory form groups: an op's arguments and results, unless its results are fresh. An update of x is
+done in place when x's group holds no function input or constant, when no other value of the group is read later, and,
+where the group holds a state, when the very next access to that state stores this result. Everything is decided once,
+from the plan; the rule errs towards copying.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ _STATE_OPS = ("read_state", "write_state")
 class Effect:
     """What one op reads and writes by name.
 
-    aliases: results may share memory with what it reads; can_write: it can update its first argument in place;
-    foreign: results may share memory with a constant, or with anything (nested blocks).
+    fresh: no result shares memory with what it reads, nor with another result (`registry.Op`); can_write: it can update
+    its first argument in place; foreign: results may share memory with a constant, or with anything (nested blocks).
     """
 
     type: str
-    aliases: bool
+    fresh: bool
     can_write: bool
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -48,18 +49,21 @@ class _Groups:
 
 
 def _states(effects: list[Effect]) -> set[str]:
-    return {effect.reads[0] for effect in effects if effect.type in _STATE_OPS}
+    return {name for effect in effects if effect.type in _STATE_OPS for name in effect.reads[:1]}
+
+
+def _shared(effect: Effect) -> tuple[str, ...]:
+    if effect.can_write:  # in place the result is the first argument; the new values are copied in
+        return (*effect.reads[:1], *effect.writes)
+    return () if effect.fresh else (*effect.reads, *effect.writes)
 
 
 def _grouped(effects: list[Effect]) -> _Groups:
     groups = _Groups()
     for effect in effects:
-        shared = (*effect.reads, *effect.writes)
-        if effect.aliases or effect.can_write:
-            # An update shares memory with its first argument only: the new values are copied in.
-            shared = (*effect.reads[:1], *effect.writes) if effect.can_write else shared
-            for name in shared[1:]:
-                groups.join(shared[0], name)
+        shared = _shared(effect)
+        for name in shared[1:]:
+            groups.join(shared[0], name)
     return groups
 
 
@@ -73,7 +77,8 @@ def writable_in_place(effects: list[Effect], kept: set[str], inputs: set[str]) -
     constants = {name for effect in effects if effect.foreign for name in effect.writes}
     foreign = {groups.find(name) for name in (inputs - states) | constants}
     last = {name: index for index, effect in enumerate(effects) for name in effect.reads}
-    defined = {name: index for index, effect in enumerate(effects) for name in effect.writes}
+    # Where a name is defined twice, its first value counts: it may be read until the second is there.
+    defined = {name: index for index, effect in reversed([*enumerate(effects)]) for name in effect.writes}
     members: dict[str, set[str]] = defaultdict(set)
     for name in (*defined, *inputs):
         members[groups.find(name)].add(name)
@@ -88,7 +93,7 @@ def writable_in_place(effects: list[Effect], kept: set[str], inputs: set[str]) -
         if any(name in kept or last.get(name, -1) > index for name in earlier):
             continue
         held = group & states
-        if all(_next_access_stores(effects, index, state, effect.writes[0]) for state in held) and len(held) <= 1:
+        if all(_next_access_stores(effects, index, state, effect.writes[0]) for state in held):
             allowed.append(index)
     return allowed
 

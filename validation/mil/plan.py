@@ -136,6 +136,9 @@ class Planner:
     def _step(self, operation: Any, scope: _Scope, index: int) -> tuple[Step, Effect]:
         op = OPS[operation.type]
         where = self._where(operation, index)
+        if not op.many and len(operation.outputs) != op.results:
+            found = f"declares {len(operation.outputs)} results, expected {op.results}"
+            raise PackageError(f"{where} {found}; the program is damaged")
         if (taken := self._packer.take(op, operation, scope.constants, scope.types)) is not None:
             return self._packed_step(operation, op, taken, scope, where)
         reads: list[str] = []
@@ -156,14 +159,14 @@ class Planner:
         results = tuple(
             self._define(scope, item.name, kind) for item, kind in zip(operation.outputs, types, strict=True)
         )
-        many = op.many or len(results) != 1
+        many = op.many or op.results != 1
         function = rounded(op, self._precision, dynamic, types)
         step = Step(str(self._title(operation)), operation.type, function, _taker(sources), results, many)
         names = tuple(item.name for item in operation.outputs)
-        foreign = bool(operation.blocks) or (op.aliases and fixed)
+        fresh = op.fresh and not operation.blocks
         can_write = op.inplace is not None and 0 in dynamic
-        aliases = op.aliases or bool(operation.blocks)
-        return step, Effect(operation.type, aliases, can_write, tuple(reads), names, foreign)
+        foreign = bool(operation.blocks) or (fixed and not fresh)
+        return step, Effect(operation.type, fresh, can_write, tuple(reads), names, foreign)
 
     def _packed_step(
         self, operation: Any, op: Op, taken: dict[str, PlannedConstant], scope: _Scope, where: str
@@ -177,7 +180,7 @@ class Planner:
         result = self._define(scope, item.name, decode_type(item.type))
         title = str(self._title(operation))
         step = Step(title, operation.type, op.packing.function, _taker(sources), (result,), False)
-        return step, Effect(operation.type, False, False, tuple(reads), (item.name,))
+        return step, Effect(operation.type, True, False, tuple(reads), (item.name,))
 
     def _nested(self, operation: Any, parameter: Parameter, scope: _Scope, sources: list[Any]) -> list[str]:
         if parameter.annotation is Frame:

@@ -14,7 +14,10 @@ A parameter without default is required. Constants are converted once, when the 
 
     FLOAT   (default) fp16 arguments are raised to float32, the result is rounded once to its declared type
     NATIVE  torch's own fp16 kernel already computes in float32 and rounds once (tests hold it to that)
-    MOVE    values are moved or compared, never computed; the result may share memory with an argument
+    MOVE    values are moved or compared, never computed
+
+An op is `fresh` when its results lie in memory of their own. That is what in-place updates rest on (`aliasing`), so it
+is said op by op, never assumed, and tests/mil/test_mil_fresh.py holds every fresh op to it.
 """
 
 from __future__ import annotations
@@ -74,6 +77,7 @@ class Parameter:
 
     @property
     def required(self) -> bool:
+        """Whether a program must give it."""
         return self.default is inspect.Parameter.empty
 
 
@@ -90,27 +94,35 @@ class Packing:
     function: Callable[[Tensor, Any], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Op:
     """A registered op: the function that computes it, its parameters, and how its result is rounded.
 
-    aliases: the result may share memory with an argument. many: it gives a tuple of results. pointwise: each element
-    of the result depends on one element of the first argument alone, so that a large fp16 tensor can be done in pieces.
-    pieced: the same op for an fp16 result, raising and rounding by itself, so that what it raises stays in the cache.
-    packing: see `Packing`; taken in precision "fp16", on the CPU.
+    fresh: no result shares memory with an argument, with another result, or with what an earlier call gave; no element
+    of a result shares memory with another. results: how many it gives; None: as many as the program declares, as a
+    tuple. pointwise: each element of the result depends on one element of the first argument alone, so that a large
+    fp16 tensor can be done in pieces. blocked: the same op with fp16 accumulation in blocks, for precision
+    "fp16-accumulate". inplace: the same op writing into its first argument, used where no reader of that argument
+    remains. pieced: the same op for an fp16 result, of kind FLOAT in precision "fp16": it raises and rounds by itself,
+    so that what it raises stays in the cache. packing: see `Packing`; taken in precision "fp16", on the CPU.
     """
 
     name: str
     function: Callable[..., Any]
     parameters: tuple[Parameter, ...]
+    results: int | None
     kind: Kind
-    aliases: bool
-    many: bool
-    pointwise: bool = False
-    blocked: Callable[..., Any] | None = None
-    inplace: Callable[..., Any] | None = None
-    pieced: Callable[..., Any] | None = None
-    packing: Packing | None = None
+    fresh: bool
+    pointwise: bool
+    blocked: Callable[..., Any] | None
+    inplace: Callable[..., Any] | None
+    pieced: Callable[..., Any] | None
+    packing: Packing | None
+
+    @property
+    def many(self) -> bool:
+        """Whether it gives a tuple of results."""
+        return self.results is None
 
 
 OPS: dict[str, Op] = {}
@@ -136,35 +148,42 @@ def _parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
     )
 
 
+def _results(function: Callable[..., Any]) -> int | None:
+    returned = typing.get_type_hints(function).get("return")
+    if returned in (Tensors, Arrays):
+        return None
+    return 0 if returned is type(None) else 1
+
+
 def op(
     *names: str,
     kind: Kind = Kind.FLOAT,
-    aliases: bool | None = None,
+    fresh: bool = False,
     pointwise: bool = False,
     blocked: Callable[..., Any] | None = None,
     inplace: Callable[..., Any] | None = None,
     pieced: Callable[..., Any] | None = None,
     packing: Packing | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function under MIL's op names.
-
-    kind: see the file's docstring. aliases: the result may share memory with an argument (default: MOVE does).
-    pointwise: see `Op`.
-    blocked: the same op with fp16 accumulation in blocks, for precision "fp16-accumulate".
-    inplace: the same op writing into its first argument, used where no reader of that argument remains.
-    pieced: see `Op`; in precision "fp16" it stands for an op of kind FLOAT with an fp16 result.
-    packing: see `Packing`.
-    """
+    """Register the decorated function under MIL's op names; the rest is described at `Op`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        many = typing.get_type_hints(function).get("return") in (Tensors, Arrays)
-        shares = kind is Kind.MOVE if aliases is None else aliases
         for name in names:
             if name in OPS:
                 raise ValueError(f"op {name} is registered twice")
             OPS[name] = Op(
-                name, function, _parameters(function), kind, shares, many, pointwise, blocked, inplace, pieced, packing
-            )  # fmt: skip
+                name=name,
+                function=function,
+                parameters=_parameters(function),
+                results=_results(function),
+                kind=kind,
+                fresh=fresh,
+                pointwise=pointwise,
+                blocked=blocked,
+                inplace=inplace,
+                pieced=pieced,
+                packing=packing,
+            )
         return function
 
     return register

@@ -57,7 +57,7 @@ class TensorList:
         return TensorList(tuple(items), self.shape, self.dtype)
 
 
-@op("make_list", kind=Kind.MOVE, aliases=False)
+@op("make_list", kind=Kind.MOVE)
 def make_list(
     elem_shape: Tensors | None = None, init_length: int = 1, dynamic_length: bool = True, dtype: str = "fp32"
 ) -> Any:
@@ -68,7 +68,7 @@ def make_list(
     return TensorList((None,) * init_length, shape, dtype_named(dtype).torch)
 
 
-@op("list_length", kind=Kind.MOVE, aliases=False)
+@op("list_length", kind=Kind.MOVE)
 def list_length(ls: Any) -> Tensor:
     """iOS15 control_flow.list_length"""
     return torch.tensor(len(ls.items), dtype=torch.int32)
@@ -87,7 +87,7 @@ def list_read(ls: Any, index: int) -> Tensor:
     return element
 
 
-@op("list_gather", kind=Kind.MOVE, aliases=False)
+@op("list_gather", kind=Kind.MOVE)
 def list_gather(ls: Any, indices: Ints) -> Tensor:
     """iOS15 control_flow.list_gather: the elements stacked on a new first axis; negative indices count from the end"""
     length = len(ls.items)
@@ -102,7 +102,7 @@ def list_scatter(ls: Any, indices: Ints, value: Tensor) -> Any:
     return ls
 
 
-@op("classify", kind=Kind.MOVE, aliases=False)
+@op("classify", kind=Kind.MOVE)
 def classify(probabilities: Tensor, classes: Any) -> Tensors:
     """iOS15 classify.classify: the likeliest class, and class -> probability"""
     values = probabilities.reshape(-1).tolist()

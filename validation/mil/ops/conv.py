@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from validation.mil.ops import blocked, pieces
 from validation.mil.ops.padding import pad_amounts, padded
+from validation.mil.ops.spatial import kernel_for
 from validation.mil.registry import Ints, Tensor, op
 
 _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -61,7 +62,7 @@ def _conv_in_pieces(x: Tensor, weight: Tensor, bias: Tensor | None = None, *geom
     return result.reshape(*pixels.shape[:3], weight.shape[0]).permute(0, 3, 1, 2)
 
 
-@op("conv", blocked=_conv_blocked, pieced=_conv_in_pieces)
+@op("conv", fresh=True, blocked=_conv_blocked, pieced=_conv_in_pieces)
 def conv(
     x: Tensor,
     weight: Tensor,
@@ -77,13 +78,14 @@ def conv(
     strides = strides or (1,) * axes
     dilations = dilations or (1,) * axes
     amounts = pad_amounts(pad_type, pad or (0,) * 2 * axes, x.shape[2:], weight.shape[2:], strides, dilations)
+    kernel = kernel_for(axes, _CONVS)
     if axes == 2:
         # Twice to eight times faster for depthwise kernels on this CPU, and what follows keeps the layout.
         x = x.contiguous(memory_format=torch.channels_last)
     if all(before == after for before, after in amounts):
         symmetric = tuple(before for before, _ in amounts)
-        return _CONVS[axes](x, weight, bias, strides, symmetric, dilations, groups)
-    return _CONVS[axes](padded(x, amounts), weight, bias, strides, 0, dilations, groups)
+        return kernel(x, weight, bias, strides, symmetric, dilations, groups)
+    return kernel(padded(x, amounts), weight, bias, strides, 0, dilations, groups)
 
 
 def _fitted(x: Tensor, before: Ints, sizes: Ints) -> Tensor:
@@ -97,7 +99,7 @@ def _fitted(x: Tensor, before: Ints, sizes: Ints) -> Tensor:
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
-@op("conv_transpose")
+@op("conv_transpose", fresh=True)
 def conv_transpose(
     x: Tensor,
     weight: Tensor,
@@ -115,7 +117,7 @@ def conv_transpose(
     """
     axes = x.ndim - 2
     strides = strides or (1,) * axes
-    whole = _TRANSPOSED[axes](x, weight, None, strides, 0, 0, groups, dilations or (1,) * axes)
+    whole = kernel_for(axes, _TRANSPOSED)(x, weight, None, strides, 0, 0, groups, dilations or (1,) * axes)
     pad = pad or (0,) * 2 * axes
     full = whole.shape[2:]
     if output_shape is not None:

@@ -16,7 +16,7 @@ def _nearest_along(x: Tensor, axis: int, points: Tensor) -> Tensor:
     return x.index_select(axis, points.long().clamp(0, x.shape[axis] - 1))
 
 
-@op("upsample_nearest_neighbor", kind=Kind.MOVE, aliases=False)
+@op("upsample_nearest_neighbor", kind=Kind.MOVE, fresh=True)
 def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1.0, scale_factor_width: float = 1.0) -> Tensor:
     """iOS15 image_resizing.upsample_nearest_neighbor: the scale is recomputed from the whole output size"""
     height = math.floor(x.shape[-2] * scale_factor_height)
@@ -25,7 +25,7 @@ def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1.0, scale
     return resized
 
 
-@op("resize_nearest_neighbor", kind=Kind.MOVE, aliases=False)
+@op("resize_nearest_neighbor", kind=Kind.MOVE, fresh=True)
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
     """iOS15 image_resizing.resize_nearest_neighbor: floor(i * old / new), in whole numbers"""
     for axis, count in ((-2, target_size_height), (-1, target_size_width)):
@@ -33,7 +33,7 @@ def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_widt
     return x
 
 
-@op("upsample_bilinear")
+@op("upsample_bilinear", fresh=True)
 def upsample_bilinear(
     x: Tensor,
     scale_factor_height: float = 1.0,
@@ -50,7 +50,7 @@ def upsample_bilinear(
     return resized
 
 
-@op("resize_bilinear")
+@op("resize_bilinear", fresh=True)
 def resize_bilinear(
     x: Tensor, target_size_height: int = 1, target_size_width: int = 1, sampling_mode: str = "DEFAULT"
 ) -> Tensor:
@@ -100,7 +100,7 @@ def _corners(boxes: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return first - third / 2, second - fourth / 2, first + third / 2, second + fourth / 2
 
 
-@op("crop_resize")
+@op("crop_resize", fresh=True)
 def crop_resize(
     x: Tensor,
     roi: Tensor | None = None,
@@ -176,7 +176,7 @@ def _padded_points(points: Tensor, length: int, padding_mode: str) -> Tensor:
     return points
 
 
-@op("resample")
+@op("resample", fresh=True)
 def resample(
     x: Tensor,
     coordinates: Tensor,
@@ -194,7 +194,7 @@ def resample(
     return sample(x, rows, columns, sampling_mode, padding_value if padding_mode == "constant" else None)
 
 
-@op("affine")
+@op("affine", fresh=True)
 def affine(
     x: Tensor,
     transform_matrix: Tensor,

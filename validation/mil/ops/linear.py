@@ -32,7 +32,7 @@ def half_linear_rounds_once(device: str = "cpu") -> bool:
     return bool((error <= 0.51 * expected.abs() * 2**-10 + 1e-3).all())
 
 
-@op("linear", kind=Kind.NATIVE, blocked=blocked.linear, packing=packed.LINEAR)
+@op("linear", kind=Kind.NATIVE, fresh=True, blocked=blocked.linear, packing=packed.LINEAR)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """iOS15, iOS17 linear.linear: x (..., D_in) @ weight (D_out, D_in) transposed + bias (D_out,); gives x's type"""
     if any(operand is not None and operand.dtype is not x.dtype for operand in (weight, bias)):
@@ -53,7 +53,7 @@ def _matmul_in_pieces(x: Tensor, y: Tensor, transpose_x: bool = False, transpose
     return pieces.batched_matmul(left, right)
 
 
-@op("matmul", blocked=blocked.transposing_matmul, pieced=_matmul_in_pieces)
+@op("matmul", fresh=True, blocked=blocked.transposing_matmul, pieced=_matmul_in_pieces)
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """iOS15, iOS17 linear.matmul: rank-1 operands as numpy's matmul takes them"""
     if x.dtype is not y.dtype:  # iOS17 multiplies integers with floats
@@ -63,7 +63,7 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
     return torch.matmul(left, right)
 
 
-@op("scaled_dot_product_attention", blocked=blocked.attention)
+@op("scaled_dot_product_attention", fresh=True, blocked=blocked.attention)
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """iOS18 transformers.scaled_dot_product_attention: (B, ..., L, E), (B, ..., S, E), (B, ..., S, EV)"""
     scores = torch.matmul(query, key.mT) / math.sqrt(query.shape[-1])

@@ -15,7 +15,7 @@ def _on_channels(values: Tensor | None, x: Tensor, neutral: float) -> Tensor:
     return values.reshape(-1, *[1] * (x.ndim - 2))
 
 
-@op("batch_norm")
+@op("batch_norm", fresh=True)
 def batch_norm(
     x: Tensor,
     mean: Tensor,
@@ -29,7 +29,7 @@ def batch_norm(
     return (x - _on_channels(mean, x, 0.0)) * scale + _on_channels(beta, x, 0.0)
 
 
-@op("layer_norm")
+@op("layer_norm", fresh=True)
 def layer_norm(
     x: Tensor,
     axes: Ints | None = None,
@@ -49,7 +49,7 @@ def layer_norm(
     return normed.permute([order.index(axis) for axis in range(x.ndim)])
 
 
-@op("instance_norm")
+@op("instance_norm", fresh=True)
 def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
     """iOS15, iOS17 normalization.instance_norm: over the spatial axes of each channel"""
     variance, mean = torch.var_mean(x, dim=list(range(2, x.ndim)), keepdim=True, correction=0)
@@ -57,14 +57,14 @@ def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = 
     return result * _on_channels(gamma, x, 1.0) + _on_channels(beta, x, 0.0)
 
 
-@op("l2_norm")
+@op("l2_norm", fresh=True)
 def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
     """iOS15 normalization.l2_norm: x / sqrt(sum(x ** 2) + epsilon) over the last three axes"""
     over = list(range(max(x.ndim - 3, 0), x.ndim))
     return x * torch.rsqrt((x * x).sum(dim=over, keepdim=True) + epsilon)
 
 
-@op("local_response_norm")
+@op("local_response_norm", fresh=True)
 def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     """iOS15 normalization.local_response_norm: across `size` neighbouring channels, on axis 1 of images (B, C, H, W)
 

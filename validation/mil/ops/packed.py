@@ -85,6 +85,8 @@ def sums_in_float32() -> bool:
 def _suits(weight: TensorType, bias: TensorType | None = None) -> bool:
     shape = [length or 0 for length in weight.shape]
     large = len(shape) == 2 and shape[0] * shape[1] >= LEAST and shape[0] % BLOCK == 0
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return False  # the plain op names the fault
     return large and "fbgemm" in torch.backends.quantized.supported_engines and sums_in_float32()
 
 

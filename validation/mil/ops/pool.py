@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from validation.mil.ops.padding import pad_amounts, padded
+from validation.mil.ops.spatial import kernel_for
 from validation.mil.registry import Ints, Tensor, op
 
 _MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -31,7 +32,7 @@ def _amounts(
     return grown
 
 
-@op("max_pool")
+@op("max_pool", fresh=True)
 def max_pool(
     x: Tensor,
     kernel_sizes: Ints,
@@ -44,10 +45,10 @@ def max_pool(
     strides = strides or (1,) * len(kernel_sizes)
     amounts = _amounts(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
     lowest = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
-    return _MAX_POOLS[len(kernel_sizes)](padded(x, amounts, lowest), kernel_sizes, strides)
+    return kernel_for(len(kernel_sizes), _MAX_POOLS)(padded(x, amounts, lowest), kernel_sizes, strides)
 
 
-@op("avg_pool")
+@op("avg_pool", fresh=True)
 def avg_pool(
     x: Tensor,
     kernel_sizes: Ints,
@@ -60,7 +61,7 @@ def avg_pool(
     """iOS15 pool.avg_pool: padded zeros count, except what ceil_mode alone added, unless they are excluded"""
     strides = strides or (1,) * len(kernel_sizes)
     amounts = _amounts(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    pool = _AVERAGE_POOLS[len(kernel_sizes)]
+    pool = kernel_for(len(kernel_sizes), _AVERAGE_POOLS)
     total = pool(padded(x, amounts), kernel_sizes, strides)
     plain = _amounts(x, kernel_sizes, strides, pad_type, pad, False)
     if exclude_padding_from_average:
@@ -71,7 +72,7 @@ def avg_pool(
     return total / pool(counted, kernel_sizes, strides)
 
 
-@op("l2_pool")
+@op("l2_pool", fresh=True)
 def l2_pool(
     x: Tensor,
     kernel_sizes: Ints,
@@ -83,5 +84,5 @@ def l2_pool(
     """iOS15 pool.l2_pool: the root of the sum of squares in each window"""
     strides = strides or (1,) * len(kernel_sizes)
     amounts = _amounts(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    mean = _AVERAGE_POOLS[len(kernel_sizes)](padded(x * x, amounts), kernel_sizes, strides)
+    mean = kernel_for(len(kernel_sizes), _AVERAGE_POOLS)(padded(x * x, amounts), kernel_sizes, strides)
     return torch.sqrt(mean * math.prod(kernel_sizes))

@@ -19,7 +19,7 @@ def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
     return values.reshape(shape)
 
 
-@op("quantize")
+@op("quantize", fresh=True)
 def quantize(
     input: Tensor, scale: Tensor, output_dtype: str, zero_point: Tensor | None = None, axis: int | None = None
 ) -> Tensor:
@@ -31,7 +31,7 @@ def quantize(
     return torch.clamp(whole, limits.min, limits.max)
 
 
-@op("dequantize")
+@op("dequantize", fresh=True)
 def dequantize(input: Tensor, scale: Tensor, zero_point: Tensor | None = None, axis: int | None = None) -> Tensor:
     """iOS17 quantization_ops.dequantize: scale * (input - zero_point)"""
     values = input.float()

@@ -19,7 +19,7 @@ def _wrapped(indices: Tensor, length: int, name: str, strict: bool) -> Tensor:
     return torch.where(whole < 0, whole + length, whole)
 
 
-@op("gather", kind=Kind.MOVE)
+@op("gather", kind=Kind.MOVE, fresh=True)
 def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """iOS15, iOS16, iOS17 scatter_gather.gather: numpy.take along `axis`, batch by batch"""
     axis = axis % x.ndim
@@ -42,7 +42,7 @@ def _gather_batched(x: Tensor, indices: Tensor, axis: int, batch_dims: int) -> T
     return torch.stack(rows).reshape(batch + rows[0].shape)
 
 
-@op("gather_along_axis", kind=Kind.MOVE, aliases=False)
+@op("gather_along_axis", kind=Kind.MOVE, fresh=True)
 def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
     """iOS15, iOS16, iOS17 scatter_gather.gather_along_axis: numpy.take_along_axis"""
     return torch.gather(x, axis, _wrapped(indices, x.shape[axis], "gather_along_axis", validate_indices))
@@ -56,7 +56,7 @@ def _flat_places(indices: Tensor, lengths: torch.Size, name: str, strict: bool) 
     return place
 
 
-@op("gather_nd", kind=Kind.MOVE, aliases=False)
+@op("gather_nd", kind=Kind.MOVE, fresh=True)
 def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """iOS15, iOS16, iOS17 scatter_gather.gather_nd: the last axis of indices names a slice of x, batch by batch"""
     depth = indices.shape[-1]
@@ -88,7 +88,7 @@ def _combine_rows(result: Tensor, place: Tensor, updates: Tensor, mode: str) -> 
         result[row] = joins[mode](result[row], update)
 
 
-@op("scatter")
+@op("scatter", fresh=True)
 def scatter(
     data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:
@@ -100,7 +100,7 @@ def scatter(
     return _combine(data.movedim(axis, 0), place, rows, mode).movedim(0, axis)
 
 
-@op("scatter_along_axis")
+@op("scatter_along_axis", fresh=True)
 def scatter_along_axis(
     data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:
@@ -114,7 +114,7 @@ def scatter_along_axis(
     return _combine(data.reshape(-1), flat.reshape(-1), updates.reshape(-1), mode).reshape(data.shape)
 
 
-@op("scatter_nd")
+@op("scatter_nd", fresh=True)
 def scatter_nd(
     data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 
 from validation.mil.registry import Bools, Ints, Kind, Tensor, Tensors, op
 
 
-@lru_cache(maxsize=4096)
 def _resolved(
     shape: torch.Size,
     begin: Ints,
@@ -39,16 +39,25 @@ def _resolved(
     return tuple(slices), [axis for axis in range(rank) if squeeze[axis]]
 
 
-def _cut(x: Tensor, slices: tuple[slice, ...]) -> Tensor:
-    """x[slices]; torch has no negative steps, so those axes are cut forwards and flipped."""
-    flipped = [axis for axis, item in enumerate(slices) if item.step is not None and item.step < 0]
-    if not flipped:
-        return x[slices]
+def _is_backward(item: slice) -> bool:
+    return item.step is not None and item.step < 0
+
+
+def _forward(shape: torch.Size, slices: tuple[slice, ...]) -> tuple[slice, ...]:
+    """The same entries cut forwards: torch has no negative steps, what it cuts is flipped."""
     forward = list(slices)
-    for axis in flipped:
-        picked = range(x.shape[axis])[slices[axis]]
-        forward[axis] = slice(picked[-1], picked[0] + 1, -picked.step) if len(picked) else slice(0, 0)
-    return x[tuple(forward)].flip(flipped)
+    for axis, item in enumerate(slices):
+        if _is_backward(item):
+            picked = range(shape[axis])[item]
+            forward[axis] = slice(picked[-1], picked[0] + 1, -picked.step) if len(picked) else slice(0, 0)
+    return tuple(forward)
+
+
+@lru_cache(maxsize=4096)
+def _read_place(shape: torch.Size, *bounds: Any) -> tuple[tuple[slice, ...], list[int], list[int]]:
+    """Forward slices per axis, the axes to flip afterwards, and those to squeeze."""
+    slices, squeezed = _resolved(shape, *bounds)
+    return _forward(shape, slices), [axis for axis, item in enumerate(slices) if _is_backward(item)], squeezed
 
 
 @op("slice_by_index", kind=Kind.MOVE)
@@ -62,8 +71,8 @@ def slice_by_index(
     squeeze_mask: Bools | None = None,
 ) -> Tensor:
     """iOS15, iOS17 tensor_transformation.slice_by_index: numpy's slicing; squeezed axes take one index"""
-    slices, squeezed = _resolved(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
-    result = _cut(x, slices)
+    slices, flipped, squeezed = _read_place(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    result = x[slices].flip(flipped) if flipped else x[slices]
     return result.squeeze(squeezed) if squeezed else result
 
 
@@ -80,6 +89,28 @@ def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
     return result
 
 
+def _check_within(shape: torch.Size, slices: tuple[slice, ...]) -> None:
+    """Raise IndexError where a slice begins or ends outside its axis: numpy would write what lies inside."""
+    for axis, (item, length) in enumerate(zip(slices, shape, strict=True)):
+        back = _is_backward(item)
+        if item.start is not None and not -length <= item.start <= length - back:
+            raise IndexError(f"begin {item.start} on axis {axis}, which has {length} entries")
+        if item.stop is not None and not -length - back <= item.stop <= length - back:
+            raise IndexError(f"end {item.stop} on axis {axis}, which has {length} entries")
+
+
+@lru_cache(maxsize=4096)
+def _write_place(shape: torch.Size, *bounds: Any) -> tuple[tuple[slice | int, ...], tuple[int, ...], list[int]]:
+    """What an update writes: an index of x (squeezed axes by number), its shape, the axes to flip the update by."""
+    slices, squeezed = _resolved(shape, *bounds)
+    _check_within(shape, slices)
+    forward = _forward(shape, slices)
+    kept = [axis for axis in range(len(shape)) if axis not in squeezed]
+    index = tuple(item.start if axis in squeezed else item for axis, item in enumerate(forward))
+    lengths = tuple(len(range(shape[axis])[forward[axis]]) for axis in kept)
+    return index, lengths, [place for place, axis in enumerate(kept) if _is_backward(slices[axis])]
+
+
 def _updated(
     x: Tensor,
     update: Tensor,
@@ -91,28 +122,17 @@ def _updated(
     squeeze_mask: Bools | None = None,
 ) -> Tensor:
     """Write `update` into x[begin:end] and return x."""
-    slices, squeezed = _resolved(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
-    flipped = [axis for axis, item in enumerate(slices) if item.step is not None and item.step < 0]
-    if flipped:
-        places = [range(x.shape[axis])[item] for axis, item in enumerate(slices)]
-        if tuple(map(len, places)) != tuple(update.shape):
-            raise IndexError(f"update of shape {list(update.shape)} into a slice of {[len(item) for item in places]}")
-        index = torch.meshgrid(*[torch.tensor(list(item)) for item in places], indexing="ij")
-        x[index] = update
-        return x
-    target = x[slices]
-    if squeezed and update.shape != target.shape and update.numel() == target.numel():
-        update = update.reshape(target.shape)
-    if update.shape != target.shape:
+    index, lengths, flipped = _write_place(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    if update.shape != lengths:
         raise IndexError(
             f"update of shape {list(update.shape)} for begin {list(begin)}, end {list(end)} of {list(x.shape)},"
-            f" which is a slice of {list(target.shape)}"
+            f" which is a slice of {list(lengths)}"
         )
-    target.copy_(update)
+    x[index].copy_(update.flip(flipped) if flipped else update)
     return x
 
 
-@op("slice_update", kind=Kind.MOVE, inplace=_updated)
+@op("slice_update", kind=Kind.MOVE, fresh=True, inplace=_updated)
 def slice_update(
     x: Tensor,
     update: Tensor,
@@ -123,7 +143,7 @@ def slice_update(
     end_mask: Bools | None = None,
     squeeze_mask: Bools | None = None,
 ) -> Tensor:
-    """iOS18 tensor_transformation.slice_update: a copy of x with x[begin:end] replaced"""
+    """iOS18 tensor_transformation.slice_update: a copy of x with x[begin:end] replaced; IndexError outside of x"""
     return _updated(x.clone(), update, begin, end, stride, begin_mask, end_mask, squeeze_mask)
 
 

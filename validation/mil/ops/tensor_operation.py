@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from validation.mil.registry import Ints, Kind, Tensor, Tensors, op
 
 
-@op("argsort")
+@op("argsort", fresh=True)
 def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
     """iOS15 tensor_operation.argsort: equal values keep their order"""
     return torch.argsort(x, dim=axis, descending=not ascending, stable=True)
 
 
-@op("topk", kind=Kind.MOVE, aliases=False)
+@op("topk", kind=Kind.MOVE, fresh=True)
 def topk(
     x: Tensor,
     k: int = 1,
@@ -31,7 +31,7 @@ def topk(
     return Tensors((kept, indices.narrow(axis, 0, count).int()) if return_indices else (kept,))
 
 
-@op("band_part", kind=Kind.MOVE, aliases=False)
+@op("band_part", kind=Kind.MOVE, fresh=True)
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
     """iOS15 tensor_operation.band_part: zeros outside `lower` and `upper` diagonals; -1 keeps all on that side"""
     rows = torch.arange(x.shape[-2]).unsqueeze(1)
@@ -44,7 +44,7 @@ def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
     return torch.where(keep, x, torch.zeros((), dtype=x.dtype))
 
 
-@op("cumsum")
+@op("cumsum", fresh=True)
 def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
     """iOS15 tensor_operation.cumsum; exclusive leaves an element out of its own sum"""
     total = torch.cumsum(x.flip(axis) if reverse else x, dim=axis)
@@ -54,14 +54,14 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
     return total.flip(axis) if reverse else total
 
 
-@op("fill")
+@op("fill", fresh=True)
 def fill(shape: Ints, value: Tensor | None = None) -> Tensor:
     """iOS15 tensor_operation.fill"""
     single = torch.zeros(()) if value is None else value.reshape(())
     return single.expand(shape).clone()
 
 
-@op("fill_like")
+@op("fill_like", fresh=True)
 def fill_like(ref_tensor: Tensor, value: Tensor | None = None) -> Tensor:
     """iOS16 tensor_operation.fill_like"""
     filled: Tensor = fill(tuple(ref_tensor.shape), value)
@@ -78,13 +78,13 @@ def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
     return x.reshape(rows, x.numel() // rows if rows else 0)
 
 
-@op("non_zero")
+@op("non_zero", fresh=True)
 def non_zero(x: Tensor) -> Tensor:
     """iOS15 tensor_operation.non_zero: one row of indices per element that is not 0"""
     return torch.nonzero(x)
 
 
-@op("one_hot")
+@op("one_hot", fresh=True)
 def one_hot(
     indices: Tensor,
     one_hot_vector_size: int,
@@ -126,7 +126,7 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
     return x
 
 
-@op("range_1d")
+@op("range_1d", fresh=True)
 def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:
     """iOS15 tensor_operation.range_1d: start, start + step ... below end"""
     return torch.arange(start.item(), end.item(), step.item())
@@ -136,7 +136,8 @@ def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:
 def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
     """iOS15, iOS17 tensor_transformation.sliding_windows: a new axis of `size` after `axis`"""
     axis = axis % x.ndim
-    return x.unfold(axis, size, stride).movedim(-1, axis + 1)
+    # Windows may overlap in x's memory: an update of one would reach its neighbours.
+    return x.unfold(axis, size, stride).movedim(-1, axis + 1).contiguous()
 
 
 def _overlap(box: Tensor, others: Tensor) -> Tensor:
@@ -167,7 +168,7 @@ def _survivors(
     return kept
 
 
-@op("non_maximum_suppression")
+@op("non_maximum_suppression", fresh=True)
 def non_maximum_suppression(
     boxes: Tensor,
     scores: Tensor,

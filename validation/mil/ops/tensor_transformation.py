@@ -47,7 +47,7 @@ def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
     return x.squeeze(axes)
 
 
-@op("concat", kind=Kind.MOVE, aliases=False)
+@op("concat", kind=Kind.MOVE, fresh=True)
 def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
     """iOS15 tensor_operation.concat; interleave takes one entry of each in turn; scalars make a vector"""
     values = Tensors(tuple(value.reshape(1) if value.ndim == 0 else value for value in values))
@@ -57,7 +57,7 @@ def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
     return torch.stack(values, dim=axis + 1).flatten(axis, axis + 1)
 
 
-@op("stack", kind=Kind.MOVE, aliases=False)
+@op("stack", kind=Kind.MOVE, fresh=True)
 def stack(values: Tensors, axis: int) -> Tensor:
     """iOS15 tensor_operation.stack"""
     return torch.stack(values, dim=axis)
@@ -69,13 +69,13 @@ def tile(x: Tensor, reps: Ints) -> Tensor:
     return x.repeat(reps)
 
 
-@op("select", kind=Kind.MOVE, aliases=False)
+@op("select", kind=Kind.MOVE, fresh=True)
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """iOS15 control_flow.select: a where cond, else b; a scalar cond picks one of them"""
     return torch.where(cond, a, b)
 
 
-@op("shape", kind=Kind.MOVE, aliases=False)
+@op("shape", kind=Kind.MOVE, fresh=True)
 def shape(x: Tensor) -> Tensor:
     """iOS15 tensor_operation.shape"""
     return torch.tensor(x.shape, dtype=torch.int32)
@@ -90,13 +90,13 @@ def reshape_like(x: Tensor, ref_tensors: Tensors, begins: Tensors, ends: Tensors
     return x.reshape(lengths)
 
 
-@op("reverse", kind=Kind.MOVE, aliases=False)
+@op("reverse", kind=Kind.MOVE, fresh=True)
 def reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
     """iOS15, iOS17 tensor_transformation.reverse: all axes by default"""
     return x.flip(list(range(x.ndim)) if axes is None else list(axes))
 
 
-@op("reverse_sequence", kind=Kind.MOVE, aliases=False)
+@op("reverse_sequence", kind=Kind.MOVE, fresh=True)
 def reverse_sequence(x: Tensor, lengths: Ints, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
     """iOS15, iOS17 tensor_transformation.reverse_sequence: the first lengths[b] entries of each batch entry"""
     result = x.clone()
