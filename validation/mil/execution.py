@@ -1,16 +1,17 @@
 """What a plan consists of, and running it: a loop of calls.
 
 With a hook every result is shown as (name, op type, value) after its op; the value is the runtime's own tensor and may
-be overwritten later, so a hook that keeps it copies it. Without a hook the loop does not mention hooks.
+be overwritten later, so a hook that keeps it copies it. Without a hook the loop does not mention hooks. A plan never
+changes while it runs: several calls may run it at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fastvlm.errors import ExecutionError, PackageError
+from fastvlm.errors import ExecutionError, FastVLMError, PackageError
 
 
 @dataclass
@@ -41,7 +42,15 @@ Hook = Callable[[str, str, Any], None]
 # (or None), so that nested blocks know of it.
 FRAME_SLOT, HOOK_SLOT, FIRST_FREE_SLOT = 0, 1, 2
 
-_FAULTS = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, NotImplementedError)
+# What torch and the ops themselves raise reads well alone; of others (KeyError: 3) the message needs the kind.
+_SPEAKING = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, FastVLMError)
+
+
+class _HookFault(BaseException):
+    """Carries what a hook raised past the ops whose blocks were running: none of them is at fault."""
+
+    def __init__(self, error: Exception):
+        self.error = error
 
 
 def run_steps(steps: list[Step], frame: list[Any]) -> None:
@@ -57,24 +66,40 @@ def run_steps(steps: list[Step], frame: list[Any]) -> None:
                 frame[step.results[0]] = result
             for slot in step.free:
                 frame[slot] = None
-    except PackageError as error:
-        raise _located(step, error) from error
-    except _FAULTS as error:
-        raise _located(step, error) from error
+    except Exception as error:
+        named = _located(step, error)
+        if named is error:
+            raise
+        raise named from error
 
 
 def run_steps_hooked(steps: list[Step], frame: list[Any], hook: Hook) -> None:
-    """`run_steps`, showing every result to `hook`; those of a nested block come before their op's own."""
+    """`run_steps`, showing every result to `hook`; those of a nested block come before their op's own.
+
+    What the hook raises comes out as it is.
+    """
+    try:
+        _run_shown(steps, frame, hook)
+        return
+    except _HookFault as fault:
+        raised = fault.error
+    raise raised
+
+
+def _run_shown(steps: list[Step], frame: list[Any], hook: Hook) -> None:
     for step in steps:
-        freed, step.free = step.free, ()
-        try:
-            run_steps([step], frame)
-        finally:
-            step.free = freed
+        run_steps([replace(step, free=())], frame)
         for slot in step.results:
-            hook(step.name, step.type, frame[slot])
-        for slot in freed:
+            _show(hook, step, frame[slot])
+        for slot in step.free:
             frame[slot] = None
+
+
+def _show(hook: Hook, step: Step, value: Any) -> None:
+    try:
+        hook(step.name, step.type, value)
+    except Exception as error:
+        raise _HookFault(error) from None
 
 
 def run_block(frame: list[Any], block: BlockPlan, arguments: tuple[Any, ...] = ()) -> list[Any]:
@@ -85,14 +110,17 @@ def run_block(frame: list[Any], block: BlockPlan, arguments: tuple[Any, ...] = (
     if hook is None:
         run_steps(block.steps, frame)
     else:
-        run_steps_hooked(block.steps, frame, hook)
+        _run_shown(block.steps, frame, hook)
     return [frame[slot] for slot in block.outputs]
 
 
-def _located(step: Step | None, error: Exception) -> ExecutionError:
-    if step is None or getattr(error, "located", False):
-        return error if isinstance(error, ExecutionError) else ExecutionError(str(error))
-    reason = " ".join(str(error).split()) or type(error).__name__
-    found = ExecutionError(f"op {step.name!r} ({step.type}): {reason}")
+def _located(step: Step | None, error: Exception) -> Exception:
+    """The fault of an op as an ExecutionError that names it once; errors of other stages stay what they are."""
+    other = isinstance(error, FastVLMError) and not isinstance(error, PackageError)
+    if step is None or other or getattr(error, "located", False):
+        return error
+    said = " ".join(str(error).split())
+    kind = "" if said and isinstance(error, _SPEAKING) else type(error).__name__
+    found = ExecutionError(f"op {step.name!r} ({step.type}): {': '.join(part for part in (kind, said) if part)}")
     found.located = True  # type: ignore[attr-defined]  # so that an enclosing block does not name itself too
     return found
