@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,27 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mil_messages import one_op
 from mil_programs import convert
 from test_mil_pieces import halves
 
+from fastvlm.errors import PackageError
 from validation.mil import MILModel, packing
+from validation.mil.blob import BlobFile
+from validation.mil.dtypes import BY_NAME
 from validation.mil.ops import packed
 from validation.mil.ops.packed import BLOCK, PackedLinear
 from validation.mil.registry import OPS
+from validation.mil.values import TensorType
 
 needs_fbgemm = pytest.mark.skipif(
     "fbgemm" not in torch.backends.quantized.supported_engines, reason="this build of torch has no FBGEMM"
 )
 WIDE = 1024  # inputs and outputs of a weight that is worth laying out
+
+
+def half_type(*shape: int) -> TensorType:
+    return TensorType(BY_NAME["fp16"], shape)
 
 
 def layouts(model: MILModel) -> list[PackedLinear]:
@@ -156,6 +167,79 @@ def test_the_file_s_memory_is_given_back_and_its_values_stay_readable(
     assert np.isfinite(exact).all()
     assert np.abs(exact).max() > 0.1
     assert layout.table.float().std() > 0.01
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("bias", [7, 1])
+def test_a_bias_of_another_length_is_named(bias: int) -> None:
+    x, weight = np.ones((1, WIDE), np.float16), np.ones((WIDE, WIDE), np.float16)
+    with pytest.raises(PackageError, match=r"op 'out0' \(linear\)"):
+        one_op("linear", {"x": (x,), "weight": weight, "bias": np.ones((bias, 3), np.float16)}, "fp16", "fp16")
+    assert not packed._suits(half_type(WIDE, WIDE), half_type(bias))
+    assert not packed._suits(half_type(WIDE, WIDE), half_type(1, WIDE))
+    assert packed._suits(half_type(WIDE, WIDE), half_type(WIDE))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how much of a mapping is in memory")
+def test_forgetting_frees_the_pages_of_that_blob_alone(tmp_path: Path) -> None:
+    one = np.arange(8 << 20, dtype=np.uint8)
+    places, raw = [], bytearray(struct.pack("<II", 2, 2).ljust(64, b"\0"))
+    for values in (one, one[::-1]):
+        places.append(len(raw))
+        metadata = struct.pack("<IIQQQ", 0xDEADBEEF, 3, len(values), len(raw) + 64, 0)
+        raw += metadata.ljust(64, b"\0") + values.tobytes()
+    (tmp_path / "weight.bin").write_bytes(raw)
+    file = BlobFile(tmp_path / "weight.bin")
+    first, second = (file.read(place, BY_NAME["uint8"], (len(one),)) for place in places)
+    assert first.sum() == second.sum()
+    full = resident(tmp_path / "weight.bin")
+    file.forget(places[0])
+    left = resident(tmp_path / "weight.bin")
+    assert full >= 16 << 20
+    # Linux may map 2 MB at once, and frees such a piece whole.
+    assert full - left >= 4 << 20
+    assert left >= 4 << 20
+    np.testing.assert_array_equal(first, one)
+
+
+def resident(path: Path) -> int:
+    """Bytes of the mapped file that this process holds in memory."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = line.endswith(str(path))
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) << 10
+    return total
+
+
+LIMIT = 3 << 30
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("0::/jobs/one", "jobs/one/memory.max"),
+        ("0::/jobs/one", "jobs/memory.max"),
+        ("0::/", "memory.max"),
+        ("4:memory:/jobs/one", "memory/jobs/one/memory.limit_in_bytes"),
+        ("4:memory:/jobs/one", "memory/memory.limit_in_bytes"),
+        ("4:cpu,memory:/jobs/one", "memory/jobs/memory.limit_in_bytes"),
+    ],
+)
+def test_half_of_memory_heeds_a_limit_of_the_group(
+    tmp_path: Path, line: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, root = tmp_path / "cgroup", tmp_path / "sys"
+    own.write_text(f"9:pids:/other\n{line}\n")
+    (root / file).parent.mkdir(parents=True)
+    monkeypatch.setattr(packing, "_OWN_GROUPS", own)
+    monkeypatch.setattr(packing, "_GROUPS", root)
+    monkeypatch.setattr(packing, "_machine_memory", lambda: 8 << 30)
+    assert packing.half_of_memory() == 4 << 30
+    for text, half in ((str(LIMIT), LIMIT // 2), ("max", 4 << 30), (str(1 << 62), 4 << 30), ("?", 4 << 30)):
+        (root / file).write_text(text + "\n")
+        assert packing.half_of_memory() == half, text
 
 
 def test_only_linear_has_a_layout() -> None:

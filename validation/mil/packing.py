@@ -1,14 +1,17 @@
 """Which ops of a function take their constants in a layout of their own (`registry.Packing`), decided when planned.
 
-A layout is a copy in memory, unlike a mapped file, so the layouts of one function may fill half the machine's memory at
-most; what comes after stays mapped.
+A layout is a copy in memory, unlike a mapped file, so the layouts of one function may fill half the memory that this
+process may use at most; what comes after stays mapped. Functions that lay out the same constants share them. Runs on
+Linux and macOS: `os.sysconf` and `mmap.madvise` are Unix's. A container's memory limit is a control group's (Linux).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from validation.mil.binding import PlannedConstant
@@ -19,6 +22,7 @@ from validation.mil.registry import Op, Packing
 from validation.mil.values import TensorType
 
 _HALF = BY_NAME["fp16"]
+_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 @dataclass
@@ -64,5 +68,33 @@ def _suit(packing: Packing, taken: dict[str, PlannedConstant]) -> bool:
 
 
 def half_of_memory() -> int:
-    """Half of the machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """Half of the machine's memory in bytes, or of the least limit that a control group sets this process."""
+    return min([_machine_memory(), *_group_limits()]) // 2
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _group_limits() -> Iterator[int]:
+    """The memory limits of this process's control group and of those around it, both versions of the interface."""
+    for line in _text(_OWN_GROUPS).splitlines():
+        _, controllers, place = line.split(":", 2)
+        if controllers == "":
+            root, name = _GROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = _GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        inner = PurePosixPath(place.lstrip("/"))
+        for group in (inner, *inner.parents):
+            limit = _text(root / group / name).strip()
+            if limit.isdecimal():  # "max": no limit
+                yield int(limit)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # no Linux, or a group that only the host sees
+        return ""
