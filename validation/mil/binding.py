@@ -7,7 +7,7 @@ takes fp16.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,27 +18,60 @@ from validation.mil.execution import FIRST_FREE_SLOT, FRAME_SLOT
 from validation.mil.package import Package
 from validation.mil.registry import Bools, Floats, Ints, Kind, Packing, Tensor
 
+MOST_VALUES = 1 << 20  # of a parameter that becomes Python values: axes, pads, a shape
+
+
+class Computation(Protocol):
+    """What computes constants from others, and keeps its results until they are dropped."""
+
+    @property
+    def sources(self) -> Sequence[Computation]:
+        """The computations whose results it takes."""
+
+    def drop(self) -> None:
+        """Gives back the memory of the results."""
+
 
 class PlannedConstant(Protocol):
     """A constant whose value is read, or decompressed, when it is first needed."""
 
     @property
-    def type(self) -> Any: ...
+    def type(self) -> Any:
+        """Its declared type, see `values`."""
 
     @property
-    def key(self) -> Any: ...
+    def key(self) -> Any:
+        """What identifies it within its package, so that functions share it; None where it is not worth sharing."""
 
-    def load(self) -> Any: ...
+    @property
+    def digest(self) -> bytes:
+        """Differs wherever type or value differ in a single bit."""
+
+    @property
+    def computed_by(self) -> Computation | None:
+        """What computes it; None for a constant that the program holds."""
+
+    def load(self) -> Any:
+        """numpy array, str, or list; PackageError when the value contradicts its type."""
 
     def forget(self) -> None:
         """Gives back the memory that its mapped values take; they are read again when they are needed again."""
 
 
 def to_tensor(value: np.ndarray) -> torch.Tensor:
-    """A torch view of a numpy array (a copy where torch has no such type or the array cannot be written)."""
+    """A torch view of a numpy array (a copy where torch has no such type or the array cannot be written).
+
+    One value that numpy spreads over a shape stays one value. PackageError for what the next wider type cannot hold.
+    """
+    if value.size > 1 and not any(value.strides):
+        return to_tensor(np.array(value[(0,) * value.ndim])).expand(value.shape)
     if value.dtype == np.uint16:
         return torch.from_numpy(value.astype(np.int32))
     if value.dtype in (np.uint32, np.uint64):
+        if value.dtype == np.uint64 and value.size and value.max() > np.iinfo(np.int64).max:
+            raise PackageError(
+                f"a uint64 value of {value.max()} was found, at most {np.iinfo(np.int64).max} can be held"
+            )
         return torch.from_numpy(value.astype(np.int64))
     array = value if value.flags.writeable else value.copy()
     return torch.from_numpy(array)
@@ -53,6 +86,8 @@ def _scalar(value: Any) -> Any:
 
 
 def _flat(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, np.ndarray) and value.size > MOST_VALUES:
+        raise PackageError(f"a parameter that takes a few values holds {value.size} values; the program is damaged")
     return tuple(value.reshape(-1).tolist()) if isinstance(value, np.ndarray) else tuple(value)
 
 
@@ -87,6 +122,7 @@ class Binder:
         self._template: list[Any] | None = None
 
     def new_slot(self) -> int:
+        """The number of a slot that nothing else has."""
         self._size += 1
         return self._size - 1
 
@@ -117,17 +153,43 @@ class Binder:
         Raises PackageError when a weight file contradicts the program.
         """
         if self._template is None:
-            template: list[Any] = [None] * self._size
-            for slot, value in self._values.items():
-                template[slot] = value
-            for slot, (constant, annotation, raised) in self._constants.items():
-                template[slot] = self._bind(constant, annotation, raised)
-            for slot, (constants, packing) in self._packed.items():
-                template[slot] = self._lay_out(constants, packing)
-            self._template = template
+            self._template = self._bound()
         frame = self._template.copy()
         frame[FRAME_SLOT] = frame
         return frame
+
+    def _bound(self) -> list[Any]:
+        """The frame's first content. What is computed on the way is dropped after the last slot that needs it."""
+        template: list[Any] = [None] * self._size
+        for slot, value in self._values.items():
+            template[slot] = value
+        needed = {slot: [constant] for slot, (constant, _, _) in self._constants.items()}
+        needed |= {slot: list(constants.values()) for slot, (constants, _) in self._packed.items()}
+        last = _last_needs(needed)
+        try:
+            for slot, constants in needed.items():
+                template[slot] = self._filled(slot, constants)
+                for computation in last.pop(slot, ()):
+                    computation.drop()
+        finally:
+            for computations in last.values():
+                for computation in computations:
+                    computation.drop()
+        return template
+
+    def _filled(self, slot: int, constants: list[PlannedConstant]) -> Any:
+        try:
+            if slot in self._packed:
+                return self._lay_out(*self._packed[slot])
+            return self._bind(*self._constants[slot])
+        except PackageError:
+            raise
+        except Exception as error:
+            kinds = ", ".join(str(constant.type) for constant in constants)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise PackageError(
+                f"a constant of type {kinds} cannot be taken ({reason}); the program is damaged"
+            ) from error
 
     def _bind(self, constant: PlannedConstant, annotation: Any, raised: bool) -> Any:
         if annotation in _CONVERSIONS:
@@ -158,3 +220,27 @@ class Binder:
             return tensor
         tensor = tensor.to(self._device)
         return tensor.float() if raised and tensor.dtype is torch.float16 else tensor
+
+
+def _last_needs(needed: dict[int, list[PlannedConstant]]) -> dict[int, list[Computation]]:
+    """Slot -> the computations that no later slot needs; `needed` is in the order of filling."""
+    seen: set[Computation] = set()
+    last: dict[int, list[Computation]] = {}
+    for slot, constants in reversed(needed.items()):
+        direct = [constant.computed_by for constant in constants]
+        fresh = _closure((computation for computation in direct if computation is not None), seen)
+        if fresh:
+            last[slot] = fresh
+    return last
+
+
+def _closure(computations: Iterable[Computation], seen: set[Computation]) -> list[Computation]:
+    """The computations and what they take results of, without what was `seen`, to which they are added."""
+    waiting, found = list(computations), []
+    while waiting:
+        computation = waiting.pop()
+        if computation not in seen:
+            seen.add(computation)
+            found.append(computation)
+            waiting += computation.sources
+    return found

@@ -7,7 +7,9 @@ the offset of its metadata. Every field is checked before a byte of the values i
 
 from __future__ import annotations
 
+import math
 import mmap
+import os
 import struct
 from pathlib import Path
 
@@ -31,6 +33,8 @@ class BlobFile:
 
     def __init__(self, path: Path):
         self.path = path
+        if not os.path.isfile(path):  # a pipe or a device would be read without end
+            raise PackageError(f"weight file {str(path)!r} is missing or no plain file; copy the whole package again")
         try:
             with path.open("rb") as file:
                 # Copy-on-write: torch warns about read-only memory, and nothing here ever writes.
@@ -57,7 +61,7 @@ class BlobFile:
         """
         start, size = self._locate(offset, dtype, shape)
         raw = self._bytes[start : start + size]
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         if dtype.bits < 8:
             return unpack(np.asarray(raw), dtype.bits, count, signed=dtype.name.startswith("int")).reshape(shape)
         if start % dtype.numpy.itemsize:
@@ -84,10 +88,7 @@ class BlobFile:
             )
         if code != dtype.blob:
             raise PackageError(f"{where}: stored dtype {code}, the program declares {dtype.name} ({dtype.blob})")
-        count = 1
-        for length in shape:
-            count *= length
-        expected = (count * dtype.bits + 7) // 8
+        expected = (math.prod(shape) * dtype.bits + 7) // 8
         if size != expected:
             raise PackageError(f"{where}: {size} bytes stored, {dtype.name} {list(shape)} needs {expected}")
         if start + size > total:

@@ -1,12 +1,13 @@
 """Compressed constants as the planner sees them: computed from other constants when they are first needed.
 
 A constexpr_* op never runs with the program. iOS16 stores its arguments as attributes, iOS18 as inputs that may name
-other constexpr ops; both become a tree that is evaluated once, on first use, and shared between the functions of a
-package by what it was computed from.
+other constexpr ops; both become a graph of which every op is evaluated once, while a function's constants are bound
+(`binding`), and whose results are shared between the functions of a package by what they were computed from.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,40 +16,86 @@ from typing import Any
 import numpy as np
 
 from fastvlm.errors import PackageError
-from validation.mil.binding import PlannedConstant, converted
+from validation.mil.binding import Computation, PlannedConstant, converted
 from validation.mil.package import Package
 from validation.mil.registry import OPS
 from validation.mil.values import Constant, TensorType, decode_constant, decode_type
 
+DEEPEST = 100  # coremltools' joint compression nests three
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """One constexpr op: its function and its arguments, each a constant with the annotation of its parameter."""
+
+@dataclass(eq=False)
+class Evaluation:
+    """One constexpr op: its function and its arguments, each a constant with the annotation of its parameter.
+
+    results: how many the program declares. Raises PackageError when `DEEPEST` is exceeded.
+    """
 
     title: str
     function: Callable[..., Any]
     many: bool
     arguments: dict[str, tuple[PlannedConstant, Any]]
+    results: int
+
+    def __post_init__(self) -> None:
+        self._computed: tuple[Any, ...] | None = None
+        self._depth: int = 1 + max((source._depth for source in self.sources), default=0)
+        if self._depth > DEEPEST:
+            raise PackageError(
+                f"{self.title} is the last of {self._depth} constexpr ops in a row, at most {DEEPEST} can be computed"
+            )
+
+    @property
+    def sources(self) -> list[Evaluation]:
+        """The evaluations whose results it takes."""
+        return [constant.evaluation for constant, _ in self.arguments.values() if isinstance(constant, _Result)]
 
     @cached_property
-    def key(self) -> Any:
-        """What identifies the result within a package; None when nothing in it is stored in a weight file."""
-        parts = [(name, constant.key) for name, (constant, _) in self.arguments.items()]
-        if all(part is None for _, part in parts):
-            return None
-        inline = [
-            str(constant.load()) if isinstance(constant, Constant) and constant.key is None else ""
-            for constant, _ in self.arguments.values()
-        ]
-        return (self.function.__name__, tuple(parts), tuple(inline))
+    def digest(self) -> bytes:
+        """What was computed from what: differs wherever an argument differs in a single bit."""
+        parts = [f"{name}: {constant.digest.hex()}" for name, (constant, _) in self.arguments.items()]
+        return hashlib.blake2b("\n".join([self.function.__name__, *parts]).encode()).digest()
+
+    @cached_property
+    def stored(self) -> bool:
+        """Whether anything in it is stored in a weight file."""
+        return any(constant.key is not None for constant, _ in self.arguments.values())
 
     def run(self) -> tuple[Any, ...]:
-        values = {name: converted(constant.load(), kind) for name, (constant, kind) in self.arguments.items()}
+        """The results, kept until `drop`; PackageError when the arguments contradict one another."""
+        if self._computed is None:
+            self._computed = self._compute()
+        return self._computed
+
+    def drop(self) -> None:
+        """Gives back the memory of the results; they are computed again when they are needed again."""
+        self._computed = None
+
+    def forget(self) -> None:
+        """Gives back the memory that stored arguments take, those of the evaluations it takes results of too."""
+        seen, waiting = {self}, [self]
+        while waiting:
+            evaluation = waiting.pop()
+            for constant, _ in evaluation.arguments.values():
+                if isinstance(constant, Constant):
+                    constant.forget()
+            waiting += set(evaluation.sources) - seen
+            seen |= set(evaluation.sources)
+
+    def _compute(self) -> tuple[Any, ...]:
         try:
-            result = self.function(**values)
-        except (ValueError, IndexError, TypeError) as error:
-            raise PackageError(f"{self.title}: {error}; the program is damaged") from error
-        return tuple(result) if self.many else (result,)
+            values = {name: converted(constant.load(), kind) for name, (constant, kind) in self.arguments.items()}
+            with np.errstate(all="ignore"):
+                result = self.function(**values)
+        except PackageError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise PackageError(f"{self.title}: {reason}; the program is damaged") from error
+        found = tuple(result) if self.many else (result,)
+        if len(found) != self.results:
+            raise PackageError(f"{self.title} gives {len(found)} of {self.results} results; the program is damaged")
+        return found
 
 
 @dataclass(frozen=True)
@@ -56,24 +103,36 @@ class _Result:
     """One result of an evaluation, in its declared type (fp16 kept in float32 where nothing is rounded)."""
 
     type: TensorType
-    evaluation: _Evaluation
+    evaluation: Evaluation
     index: int
     target: np.dtype
 
     @property
-    def key(self) -> Any:
-        return None if self.evaluation.key is None else (self.evaluation.key, self.index, str(self.target))
+    def computed_by(self) -> Computation:
+        """See `PlannedConstant`."""
+        return self.evaluation
+
+    @property
+    def digest(self) -> bytes:
+        """See `PlannedConstant`."""
+        return self.evaluation.digest + self.index.to_bytes(4, "little") + f"{self.type} {self.target}".encode()
+
+    @property
+    def key(self) -> bytes | None:
+        """What identifies the result within a package; None when nothing in it is stored in a weight file."""
+        return self.digest if self.evaluation.stored else None
 
     def load(self) -> Any:
+        """The values as a numpy array; PackageError when they are not of the declared shape."""
         value = self.evaluation.run()[self.index]
         if tuple(value.shape) != self.type.shape:
             raise PackageError(f"{self.evaluation.title} gives shape {list(value.shape)}, declared is {self.type}")
-        return np.asarray(value).astype(self.target, copy=False)
+        with np.errstate(over="ignore"):
+            return np.asarray(value).astype(self.target, copy=False)
 
     def forget(self) -> None:
         """See `PlannedConstant`."""
-        for constant, _ in self.evaluation.arguments.values():
-            constant.forget()
+        self.evaluation.forget()
 
 
 def constant_argument(
@@ -103,7 +162,7 @@ def constexpr_constants(
             arguments[parameter.name] = (found, parameter.annotation)
         elif parameter.required:
             raise PackageError(f"{title} has no constant {parameter.name}; the program is damaged")
-    evaluation = _Evaluation(title, op.function, op.many, arguments)
+    evaluation = Evaluation(title, op.function, op.many, arguments, len(operation.outputs))
     results: dict[str, PlannedConstant] = {}
     for index, output in enumerate(operation.outputs):
         kind = decode_type(output.type)

@@ -20,7 +20,7 @@ def found_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ExecutionError(f"device {str(name)!r} cannot be used here: {reason}") from error
     return device

@@ -31,7 +31,16 @@ class DType:
     torch: torch.dtype
 
     @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the greatest value of an integer type (bool: 0 and 1), at its width when packed."""
+        if self.name == "bool":
+            return 0, 1
+        signed = self.numpy.kind == "i"
+        return (-(1 << self.bits - 1), (1 << self.bits - 1) - 1) if signed else (0, (1 << self.bits) - 1)
+
+    @property
     def is_float(self) -> bool:
+        """Whether its values are floating-point numbers."""
         return self.torch.is_floating_point
 
 

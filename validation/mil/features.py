@@ -19,17 +19,36 @@ from validation.mil.rounding import held_type
 from validation.mil.values import StateType, TensorType
 
 _GRAY, _RGB, _BGR, _GRAY16 = 10, 20, 30, 40
+Range = tuple[int, int | None]  # lowest, highest (None: no end)
 _PIL_MODES = {_GRAY: "L", _RGB: "RGB", _BGR: "RGB", _GRAY16: "F"}
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image feature: size in pixels, colour space, and where the program's tensor has its channels."""
+    """An image feature: default size in pixels, colour space, and which other sizes are taken.
+
+    sizes: (width, height) of each enumerated one. ranges: (lowest, highest or None) of the width, then of the height.
+    """
 
     width: int
     height: int
     color: int
     sizes: tuple[tuple[int, int], ...] = ()
+    ranges: tuple[Range, ...] = ()
+
+    def takes(self, width: int, height: int) -> bool:
+        """Whether an image of that size may be given."""
+        if self.ranges:
+            return all(_within(got, limits) for got, limits in zip((width, height), self.ranges, strict=True))
+        return (width, height) in {(self.width, self.height), *self.sizes}
+
+    @property
+    def expected(self) -> str:
+        """The sizes that may be given, for a message."""
+        if self.ranges:
+            return "x".join(_spelled(limits) for limits in self.ranges)
+        sizes = dict.fromkeys([(self.width, self.height), *self.sizes])
+        return " or ".join(f"{width}x{height}" for width, height in sizes)
 
 
 @dataclass(frozen=True)
@@ -46,36 +65,53 @@ class Feature:
     optional: bool = False
     default: float | None = None
     image: Image | None = None
-    ranges: tuple[tuple[int, int | None], ...] = ()
+    ranges: tuple[Range, ...] = ()
     shapes: tuple[tuple[int, ...], ...] = field(default=())
 
     @property
     def shape(self) -> tuple[int | None, ...]:
+        """The shape that the program declares."""
         return self.type.shape
 
     @property
     def kind(self) -> str:
+        """image or tensor."""
         return "image" if self.image else "tensor"
 
     @property
     def dtype(self) -> str:
+        """MIL's name of the element type that the program declares, or string."""
         return self.type.dtype.name if self.type.dtype else "string"
 
 
 def _image(message: Any) -> Image:
+    kind = message.WhichOneof("SizeFlexibility")
     sizes = tuple((int(item.width), int(item.height)) for item in message.enumeratedSizes.sizes)
-    return Image(int(message.width), int(message.height), int(message.colorSpace), sizes)
+    limits = message.imageSizeRange
+    ranges = (_range(limits.widthRange), _range(limits.heightRange)) if kind == "imageSizeRange" else ()
+    return Image(int(message.width), int(message.height), int(message.colorSpace), sizes, ranges)
 
 
-def _flexibility(array: Any) -> tuple[tuple[tuple[int, int | None], ...], tuple[tuple[int, ...], ...]]:
+def _range(message: Any) -> Range:
+    return int(message.lowerBound), None if message.upperBound < 0 else int(message.upperBound)
+
+
+def _within(length: int, limits: Range) -> bool:
+    low, high = limits
+    return low <= length and (high is None or length <= high)
+
+
+def _spelled(limits: Range) -> str:
+    low, high = limits
+    return str(low) if low == high else f"{low}..{'' if high is None else high}"
+
+
+def _flexibility(array: Any) -> tuple[tuple[Range, ...], tuple[tuple[int, ...], ...]]:
     kind = array.WhichOneof("ShapeFlexibility")
     if kind == "enumeratedShapes":
         return (), tuple(tuple(int(n) for n in item.shape) for item in array.enumeratedShapes.shapes)
     if kind == "shapeRange":
-        sizes = array.shapeRange.sizeRanges
-        return tuple(
-            (int(item.lowerBound), None if item.upperBound < 0 else int(item.upperBound)) for item in sizes
-        ), ()
+        return tuple(_range(item) for item in array.shapeRange.sizeRanges), ()
     return (), ()
 
 
@@ -105,15 +141,45 @@ def _fits(shape: tuple[int, ...], feature: Feature) -> bool:
     if feature.shapes and shape not in feature.shapes:
         return False
     limits = feature.ranges if len(feature.ranges) == len(shape) else ()
-    return all(low <= got and (high is None or got <= high) for got, (low, high) in zip(shape, limits, strict=False))
+    return all(_within(got, wanted) for got, wanted in zip(shape, limits, strict=False))
 
 
 def _expected(feature: Feature) -> str:
     if feature.shapes:
         return "one of " + ", ".join(str(list(shape)) for shape in feature.shapes)
     if feature.ranges:
-        return "[" + ", ".join(f"{low}..{'' if high is None else high}" for low, high in feature.ranges) + "]"
+        return "[" + ", ".join(_spelled(limits) for limits in feature.ranges) + "]"
     return str(feature.type)
+
+
+def given_array(value: Any, what: str) -> np.ndarray:
+    """`value` as a numpy array; ExecutionError, beginning with `what`, where it is none."""
+    try:
+        return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        kind = str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
+        reason = " ".join(str(error).split())
+        raise ExecutionError(f"{what}: the {kind} given is no array of numbers ({reason}); convert it first") from error
+
+
+def narrowed(array: np.ndarray, target: np.dtype, what: str) -> np.ndarray:
+    """A copy of the numbers in type `target`; ExecutionError, beginning with `what`, for one that it cannot hold.
+
+    A float is never taken for an integer. Rounding is no loss; a finite number that would become infinite is.
+    """
+    if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and target.kind != "f"):
+        raise ExecutionError(f"{what}: {array.dtype} given, expected {target.name}; convert it first")
+    if array.dtype.kind in "iu" and target.kind in "iu" and array.size:
+        limits = np.iinfo(target)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise ExecutionError(f"{what}: values {array.min()}..{array.max()} do not fit {target.name}")
+    with np.errstate(over="ignore"):
+        values = np.array(array, target, order="C")
+    if target.kind == "f" and array.dtype != target and (infinite := np.isinf(values)).any():
+        lost = array[infinite & np.isfinite(array)]
+        if lost.size:
+            raise ExecutionError(f"{what}: {lost[0]} does not fit {target.name}; write an infinity if one is meant")
+    return values
 
 
 def array_to_tensor(value: Any, feature: Feature, precision: str) -> torch.Tensor:
@@ -122,26 +188,21 @@ def array_to_tensor(value: Any, feature: Feature, precision: str) -> torch.Tenso
     Integers are taken for floats and the other way only where no value changes kind: a float array for an integer
     input is refused, any number is taken for a float input. float64 and int64 are taken for narrower declared types.
     """
-    array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
-    dtype = feature.type.dtype
+    what = f"input {feature.name!r}"
+    array, dtype = given_array(value, what), feature.type.dtype
     if dtype is None or array.dtype.kind not in "fiub":
-        raise ExecutionError(f"input {feature.name!r}: {array.dtype} given, expected {feature.type}")
-    if array.dtype.kind == "f" and not dtype.is_float:
-        raise ExecutionError(f"input {feature.name!r}: {array.dtype} given, expected {dtype.name}; convert it first")
+        raise ExecutionError(f"{what}: {array.dtype} given, expected {feature.type}")
     if not feature.shape and array.shape == (1,):
         array = array.reshape(())  # Core ML has no rank-0 arrays: a scalar input is described as shape (1,)
     if not _fits(array.shape, feature):
-        raise ExecutionError(f"input {feature.name!r}: shape {list(array.shape)} given, expected {_expected(feature)}")
-    if array.dtype.kind in "iu" and dtype.numpy.kind in "iu" and array.size:
-        limits = np.iinfo(dtype.numpy)
-        if array.min() < limits.min or array.max() > limits.max:
-            raise ExecutionError(f"input {feature.name!r}: values {array.min()}..{array.max()} do not fit {dtype.name}")
-    exact = array if precision == "fp32" and dtype.is_float else array.astype(dtype.numpy)
-    return to_tensor(np.array(exact, order="C")).to(held_type(dtype, precision))
+        raise ExecutionError(f"{what}: shape {list(array.shape)} given, expected {_expected(feature)}")
+    held = held_type(dtype, precision)
+    target = np.dtype(np.float32) if held is torch.float32 else dtype.numpy
+    return to_tensor(narrowed(array, target, what)).to(held)
 
 
 def image_to_tensor(value: Any, feature: Feature, precision: str) -> torch.Tensor:
-    """The tensor of an image input: a PIL image or a uint8 array (H, W, 3), or (H, W) for grey, of the declared size.
+    """The tensor of an image input: a PIL image or a uint8 array (H, W, 3), or (H, W) for grey, of a declared size.
 
     Raises ExecutionError for another size, mode or type. Values stay 0 to 255.
     """
@@ -149,11 +210,9 @@ def image_to_tensor(value: Any, feature: Feature, precision: str) -> torch.Tenso
     if image is None or feature.type.dtype is None:
         raise PackageError(f"input {feature.name!r} is described as an image but its program takes {feature.type}")
     pixels = _pixels(value, feature.name, image)
-    found = (pixels.shape[1], pixels.shape[0])
-    if found not in {(image.width, image.height), *image.sizes}:
-        raise ExecutionError(
-            f"input {feature.name!r}: image of {found[0]}x{found[1]} given, expected {image.width}x{image.height}"
-        )
+    height, width = pixels.shape[:2]
+    if not image.takes(width, height):
+        raise ExecutionError(f"input {feature.name!r}: image of {width}x{height} given, expected {image.expected}")
     if image.color == _BGR:
         pixels = pixels[:, :, ::-1]
     channels_last = len(feature.shape) == 4 and feature.shape[1] not in (1, 3)
@@ -170,7 +229,7 @@ def _pixels(value: Any, name: str, image: Image) -> np.ndarray:
             raise ExecutionError(f"input {name!r}: image of mode {value.mode} given, expected {mode}; convert it first")
         array = np.asarray(value)
     else:
-        array = np.asarray(value)
+        array = given_array(value, f"input {name!r}")
         if array.dtype != np.uint8 and mode != "F":
             raise ExecutionError(
                 f"input {name!r}: {array.dtype} array given, expected a PIL image or uint8 (H, W, channels)"
@@ -187,7 +246,11 @@ def default_tensor(feature: Feature, precision: str) -> torch.Tensor:
     if feature.type.dtype is None or None in feature.shape:
         raise ExecutionError(f"input {feature.name!r} is optional but has no fixed shape; give it")
     shape = [int(length or 0) for length in feature.shape]
-    return torch.full(shape, feature.default or 0, dtype=held_type(feature.type.dtype, precision))
+    try:
+        return torch.full(shape, feature.default or 0, dtype=held_type(feature.type.dtype, precision))
+    except (RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise ExecutionError(f"input {feature.name!r} of shape {shape} cannot be filled ({reason}); give it") from error
 
 
 def to_output(value: Any, feature: Feature) -> Any:

@@ -5,6 +5,7 @@ It executes the bytes of the package: protobuf and mapped weights, never coremlt
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ class MILModel:
         self.package: Package = open_package(source, weights)
         description = self.package.spec.description
         self.function_names = sorted(self.package.program.functions)
+        if not isinstance(function_name, str | None):
+            known = ", ".join(self.function_names)
+            raise ExecutionError(f"function name {function_name!r} given, expected one of {known}")
         self.function_name = function_name or description.defaultFunctionName or self._only_function()
         self.plan: FunctionPlan = plan_function(self.package, self.function_name, precision, self.device)
         self._describe(description)
@@ -83,15 +87,21 @@ class MILModel:
         self.output_description = Descriptions({name: item.description for name, item in self.outputs.items()})
 
     def get_spec(self) -> Any:
-        """The model's protobuf message (Model.proto)."""
-        return self.package.spec
+        """A copy of the model's protobuf message (Model.proto)."""
+        return copy.deepcopy(self.package.spec)
 
     def function(self, name: str) -> MILModel:
         """Another function of the same package; it shares the mapped weights and everything converted from them."""
         return MILModel(self.package, name, self.precision, device=self.device)
 
     def make_state(self) -> MILState:
-        """Fresh zeros for every state of this function, to hand to `predict`."""
+        """Fresh zeros for every state of this function, to hand to `predict`.
+
+        Raises PackageError for a state without a fixed shape or beyond the memory.
+        """
+        open_ended = [f"state {name!r} is {item.type}" for name, item in self.states.items() if None in item.shape]
+        if open_ended:
+            raise PackageError(f"{', '.join(open_ended)}, expected a fixed shape; the program is damaged")
         shapes = {name: tuple(int(n or 0) for n in item.shape) for name, item in self.states.items()}
         return MILState(shapes, {name: self._held(item) for name, item in self.states.items()}, self.device)
 
@@ -105,10 +115,11 @@ class MILModel:
     ) -> dict[str, Any]:
         """Run the function.
 
-        data: input name -> array, number, torch tensor, or (image inputs) PIL image / uint8 (H, W, channels).
+        data: input name -> array, number, torch tensor, or (image inputs) PIL image / uint8 (H, W, channels); None for
+        an optional input is its default.
         Returns output name -> numpy array in its declared type (fp16 as float16; precision "fp32": float32; a scalar in
         shape (1,)), PIL image for image outputs. hook(name, op type, value) sees every result, in nested blocks too.
-        Raises ExecutionError for a wrong input, state, or value.
+        Raises ExecutionError for a wrong input, state, or value; a state may then hold what was written before.
         """
         results = self.predict_tensors(data, state, hook=hook)
         return {name: to_output(results[name], feature) for name, feature in self.outputs.items()}
@@ -129,8 +140,12 @@ class MILModel:
         return {name: frame[slot] for name, slot in zip(self.plan.outputs, self.plan.body.outputs, strict=True)}
 
     def _bind_inputs(self, frame: list[Any], data: Mapping[str, Any]) -> None:
-        unknown = [name for name in data if name not in self.inputs]
-        missing = [name for name, item in self.inputs.items() if name not in data and not item.optional]
+        if not isinstance(data, Mapping):
+            raise ExecutionError(
+                f"function {self.function_name!r} takes a mapping of names to values, {type(data).__name__} given"
+            )
+        unknown = [str(name) for name in data if name not in self.inputs]
+        missing = [name for name, item in self.inputs.items() if data.get(name) is None and not item.optional]
         if unknown or missing:
             raise ExecutionError(
                 f"function {self.function_name!r} takes {', '.join(self.inputs) or 'no inputs'}"

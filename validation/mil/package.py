@@ -1,13 +1,15 @@
 """Opening an .mlpackage folder, a spec with its weights folder, or an in-memory coremltools model.
 
 A package is a folder with `Manifest.json`, which names the model file (a protobuf) and its weights folder. Its paths
-are untrusted: absolute paths, `..` and symbolic links that leave the package are refused. Weights are mapped when a
-constant is first used. This file does not know ops or execution.
+are untrusted: absolute paths, `..`, symbolic links that leave the package and whatever is no plain file are refused.
+Weights are mapped when a constant is first used. This file does not know ops or execution.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -60,27 +62,38 @@ class Package:
         if self._weights_folder is not None:
             inner = PurePosixPath(relative)
             inner = inner.relative_to("weights") if inner.parts[:1] == ("weights",) else inner
-            return contained(self._weights_folder, str(inner))
+            return contained(self._weights_folder, str(inner))  # str, so that an absolute rest stays absolute
         if self._model_folder is None or self._root is None:
             raise PackageError(
                 f"the program needs {file_name}, but a spec alone was given; pass its weights folder too"
             )
-        return contained(self._root, str((self._model_folder / relative).relative_to(self._root)))
+        return contained(self._root, relative, str(self._model_folder.relative_to(self._root)))
 
 
-def contained(root: Path, relative: str) -> Path:
-    """The path `relative` below `root`; PackageError when it is absolute, holds `..`, or a link leaves the folder."""
+def contained(root: Path, relative: str, below: str = "") -> Path:
+    """The path `relative` from the folder `below` of `root`, which it may not leave.
+
+    Raises PackageError when it is absolute, holds `..`, is no name that a file can have, or a link on the way leaves
+    `root` or runs in a circle.
+    """
     parts = PurePosixPath(relative)
     if parts.is_absolute() or ".." in parts.parts or "\\" in relative or "\0" in relative:
         raise PackageError(f"package {root} names the path {relative!r}, which leaves the package; it is not opened")
-    path = root / parts
-    if not path.resolve().is_relative_to(root.resolve()):
+    path = root / below / parts
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise PackageError(f"package {str(root)!r}: the path {relative!r} cannot be followed ({reason})") from error
+    if not inside:
         raise PackageError(f"package {root}: {relative!r} is a link out of the package; it is not opened")
     return path
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "Manifest.json"
+    path = contained(folder, "Manifest.json")
+    if path.exists() and not path.is_file():
+        raise PackageError(f"{path} is no plain file; copy the whole package again")
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -102,9 +115,9 @@ def _model_path(folder: Path) -> Path:
     relative = entry.get("path") if entry else None
     if not isinstance(relative, str):
         raise PackageError(f"{folder}/Manifest.json names no root model (rootModelIdentifier {identifier!r})")
-    path = contained(folder / "Data", relative)
-    if not path.is_file():
-        raise PackageError(f"{folder}: the model file Data/{relative} is missing; copy the whole package again")
+    path = contained(folder, relative, "Data")
+    if not os.path.isfile(path):  # a pipe or a device would be read without end
+        raise PackageError(f"{folder}: the model file {'Data/' + relative!r} is missing; copy the whole package again")
     return path
 
 
@@ -120,22 +133,31 @@ def parse_spec(path: Path) -> Any:
 
 def open_folder(folder: Path) -> Package:
     """Open an .mlpackage folder; PackageError names what is missing or damaged."""
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise PackageError(f"{folder}: expected an .mlpackage folder, found {found}")
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text
+        found = "a file" if os.path.exists(folder) else "nothing"
+        raise PackageError(f"{str(folder)!r}: expected an .mlpackage folder, found {found}")
     path = _model_path(folder)
     return Package(parse_spec(path), root=folder, model_folder=path.parent)
 
 
 def open_package(source: Any, weights: str | Path | None = None) -> Package:
-    """Open whatever `source` is: a path, a spec (with its weights folder), a Package, or a coremltools MLModel."""
+    """Open whatever `source` is: a path, a spec (with its weights folder), a Package, or a coremltools MLModel.
+
+    A spec is copied, so that the caller may go on editing its own.
+    """
     if isinstance(source, Package):
         return source
     if isinstance(source, (str, Path)):
         return open_folder(Path(source))
     if isinstance(source, Message):
-        return Package(source, None, None, None if weights is None else Path(weights))
+        return Package(copy.deepcopy(source), None, None, _weights_folder(weights))
     if hasattr(source, "get_spec"):  # coremltools' MLModel; duck-typed so that coremltools is never imported here
         folder = weights or getattr(source, "weights_dir", None)
-        return Package(source.get_spec(), None, None, None if folder is None else Path(folder))
+        return Package(source.get_spec(), None, None, _weights_folder(folder))
     raise PackageError(f"cannot open a {type(source).__name__}; give an .mlpackage path, a spec or an MLModel")
+
+
+def _weights_folder(weights: Any) -> Path | None:
+    if weights is None or isinstance(weights, (str, Path)):
+        return None if weights is None else Path(weights)
+    raise PackageError(f"weights of type {type(weights).__name__} given, expected the path of the weights folder")

@@ -6,6 +6,8 @@ arrays (strings: str or list of str) and keep their declared type beside them. N
 
 from __future__ import annotations
 
+import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,9 @@ from validation.mil.dtypes import BY_PROTO, DType, unpack
 from validation.mil.package import Package
 
 _STRING = 2
+# Sixteen times the largest tensor of any model that a phone holds; a greater count is a lie or a bomb.
+MOST_ELEMENTS = 1 << 32
+MOST_AXES = 64  # of numpy and torch
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ def _tensor_type(message: Any) -> TensorType:
         raise PackageError(
             f"the program holds element type {message.dataType}, which is unknown; it is newer or damaged"
         )
+    if len(message.dimensions) > MOST_AXES:
+        raise PackageError(f"a tensor type has {len(message.dimensions)} dimensions, at most {MOST_AXES} are possible")
     if message.rank != len(message.dimensions):
         raise PackageError(
             f"a tensor type has rank {message.rank} but {len(message.dimensions)} dimensions; it is damaged"
@@ -79,7 +86,12 @@ def _tensor_type(message: Any) -> TensorType:
     shape = tuple(
         dim.constant.size if dim.WhichOneof("dimension") == "constant" else None for dim in message.dimensions
     )
-    return TensorType(BY_PROTO.get(message.dataType), shape)
+    kind = TensorType(BY_PROTO.get(message.dataType), shape)
+    if math.prod(length or 1 for length in shape) > MOST_ELEMENTS:  # zeros too: no length may hide behind one
+        raise PackageError(
+            f"the program declares {kind}, too many elements, at most {MOST_ELEMENTS} are possible; it is damaged"
+        )
+    return kind
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,16 @@ class Constant:
             return None
         blob = self.message.blobFileValue
         return (blob.fileName, blob.offset, self.type)
+
+    @property
+    def digest(self) -> bytes:
+        """Differs wherever type or value (of a stored blob: file and place) differ in a single bit."""
+        return hashlib.blake2b(self.message.SerializeToString(deterministic=True)).digest()
+
+    @property
+    def computed_by(self) -> None:
+        """See `binding.PlannedConstant`."""
+        return None
 
     def load(self) -> Any:
         """numpy array, str, or list; PackageError when the value contradicts its type."""
@@ -152,18 +174,37 @@ def _immediate_tensor(message: Any, kind: TensorType) -> Any:
         strings = [str(value) for value in stored]
         return strings if kind.shape else (strings or [""])[0]
     shape = tuple(int(length or 0) for length in kind.shape)
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if field == "bytes":
         values = _from_bytes(bytes(stored), kind.dtype, count)
     else:
-        values = np.array(stored, dtype=kind.dtype.numpy)
+        values = _as_declared(np.array(stored), kind.dtype)
     if len(values) == 0 and count == 1:
         values = np.zeros(1, kind.dtype.numpy)  # protobuf drops a lone default value
     if len(values) == 1 and count > 1:
-        values = np.repeat(values, count)  # Core ML broadcasts a single stored value
+        return np.broadcast_to(values.reshape(()), shape)  # Core ML lets one stored value stand for all
     if len(values) != count:
         raise PackageError(f"a constant of type {kind} stores {len(values)} values; the program is damaged")
     return values.reshape(shape)
+
+
+def _as_declared(stored: np.ndarray, dtype: DType) -> np.ndarray:
+    """The stored numbers in the declared type; PackageError for one that it cannot hold."""
+    if stored.dtype.kind not in "fiub":
+        raise PackageError(f"a constant of type {dtype.name} is stored as strings; the program is damaged")
+    with np.errstate(all="ignore"):
+        values = stored.astype(dtype.numpy)
+        if dtype.is_float:
+            lost = np.isinf(values) & np.isfinite(stored)
+        else:
+            low, high = dtype.limits
+            lost = (values != stored) | (stored < low) | (stored > high)
+    if lost.any():
+        raise PackageError(
+            f"a constant of type {dtype.name} stores {stored[lost][0]}, which {dtype.name} cannot hold; "
+            "the program is damaged"
+        )
+    return values
 
 
 def _from_bytes(raw: bytes, dtype: DType, count: int) -> np.ndarray:
