@@ -76,6 +76,7 @@ def read_record(record: Path) -> dict[str, dict[str, Any]]:
 
 
 def append(record: Path, result: dict[str, Any]) -> None:
+    """Adds one line to the record."""
     with record.open("a") as file:
         file.write(json.dumps(result) + "\n")
 
@@ -138,6 +139,7 @@ class Recorder:
 
     @pytest.hookimpl(trylast=True)  # after -k
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Keeps the rows of this process: chosen, of its share, not in the record yet; small test functions first."""
         arguments = self.arguments
         functions: dict[str, list[Any]] = defaultdict(list)
         for item in items:
@@ -155,6 +157,7 @@ class Recorder:
         items[:] = mine[: arguments.per_process]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Notes the row that runs, seeds the generators by its id, starts its time limit."""
         import numpy as np
         import torch
 
@@ -166,6 +169,7 @@ class Recorder:
         signal.setitimer(signal.ITIMER_REAL, self.arguments.limit)
 
     def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
+        """Records how the row ended, and why."""
         if call.when == "teardown" or (call.when == "setup" and call.excinfo is None):
             return
         result = {"id": item.nodeid, "outcome": "passed", "at": round(time.time()), "s": round(call.duration, 2)}
@@ -183,6 +187,7 @@ class Recorder:
         append(self.arguments.record, result)
 
     def pytest_runtest_logfinish(self) -> None:
+        """Stops the time limit and removes the packages that the row left."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         for folder in Path(tempfile.gettempdir()).glob("*.mlpackage"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -276,6 +281,7 @@ def _start(arguments: argparse.Namespace, shard: int) -> subprocess.Popen[bytes]
 
 
 def main() -> None:
+    """Runs the suite, or writes the summary of a record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", help="torch, mil, summary, or a path of tests")
     parser.add_argument("--record", type=Path, default=Path("coremltools-suite.jsonl"))
