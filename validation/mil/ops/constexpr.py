@@ -9,23 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 from validation.mil.dtypes import unpack
+from validation.mil.ops.per_axis import along
 from validation.mil.registry import Array, Arrays, Ints, Kind, op
-
-
-def _along(values: Array, data: Array, axis: int) -> Array:
-    """values (), or (N,) shaped to act on `axis` of data."""
-    if values.ndim == 0 or values.size == 1:
-        return values.reshape(())
-    shape = [1] * data.ndim
-    shape[axis] = -1
-    return values.reshape(shape)
 
 
 @op("constexpr_affine_dequantize", kind=Kind.MOVE)
 def constexpr_affine_dequantize(quantized_data: Array, zero_point: Array, scale: Array, axis: int) -> Array:
     """iOS16 constexpr_ops.constexpr_affine_dequantize: scale * (quantized_data - zero_point)"""
-    values = quantized_data.astype(np.float32) - _along(zero_point.astype(np.float32), quantized_data, axis)
-    dense: Array = values * _along(scale.astype(np.float32), quantized_data, axis)
+    values = quantized_data.astype(np.float32) - along(zero_point.astype(np.float32), quantized_data.ndim, axis)
+    dense: Array = values * along(scale.astype(np.float32), quantized_data.ndim, axis)
     return dense
 
 

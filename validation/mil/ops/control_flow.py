@@ -36,6 +36,7 @@ class TensorList:
     dtype: torch.dtype
 
     def read(self, index: int) -> Tensor:
+        """The element, or zeros; IndexError outside the list, ValueError for zeros of an unknown shape."""
         if not 0 <= index < len(self.items):
             raise IndexError(f"element {index} of a list of {len(self.items)}")
         item = self.items[index]
@@ -50,6 +51,7 @@ class TensorList:
         return torch.zeros(self.shape, dtype=self.dtype)
 
     def with_item(self, index: int, value: Tensor) -> TensorList:
+        """The list with that element replaced, grown where it was shorter; IndexError for a negative index."""
         if index < 0:
             raise IndexError(f"element {index} of a list")
         items = list(self.items) + [None] * (index + 1 - len(self.items))
