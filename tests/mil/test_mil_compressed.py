@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mil_messages import _declare, _fill, add_op, empty_program, give
 
 from fastvlm.errors import PackageError
@@ -106,6 +107,36 @@ def test_equal_computations_of_stored_values_are_shared_between_functions(weight
     assert one.mean() == 3
 
 
+def results_of_stored_values(weights: Path, kind: str, examples: list[np.ndarray], scale: np.ndarray) -> list[Any]:
+    """What a program returns that computes each of the examples' types from the same stored ones and scale."""
+    ones = np.zeros(1, np.float32)
+    spec, block = empty_program({"x": ones})
+    stored(block, "d", (1100, 1) if scale.ndim == 2 else (1100,))
+    if kind == SCALE:
+        for index, example in enumerate(examples):
+            constexpr(block, kind, {f"w{index}": example}, {"data": "@d", "scale": scale})
+    else:
+        both = {f"w{index}": example for index, example in enumerate(examples)}
+        constexpr(block, kind, both, {"data_mask": "@d", "nonzero_data": np.ones(1100, np.int8), "scale": scale})
+    add_op(block, "identity", {"y": "fp32"}, {"x": "@x"})
+    give(spec, block, [f"w{index}" for index in range(len(examples))])
+    return list(MILModel(spec, weights=weights).predict_tensors({"x": ones}).values())
+
+
+def test_declared_types_and_results_are_told_apart(weights: Path) -> None:
+    third, shape = np.full((1, 1), 1 / 3, np.float32), (1100, 1)
+    half, single = results_of_stored_values(
+        weights, SCALE, [np.zeros(shape, np.float16), np.zeros(shape, np.float32)], third
+    )
+    assert (half.dtype, single.dtype) == (torch.float16, torch.float32)
+    assert single[0, 0] == np.float32(1 / 3)
+    kind, byte = "constexpr_sparse_blockwise_shift_scale", np.zeros(1100, np.int8)
+    mask, values = results_of_stored_values(weights, kind, [byte, byte], np.float32([2]))
+    assert (mask[0], values[0]) == (1, 2)
+    with pytest.raises(PackageError, match=r"gives shape \[1100, 1\], declared is fp32\[1, 1100\]"):
+        results_of_stored_values(weights, SCALE, [np.zeros(shape, np.float32), np.zeros((1, 1100), np.float32)], third)
+
+
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts from now on how often each op's function is called, by the op's title."""
     counted: Counter[str] = Counter()
@@ -171,6 +202,19 @@ def joint() -> MILModel:
     add_op(block, "mul", {"y": "fp32"}, {"x": "@a", "y": "@g"})
     give(spec, block, ["y"])
     return MILModel(spec)
+
+
+def test_what_several_weights_are_computed_from_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = evaluations(monkeypatch)
+    one = np.ones(1, np.float32)
+    spec, block = empty_program({"x": one})
+    constexpr(block, SCALE, {"inner": one}, {"data": one, "scale": one * 2})
+    for index in range(3):
+        constexpr(block, SCALE, {f"w{index}": one}, {"data": "@inner", "scale": one * index})
+        add_op(block, "add", {f"y{index}": "fp32"}, {"x": "@x", "y": f"@w{index}"})
+    give(spec, block, ["y0", "y1", "y2"])
+    assert [value[0] for value in MILModel(spec).predict({"x": one}).values()] == [1, 3, 5]
+    assert set(counted.values()) == {1}
 
 
 def test_an_op_of_two_results_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
