@@ -19,7 +19,8 @@ class Effect:
     """What one op reads and writes by name.
 
     fresh: no result shares memory with what it reads, nor with another result (`registry.Op`); can_write: it can update
-    its first argument in place; foreign: results may share memory with a constant, or with anything (nested blocks).
+    its first argument in place; foreign: results may share memory with a constant, or with anything (nested blocks);
+    numbers: what it reads as Python numbers alone, with which no result shares memory.
     """
 
     type: str
@@ -28,6 +29,7 @@ class Effect:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     foreign: bool = False
+    numbers: frozenset[str] = frozenset()
 
 
 class _Groups:
@@ -55,7 +57,7 @@ def _states(effects: list[Effect]) -> set[str]:
 def _shared(effect: Effect) -> tuple[str, ...]:
     if effect.can_write:  # in place the result is the first argument; the new values are copied in
         return (*effect.reads[:1], *effect.writes)
-    return () if effect.fresh else (*effect.reads, *effect.writes)
+    return () if effect.fresh else (*[name for name in effect.reads if name not in effect.numbers], *effect.writes)
 
 
 def _grouped(effects: list[Effect]) -> _Groups:

@@ -16,7 +16,10 @@ from fastvlm.errors import ExecutionError, FastVLMError, PackageError
 
 @dataclass
 class Step:
-    """One call: `function(*take(frame))`, its results stored in `results`, the slots in `free` cleared afterwards."""
+    """One call: `function(*take(frame))`, its results stored in `results`, the slots in `free` cleared afterwards.
+
+    inplace: the same call writing into its first argument, which planning puts in the function's place where it may.
+    """
 
     name: str
     type: str
@@ -25,6 +28,7 @@ class Step:
     results: tuple[int, ...]
     many: bool
     free: tuple[int, ...] = ()
+    inplace: Callable[..., Any] | None = None
 
 
 @dataclass

@@ -23,7 +23,7 @@ from validation.mil.execution import FRAME_SLOT, BlockPlan, Step
 from validation.mil.package import Package
 from validation.mil.packing import Packer, half_of_memory
 from validation.mil.registry import OPS, Blocks, Frame, Op, Parameter, Tensor, Tensors
-from validation.mil.rounding import rounded
+from validation.mil.rounding import in_place, read_as_number, rounded
 from validation.mil.values import StateType, TensorType, decode_constant, decode_type
 
 
@@ -83,6 +83,35 @@ class _Scope:
         return _Scope(dict(self.slots), dict(self.types), dict(self.constants))
 
 
+@dataclass
+class _Arguments:
+    """What an op takes, in the order of its parameters: slots, and of the computed ones how they arrive.
+
+    dynamic: see `rounding.rounded`. numbers, values: names read as Python numbers, and as tensors. fixed: whether some
+    tensor is a constant.
+    """
+
+    reads: list[str] = field(default_factory=list)
+    sources: list[int | tuple[int, ...]] = field(default_factory=list)
+    dynamic: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    numbers: set[str] = field(default_factory=set)
+    values: set[str] = field(default_factory=set)
+    fixed: bool = False
+
+
+def _effect(operation: Any, op: Op, taking: _Arguments) -> Effect:
+    nests = bool(operation.blocks)
+    return Effect(
+        operation.type,
+        fresh=op.fresh and not nests,
+        can_write=op.inplace is not None and 0 in taking.dynamic,
+        reads=tuple(taking.reads),
+        writes=tuple(item.name for item in operation.outputs),
+        foreign=nests or (taking.fixed and not op.fresh),
+        numbers=frozenset() if nests else frozenset(taking.numbers - taking.values),
+    )
+
+
 class Planner:
     """Plans one function; see `plan_function`."""
 
@@ -100,20 +129,18 @@ class Planner:
         inputs = tuple(self._define(scope, item.name, decode_type(item.type)) for item in message.inputs)
         outside -= {item.name for item in message.inputs}
         effects: list[Effect] = []
-        pending: list[tuple[Any, Op]] = []
+        steps: list[Step] = []
         for index, operation in enumerate(message.operations):
             if operation.type == "const" or operation.type.startswith("constexpr_"):
                 self._constant(operation, scope, index)
                 continue
             step, effect = self._step(operation, scope, index)
             effects.append(effect)
-            pending.append((step, OPS[operation.type]))
+            steps.append(step)
         if top:
             for index in writable_in_place(effects, set(message.outputs), outside):
-                step, op = pending[index]
-                step.function = op.inplace
+                steps[index].function = steps[index].inplace or steps[index].function
         outputs = tuple(self._read(name, scope) for name in message.outputs)
-        steps = [step for step, _ in pending]
         self._free(steps, effects, set(message.outputs), outside, scope)
         captured = {name for effect in effects for name in effect.reads if name in outside}
         return BlockPlan(inputs, outputs, steps), captured | (set(message.outputs) & outside)
@@ -141,32 +168,31 @@ class Planner:
             raise PackageError(f"{where} {found}; the program is damaged")
         if (taken := self._packer.take(op, operation, scope.constants, scope.types)) is not None:
             return self._packed_step(operation, op, taken, scope, where)
-        reads: list[str] = []
-        sources: list[int | tuple[int, ...]] = []
-        dynamic: dict[int, tuple[Any, Any]] = {}
-        fixed = False
-        for place, parameter in enumerate(op.parameters):
-            if parameter.annotation in (Blocks, Frame):
-                reads += self._nested(operation, parameter, scope, sources)
-                continue
-            bindings = operation.inputs[parameter.name].arguments if parameter.name in operation.inputs else ()
-            sources.append(self._argument(bindings, parameter, scope, where, op, reads))
-            computed = [binding.name for binding in bindings if binding.name in scope.slots]
-            fixed = fixed or (len(computed) < len(bindings) and parameter.annotation in (Tensor, Tensors))
-            if computed and parameter.annotation is not Tensors:
-                dynamic[place] = (parameter.annotation, scope.types[computed[0]])
+        taking = self._arguments(operation, op, scope, where)
         types = [decode_type(item.type) for item in operation.outputs]
         results = tuple(
             self._define(scope, item.name, kind) for item, kind in zip(operation.outputs, types, strict=True)
         )
         many = op.many or op.results != 1
-        function = rounded(op, self._precision, dynamic, types)
-        step = Step(str(self._title(operation)), operation.type, function, _taker(sources), results, many)
-        names = tuple(item.name for item in operation.outputs)
-        fresh = op.fresh and not operation.blocks
-        can_write = op.inplace is not None and 0 in dynamic
-        foreign = bool(operation.blocks) or (fixed and not fresh)
-        return step, Effect(operation.type, fresh, can_write, tuple(reads), names, foreign)
+        function = rounded(op, self._precision, taking.dynamic, types)
+        step = Step(str(self._title(operation)), operation.type, function, _taker(taking.sources), results, many)
+        step.inplace = in_place(op, taking.dynamic)
+        return step, _effect(operation, op, taking)
+
+    def _arguments(self, operation: Any, op: Op, scope: _Scope, where: str) -> _Arguments:
+        taking = _Arguments()
+        for place, parameter in enumerate(op.parameters):
+            if parameter.annotation in (Blocks, Frame):
+                taking.reads += self._nested(operation, parameter, scope, taking.sources)
+                continue
+            bindings = operation.inputs[parameter.name].arguments if parameter.name in operation.inputs else ()
+            taking.sources.append(self._argument(bindings, parameter, scope, where, op, taking.reads))
+            computed = [binding.name for binding in bindings if binding.name in scope.slots]
+            taking.fixed |= len(computed) < len(bindings) and parameter.annotation in (Tensor, Tensors)
+            (taking.numbers if read_as_number(parameter.annotation) else taking.values).update(computed)
+            if computed and parameter.annotation is not Tensors:
+                taking.dynamic[place] = (parameter.annotation, scope.types[computed[0]])
+        return taking
 
     def _packed_step(
         self, operation: Any, op: Op, taken: dict[str, PlannedConstant], scope: _Scope, where: str

@@ -41,6 +41,11 @@ def held_type(dtype: DType, precision: str) -> torch.dtype:
     return torch.float32 if precision == "fp32" and dtype.torch is _HALF else dtype.torch
 
 
+def read_as_number(annotation: Any) -> bool:
+    """Whether a computed argument with that annotation reaches the op as Python numbers, not as a tensor."""
+    return annotation in _READERS
+
+
 def rounded(op: Op, precision: str, dynamic: dict[int, tuple[Any, Any]], results: list[Any]) -> Callable[..., Any]:
     """The op's function, wrapped so that it takes what the frame holds and gives what the program declares.
 
@@ -49,7 +54,7 @@ def rounded(op: Op, precision: str, dynamic: dict[int, tuple[Any, Any]], results
     halved = bool(results) and isinstance(results[0], TensorType) and results[0].dtype is BY_NAME["fp16"]
     pessimistic = precision == "fp16-accumulate" and halved and op.blocked is not None
     function = op.blocked if pessimistic and op.blocked is not None else op.function
-    readers = {place: _READERS[kind] for place, (kind, _) in dynamic.items() if kind in _READERS}
+    readers = _readers(dynamic)
     if readers:
         function = _reading(function, readers)
     if op.kind is not Kind.FLOAT:
@@ -63,6 +68,16 @@ def rounded(op: Op, precision: str, dynamic: dict[int, tuple[Any, Any]], results
     if op.pointwise and raising and targets == [_HALF]:
         return _in_pieces(function)
     return _float_many(function, targets, raising) if op.many else _float_one(function, targets[0], raising)
+
+
+def in_place(op: Op, dynamic: dict[int, tuple[Any, Any]]) -> Callable[..., Any] | None:
+    """The op's in-place form, if it has one, wrapped so that it takes what the frame holds; dynamic: see `rounded`."""
+    readers = _readers(dynamic)
+    return _reading(op.inplace, readers) if op.inplace is not None and readers else op.inplace
+
+
+def _readers(dynamic: dict[int, tuple[Any, Any]]) -> dict[int, Callable[[Any], Any]]:
+    return {place: _READERS[kind] for place, (kind, _) in dynamic.items() if kind in _READERS}
 
 
 def _reading(function: Callable[..., Any], readers: dict[int, Callable[[Any], Any]]) -> Callable[..., Any]:
