@@ -45,8 +45,8 @@ def export(
     check_options(image_sizes, context, query_length, only)
     check_apart(check_output(output, overwrite), [folder_of(path) for path in (checkpoint, base) if path is not None])
     model = load_checkpoint(
-        checkpoint, base=base, allow_pickle=allow_pickle, image_rule=image_rule, template=template, system=system,
-        progress=progress,
+        checkpoint, stream=True, base=base, allow_pickle=allow_pickle, image_rule=image_rule, template=template,
+        system=system, progress=progress,
     )  # fmt: skip
     return export_model(
         model, output, image_sizes=image_sizes, context=context, query_length=query_length, only=only,

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from export.contract import SCALE, FunctionSpec, encoder_functions, language_functions, state_spec
-from export.convert import Converted, converted, trace
-from export.decoder import LanguageGraph
+from export.convert import Converted
 from export.embeddings import FILE as EMBEDDINGS
 from export.embeddings import write_embeddings
-from export.encoder import EncoderGraph
+from export.language import converted_language
 from export.package import Labels, write_package
 from export.plan import ExportPlan
 from export.quiet import import_coremltools
-from export.weights import saturate_parameters
+from export.vision import converted_encoder
 from fastvlm import __version__
 from fastvlm.hashes import FileHash, hash_tree
 from fastvlm.manifest import NAME as MANIFEST
@@ -35,7 +34,6 @@ from fastvlm_ref.prompt import prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
 
 ENCODER, LANGUAGE, TOKENIZER = "VisionEncoder.mlpackage", "LanguageModel.mlpackage", "tokenizer"
-TRACE_SIDE = 128  # the encoder's graph holds no size; this is the smallest side whose last stage is not 1×1
 LICENCE = "licence"
 APPLE = "apple-amlr"
 AXIS_CAP = 65_536  # of the Neural Engine from A16 on; 16,384 before (anemll, hollance/neural-engine)
@@ -86,23 +84,21 @@ class BuildWriter:
         return language_functions(self.model.config.text, self.plan)
 
     def write_encoder(self) -> None:
-        """Writes VisionEncoder.mlpackage: one trace, one conversion per size, one weight file."""
+        """Writes VisionEncoder.mlpackage: one conversion, one function per size, one weight file."""
         sizes = ", ".join(map(str, self.plan.image_sizes))
         text = f"FastVLM vision encoder with projector: an RGB picture ({sizes} pixels a side) to image tokens."
         specs = self.encoder_specs
         labels = self.labels(text, specs)
-        with self.progress.stage("Vision encoder", len(specs) + 2) as advance:  # the trace, each size, the hashes
-            write_package(self.folder / ENCODER, self._encoder_functions(specs, advance), specs[0].name, labels)
+        with self.progress.stage("Vision encoder", len(specs) + 1) as advance:  # each size, the hashes
+            clamped = write_package(
+                self.folder / ENCODER, self._encoder_functions(specs, advance), specs[0].name, labels
+            )
             advance(1)
+        self._report(clamped)
 
     def _encoder_functions(self, specs: tuple[FunctionSpec, ...], advance: Advance) -> Iterator[Converted]:
-        graph = EncoderGraph(self.model)
-        self._saturate("vision_encoder", graph)
-        traced = trace(graph, ((1, 3, TRACE_SIDE, TRACE_SIDE),))
-        advance(1)
-        for spec in specs:
-            with converted(traced, spec) as function:
-                yield function
+        for function in converted_encoder(self.model, specs):
+            yield function
             advance(1)
 
     def write_language(self) -> None:
@@ -111,18 +107,14 @@ class BuildWriter:
         specs = self.language_specs
         labels = self.labels(text, specs)
         with self.progress.stage("Language model", len(specs) + 1) as advance:  # each function, the hashes
-            write_package(self.folder / LANGUAGE, self._language_functions(specs, advance), "decode", labels)
+            clamped = write_package(self.folder / LANGUAGE, self._language_functions(specs, advance), "decode", labels)
             advance(1)
+        self._report(clamped)
         self._note_device_limits()
 
     def _language_functions(self, specs: tuple[FunctionSpec, ...], advance: Advance) -> Iterator[Converted]:
         for spec in specs:
-            query = spec.inputs[0].shape[1]
-            graph = LanguageGraph(self.model.decoder, query, self.plan.context, head=spec.name == "decode")
-            self._saturate("decoder", graph)
-            traced = trace(graph, tuple(tensor.shape for tensor in spec.inputs[:-1]), position=True)
-            del graph
-            with converted(traced, spec) as function:
+            with converted_language(self.model.decoder, spec, self.plan) as function:
                 yield function
             advance(1)
 
@@ -141,8 +133,7 @@ class BuildWriter:
     def write_embeddings(self) -> None:
         """Writes embeddings.bin."""
         with self.progress.stage("Embedding table"):
-            count = write_embeddings(self.folder / EMBEDDINGS, self.model.decoder.embed_tokens.weight)
-        self._report({"decoder.embed_tokens.weight": count} if count else {})
+            self._report(write_embeddings(self.folder / EMBEDDINGS, self.model.decoder))
 
     def write_licences(self) -> None:
         """Copies the checkpoint's licence texts into `licence/`: they bind what is made from the weights as well."""
@@ -158,9 +149,6 @@ class BuildWriter:
                 f"licence {APPLE} asks for a copy of its agreement with every derivative, "
                 "and the checkpoint folder holds none; put LICENSE_MODEL there before you pass the build on"
             )
-
-    def _saturate(self, part: str, graph: Any) -> None:
-        self._report({f"{part}.{name}": count for name, count in saturate_parameters(graph).items()})
 
     def _report(self, counts: dict[str, int]) -> None:
         for name in sorted(counts.keys() - self.saturated.keys()):

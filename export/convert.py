@@ -2,16 +2,17 @@
 
 Notable choices: `torch.jit.trace` without its re-check (which runs everything again), at a shape of the caller's
 choosing; coremltools gets the real shapes, so a size-free graph is traced small. Everything declared is fp16 or
-int32, so that coremltools inserts no cast at inputs and outputs.
+int32, so that coremltools inserts no cast at inputs and outputs. Equal constants stay apart, because stand-in weights
+are all equal: in the weight file equal blobs lie once all the same.
 The package that coremltools writes is temporary; `export.package` writes the one that ships.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,35 @@ import torch
 from torch import nn
 
 from export.contract import SCALE, FunctionSpec, TensorSpec
+from export.parameters import GraphWeight
 from export.quiet import import_coremltools, quietly
+
+# Those of coremltools' 84 that change a graph of ours; it checks the whole program after each, which takes longer than
+# the passes. Left out with the others is const_deduplication. A test compares with all of them.
+PASSES = (
+    "cast_optimization", "const_elimination", "rank0_expand_dims_swap", "fuse_layernorm_or_instancenorm",
+    "fuse_transpose_matmul", "remove_redundant_ops", "dedup_op_and_var_names", "add_fp16_cast", "update_output_dtypes",
+    "const_elimination", "dead_code_elimination", "cast_optimization", "canonicalize_inplace_pattern",
+    "prefer_state_in_downstream", "topological_reorder", "dead_code_elimination",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Converted:
-    """One function as coremltools made it: its contract, the Model protobuf and the weight file it points into."""
+    """One function as coremltools made it: its contract, the Model protobuf and the weight file it points into.
+
+    `parameters`: by name, the constants whose numbers come from elsewhere than that file.
+    """
 
     spec: FunctionSpec
     proto: Any  # coremltools.proto.Model_pb2.Model
     weights: Path
+    parameters: Mapping[str, GraphWeight] = field(default_factory=dict)
+
+
+def constant_name(parameter: str) -> str:
+    """What coremltools calls the fp16 constant of a graph's parameter."""
+    return f"{parameter.replace('.', '_')}_to_fp16"
 
 
 def trace(graph: nn.Module, shapes: tuple[tuple[int, ...], ...], *, position: bool = False) -> Any:
@@ -44,6 +64,7 @@ def trace(graph: nn.Module, shapes: tuple[tuple[int, ...], ...], *, position: bo
 def converted(traced: Any, spec: FunctionSpec) -> Iterator[Converted]:
     """Converts a traced graph at the shapes of `spec`; the weight file lives as long as the block."""
     ct = import_coremltools()
+    passes = ct.PassPipeline(pass_names=[f"common::{name}" for name in PASSES])
     with quietly():
         model = ct.convert(
             traced,
@@ -53,6 +74,7 @@ def converted(traced: Any, spec: FunctionSpec) -> Iterator[Converted]:
             states=[_state(ct, spec.state)] if spec.state else None,
             minimum_deployment_target=ct.target.iOS18,
             compute_precision=ct.precision.FLOAT16,
+            pass_pipeline=passes,
             skip_model_load=True,
         )
     try:

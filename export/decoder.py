@@ -13,6 +13,7 @@ It knows nothing of Core ML, text or images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -40,9 +41,9 @@ def scaled_query(attention: Attention) -> nn.Linear:
 class AttentionGraph(nn.Module):
     """Grouped-query attention of Q rows over the C positions of the state."""
 
-    def __init__(self, attention: Attention, query: int, context: int, layer: int) -> None:
+    def __init__(self, attention: Attention, query: int, context: int, row: int) -> None:
         super().__init__()
-        self.config, self.query, self.context, self.layer = attention.config, query, context, layer
+        self.config, self.query, self.context, self.row = attention.config, query, context, row
         self.q_proj, self.k_proj, self.v_proj = scaled_query(attention), attention.k_proj, attention.v_proj
         self.o_proj = attention.o_proj
 
@@ -57,16 +58,15 @@ class AttentionGraph(nn.Module):
         return x.reshape(1, self.query, self.config.heads * self.config.head_dim)
 
     def write(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, position: Tensor) -> None:
-        """Writes the keys and values of x (1, Q, H) at `position` into rows 2l and 2l + 1 of the state."""
+        """Writes the keys and values of x (1, Q, H) at `position` into the layer's two rows of the state."""
         keys = rotate(self.split(self.k_proj(x), self.config.kv_heads), *rope)
         values = self.split(self.v_proj(x), self.config.kv_heads)
-        row = 2 * self.layer
-        cache[row : row + 2, :, position : position + self.query] = torch.cat((keys, values), 0)
+        cache[self.row : self.row + 2, :, position : position + self.query] = torch.cat((keys, values), 0)
 
     def attend(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: Tensor) -> Tensor:
         kv_heads, head_dim = self.config.kv_heads, self.config.head_dim
         group = self.config.heads // kv_heads  # G
-        keys, values = cache[2 * self.layer], cache[2 * self.layer + 1]  # (kv_heads, C, D)
+        keys, values = cache[self.row], cache[self.row + 1]  # (kv_heads, C, D)
         q = rotate(self.split(self.q_proj(x), self.config.heads), *rope)  # (1, heads, Q, D)
         scores = torch.matmul(q.reshape(kv_heads, group * self.query, head_dim), keys.transpose(1, 2))
         scores = scores.reshape(kv_heads, group, self.query, self.context) + mask  # mask (1, 1, Q, C)
@@ -90,11 +90,11 @@ class MLPGraph(nn.Module):
 class LayerGraph(nn.Module):
     """x += attention(norm(x)); x += mlp(norm(x)), with the state written on the way."""
 
-    def __init__(self, layer: DecoderLayer, query: int, context: int, index: int) -> None:
+    def __init__(self, layer: DecoderLayer, query: int, context: int, row: int) -> None:
         super().__init__()
         before, after = layer.input_layernorm, layer.post_attention_layernorm
         self.input_layernorm = RMSNormGraph(before.weight, before.eps)
-        self.self_attn = AttentionGraph(layer.self_attn, query, context, index)
+        self.self_attn = AttentionGraph(layer.self_attn, query, context, row)
         self.post_attention_layernorm = RMSNormGraph(after.weight, after.eps)
         self.mlp = MLPGraph(layer.mlp)
 
@@ -106,28 +106,33 @@ class LayerGraph(nn.Module):
         return out
 
     def fill(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, position: Tensor) -> Tensor:
-        """Writes the state and nothing else; returns one written key (1, 1, 1), so that the write has a reader."""
+        """Writes the state and nothing else; returns a value of it (1, 1, 1), so that the write has a reader."""
         self.self_attn.write(self.input_layernorm(x), rope, cache, position)
-        row = 2 * self.self_attn.layer
-        return cache[row : row + 1, 0, 0:1, 0:1]
+        return cache[0:1, 0, 0:1, 0:1]
 
 
 class LanguageGraph(nn.Module):
     """One function of the language model: Q rows at `position`, over a state of C positions.
 
-    With `head` the logits (1, Q, V); without it `done` (1, 1, 1) and a filled state.
+    With `head` the logits (1, Q, V); without it `done` (1, 1, 1) and a filled state. Layer l has rows 2l and 2l + 1 of
+    the state; `rows`, the first row of each layer and their number, says otherwise for a graph that stands for another.
     """
 
     kvCache: Tensor
 
-    def __init__(self, decoder: Decoder, query: int, context: int, *, head: bool) -> None:
+    def __init__(
+        self, decoder: Decoder, query: int, context: int, *, head: bool, rows: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         text: TextConfig = decoder.config
         layers = (cast(DecoderLayer, layer) for layer in decoder.layers)
-        self.layers = nn.ModuleList(LayerGraph(layer, query, context, i) for i, layer in enumerate(layers))
+        *firsts, count = range(0, 2 * text.layers + 1, 2) if rows is None else rows
+        self.layers = nn.ModuleList(
+            LayerGraph(layer, query, context, row) for layer, row in zip(layers, firsts, strict=True)
+        )
         self.norm = RMSNormGraph(decoder.norm.weight, decoder.norm.eps) if head else None
         self.lm_head = decoder.lm_head if head else None
-        self.register_buffer(STATE, torch.zeros(2 * text.layers, text.kv_heads, context, text.head_dim))
+        self.register_buffer(STATE, torch.zeros(count, text.kv_heads, context, text.head_dim))
 
     def forward(
         self, inputs_embeds: Tensor, rope_cos: Tensor, rope_sin: Tensor, causal_mask: Tensor, position: Tensor

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-
-from export.weights import saturate
+from export.parameters import decoder_weight
+from fastvlm_ref.model.decoder import Decoder
 
 FILE = "embeddings.bin"
-CHUNK_ROWS = 8192  # 30 MB of float32 at H = 896: memory stays flat whatever V is
+TABLE = "embed_tokens.weight"
 
 
-def write_embeddings(path: Path, table: Tensor) -> int:
-    """Writes a float32 table (V, H) as fp16; returns how many values were clamped. TensorError for NaN or infinity."""
-    clamped = 0
+def write_embeddings(path: Path, decoder: Decoder) -> dict[str, int]:
+    """Writes the decoder's table (V, H) as fp16, piece by piece.
+
+    Returns how many values were clamped, by the table's name, nothing where none was. TensorError for NaN or
+    infinity.
+    """
+    clamped: dict[str, int] = {}
     with path.open("wb") as handle:
-        for start in range(0, table.shape[0], CHUNK_ROWS):
-            rows, count = saturate("decoder.embed_tokens.weight", table[start : start + CHUNK_ROWS])
-            clamped += count
-            handle.write(rows.half().contiguous().numpy().tobytes())
+        handle.writelines(decoder_weight(decoder, TABLE).halves(clamped))
     return clamped

@@ -3,7 +3,7 @@
 coremltools can do this too (`save_multifunction`), but it loads every program back into Python objects, deletes the old
 package before it writes, names the items with random UUIDs, and stamps the date. Here functions are joined on the
 protobuf: programs are copied, and their weights go into one file in which every distinct blob lies once.
-Names inside are the converter's, its numbers dealt anew (`export.names`); maps are serialised in sorted order.
+Names inside are dealt anew (`export.names`); maps are serialised in sorted order.
 """
 
 from __future__ import annotations
@@ -12,19 +12,23 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from export.convert import Converted
-from export.names import renumber
+from export.names import rename
+from export.parameters import GraphWeight
 from export.postcheck import check_package, operations
 from export.quiet import import_coremltools
 from export.weightfile import WeightReader, WeightWriter
+from fastvlm.errors import PackageError
 from fastvlm.hashes import sha256_bytes, sha256_file
 
 IOS18 = 9  # specification version, the first with functions and state
 MODEL = "com.apple.CoreML/model.mlmodel"
 WEIGHTS = "com.apple.CoreML/weights"
+FP16 = 1  # the weight file's code
 BLOB_FILE = "@model_path/weights/weight.bin"
 
 
@@ -39,17 +43,22 @@ class Labels:
     extra: dict[str, str] = field(default_factory=dict)
 
 
-def write_package(folder: Path, functions: Iterable[Converted], default: str, labels: Labels) -> None:
-    """Writes a package of several functions, taking them one at a time; raises PackageError as `check_package`."""
+def write_package(folder: Path, functions: Iterable[Converted], default: str, labels: Labels) -> dict[str, int]:
+    """Writes a package of several functions, taking them one at a time.
+
+    Returns, by parameter, how many values were too large for fp16 and were clamped. Raises TensorError for a parameter
+    of NaN or infinity, PackageError as `check_package`.
+    """
     data = folder / "Data"
     (data / WEIGHTS).mkdir(parents=True)
     weights = data / WEIGHTS / "weight.bin"
     proto = import_coremltools().proto.Model_pb2.Model(specificationVersion=IOS18)
     specs = []
+    clamped: dict[str, int] = {}
     with weights.open("wb") as handle:
         writer = WeightWriter(handle)
         for converted in functions:
-            _add_function(proto, converted, writer)
+            _add_function(proto, converted, writer, clamped)
             specs.append(converted.spec)
         writer.finish()
     proto.description.defaultFunctionName = default
@@ -59,19 +68,25 @@ def write_package(folder: Path, functions: Iterable[Converted], default: str, la
     (data / MODEL).write_bytes(model)
     manifest = _manifest(sha256_bytes(model), sha256_file(weights))
     (folder / "Manifest.json").write_text(manifest, encoding="utf-8")
+    return clamped
 
 
-def _add_function(proto: Any, converted: Converted, writer: WeightWriter) -> None:
+def _add_function(proto: Any, converted: Converted, writer: WeightWriter, clamped: dict[str, int]) -> None:
     """Copies one function into `proto`, and those of its weights that are not yet there into the weight file."""
     program = converted.proto.mlProgram
     proto.mlProgram.version = program.version
     function = proto.mlProgram.functions[converted.spec.name]
     function.CopyFrom(program.functions["main"])
-    renumber(function)
     with WeightReader(converted.weights) as reader:
-        for value in blob_values(function):
-            value.offset = writer.add(*reader.read(value.offset))
+        for op, value in blobs(function):
+            shape = [dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions]
+            parameter = converted.parameters.get(op.outputs[0].name)
+            if parameter is None:
+                value.offset = writer.add(*filled(reader.read(value.offset), prod(shape)))
+            else:
+                value.offset = _add_parameter(writer, parameter, shape, clamped)
             value.fileName = BLOB_FILE
+    rename(function, kept=converted.parameters)
     _describe(proto.description.functions.add(name=converted.spec.name), converted)
 
 
@@ -86,13 +101,31 @@ def _describe(description: Any, converted: Converted) -> None:
         feature.shortDescription = texts.get(feature.name, "")
 
 
-def blob_values(function: Any) -> Iterator[Any]:
-    """Every reference of a function into its weight file, in the order of its operations."""
+def _add_parameter(writer: WeightWriter, parameter: GraphWeight, shape: list[int], clamped: dict[str, int]) -> int:
+    if list(parameter.shape) != shape:
+        raise PackageError(
+            f"the converted graph has {parameter.name} of shape {shape}, expected {list(parameter.shape)}; "
+            "install the coremltools and torch of constraints.txt"
+        )
+    return writer.add_parameter(parameter.name, FP16, prod(shape) * 2, lambda: parameter.halves(clamped))
+
+
+def filled(blob: tuple[int, int, bytes], count: int) -> tuple[int, int, bytes]:
+    """Returns a blob of fp16 numbers that are all alike at the length `count`, another blob as it is."""
+    dtype, padding, data = blob
+    one = data[:2]
+    if dtype == FP16 and data == one * (len(data) // 2):
+        return dtype, padding, one * count
+    return blob
+
+
+def blobs(function: Any) -> Iterator[tuple[Any, Any]]:
+    """Every constant of a function that lies in its weight file, with its reference there, in the order of the ops."""
     for op in operations(function):
         for key in sorted(op.attributes):
             value = op.attributes[key]
             if value.WhichOneof("value") == "blobFileValue":
-                yield value.blobFileValue
+                yield op, value.blobFileValue
 
 
 def _label(metadata: Any, labels: Labels) -> None:

@@ -2,7 +2,8 @@
 
 Layout (MILBlob, storage version 2): a 64-byte file header `count, version`; each blob has 64 bytes of metadata
 `<IIQQQ` = 0xDEADBEEF, dtype, bytes, offset of the values, padding bits; metadata and values start at multiples of 64.
-A program names a blob by the offset of its metadata. Two blobs are the same when dtype and bytes are.
+A program names a blob by the offset of its metadata. Two blobs are the same when dtype and bytes are, or when they
+are one parameter.
 It does not know programs: who points where is `export.package`'s.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,11 +45,11 @@ class WeightReader:
 
 
 class WeightWriter:
-    """A weight file in the making; `add` returns where a blob lies, the same place for the same content."""
+    """A weight file in the making; equal blobs, and one parameter of two functions, lie there once."""
 
     def __init__(self, handle: BinaryIO) -> None:
         self._handle = handle
-        self._places: dict[tuple[int, int, bytes], int] = {}
+        self._places: dict[Hashable, int] = {}
         self._handle.write(bytes(ALIGNMENT))
 
     @property
@@ -58,12 +60,21 @@ class WeightWriter:
     def add(self, dtype: int, padding: int, data: bytes) -> int:
         """Writes a blob unless it is there already; returns the offset of its metadata."""
         key = (dtype, padding, hashlib.sha256(data).digest())
+        return self._place(key, dtype, padding, len(data), lambda: iter((data,)))
+
+    def add_parameter(self, name: str, dtype: int, size: int, pieces: Callable[[], Iterator[bytes]]) -> int:
+        """`add` for a blob of `size` bytes that comes piece by piece and is known by its parameter's name."""
+        return self._place(name, dtype, 0, size, pieces)
+
+    def _place(self, key: Hashable, dtype: int, padding: int, size: int, pieces: Callable[[], Iterator[bytes]]) -> int:
         if key not in self._places:
             self._align()
             at = self._handle.tell()
-            metadata = METADATA.pack(SENTINEL, dtype, len(data), at + ALIGNMENT, padding)
+            metadata = METADATA.pack(SENTINEL, dtype, size, at + ALIGNMENT, padding)
             self._handle.write(metadata.ljust(ALIGNMENT, b"\0"))
-            self._handle.write(data)
+            written = sum(self._handle.write(piece) for piece in pieces())
+            if written != size:
+                raise RuntimeError(f"weight file: {written} bytes given for {key}, expected {size}")
             self._places[key] = at
         return self._places[key]
 

@@ -7,7 +7,7 @@ so (progress, manifest). It knows nothing of Core ML.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastvlm.errors import TensorError
 
@@ -28,15 +28,3 @@ def saturate(name: str, weight: Tensor) -> tuple[Tensor, int]:
     if max(-low, high) <= LARGEST:
         return weight, 0
     return weight.clamp(-LARGEST, LARGEST), int((weight.abs() > LARGEST).sum())
-
-
-def saturate_parameters(graph: nn.Module) -> dict[str, int]:
-    """Clamps a graph's parameters, leaving shared ones of the reference as they are; returns counts by name."""
-    counts = {}
-    for name, weight in list(graph.named_parameters()):
-        clamped, count = saturate(name, weight)
-        if count:
-            owner, _, leaf = name.rpartition(".")
-            setattr(graph.get_submodule(owner), leaf, nn.Parameter(clamped, requires_grad=False))
-            counts[name] = count
-    return counts

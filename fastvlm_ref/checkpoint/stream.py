@@ -8,14 +8,14 @@ It costs one read of all layers per forward call, so prefill pays it once for th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastvlm_ref.checkpoint.tensors import LazyTensor
+from fastvlm_ref.checkpoint.tensors import PIECE, LazyTensor
 from fastvlm_ref.config import TextConfig
 
 ATTRIBUTE = "weight_stream"
@@ -73,6 +73,22 @@ def attach(module: nn.Module, tensors: Mapping[str, LazyTensor], *, on_forward: 
     if on_forward:
         module.register_forward_pre_hook(_hold)
         module.register_forward_hook(_release, always_call=True)
+
+
+def stored(root: nn.Module, name: str) -> tuple[tuple[int, ...], Callable[[], Iterator[Tensor]]]:
+    """Returns shape and values of a parameter below `root`: flat pieces in order, read from the file where it streams.
+
+    The pieces of a parameter in memory are float32, those of a streaming one in the dtype in which it is stored.
+    """
+    place = ""
+    for part in name.split(".")[:-1]:
+        place = f"{place}.{part}".lstrip(".")
+        stream = getattr(root.get_submodule(place), ATTRIBUTE, None)
+        if stream is not None:
+            tensor = stream.tensors[name.removeprefix(f"{place}.")]
+            return tensor.shape, tensor.pieces
+    value = root.get_parameter(name).detach()
+    return tuple(value.shape), lambda: iter(value.reshape(-1).split(PIECE))
 
 
 def _hold(module: nn.Module, _: Any) -> None:

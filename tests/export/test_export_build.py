@@ -168,9 +168,10 @@ def test_what_goes_beyond_a_devices_limits_is_told(tmp_path: Path, heard: Any, m
     monkeypatch.setattr("export.build.AXIS_CAP", model.config.text.vocab_size - 1)
     monkeypatch.setattr("export.build.PROGRAM_BYTES", 1000)
 
-    def write_package(folder: Path, *_: object) -> None:
+    def write_package(folder: Path, *_: object) -> dict[str, int]:
         (folder / "Data").mkdir(parents=True)
         (folder / "Data" / "weight.bin").write_bytes(bytes(1001))
+        return {}
 
     monkeypatch.setattr("export.build.write_package", write_package)
     api.export_model(model, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=heard)

@@ -1,0 +1,64 @@
+"""Where the numbers of a graph's parameters come from, read piece by piece on their way into the weight file.
+
+The decoder's graph (`export.decoder`) holds the checkpoint's tensors but for two foldings: 1/√D goes into q_proj, and
+a norm's gain stands twice, for x and −x. Both are done here, on the pieces. fp16 cannot hold everything that bf16 and
+float32 can: what is too large is clamped and counted, NaN and infinity are refused (`export.weights`).
+It knows nothing of Core ML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from export.weights import saturate
+from fastvlm_ref.checkpoint.stream import stored
+from fastvlm_ref.model.decoder import Decoder
+
+PIECE = 1 << 22  # values of a tensor in memory at a time: 16 MB of float32
+
+
+@dataclass(frozen=True)
+class GraphWeight:
+    """One parameter of a graph: its name and shape, and its values in order, float32, piece by piece."""
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[Tensor]]
+
+    def halves(self, clamped: dict[str, int]) -> Iterator[bytes]:
+        """Its values as fp16 bytes; adds to `clamped` under its name how many were too large. TensorError as said."""
+        total = 0
+        for piece in self.pieces():
+            values, count = saturate(self.name, piece)
+            total += count
+            yield np.ascontiguousarray(values.half().numpy()).tobytes()
+        if total:
+            clamped[self.name] = total
+
+
+def graph_weights(graph: nn.Module, part: str) -> dict[str, GraphWeight]:
+    """Returns the parameters of a graph that is whole in memory, by name; `part` goes before it in messages."""
+    return {
+        name: GraphWeight(f"{part}.{name}", tuple(value.shape), _pieces_of(value))
+        for name, value in graph.named_parameters()
+    }
+
+
+def decoder_weight(decoder: Decoder, name: str) -> GraphWeight:
+    """Returns the parameter `name` of the decoder's graph, from the checkpoint's tensor of that name."""
+    shape, pieces = stored(decoder, name)
+    title = f"decoder.{name}"
+    if ".q_proj." in name:
+        root = decoder.config.head_dim**-0.5
+        return GraphWeight(title, shape, lambda: (piece.float() * root for piece in pieces()))
+    if name.endswith("norm.weight"):
+        return GraphWeight(title, (2 * shape[0],), lambda: (piece.float() for _ in range(2) for piece in pieces()))
+    return GraphWeight(title, shape, lambda: (piece.float() for piece in pieces()))
+
+
+def _pieces_of(value: Tensor) -> Callable[[], Iterator[Tensor]]:
+    return lambda: iter(value.detach().reshape(-1).split(PIECE))

@@ -1,0 +1,78 @@
+"""The vision encoder as Core ML: converted once, with stand-ins, for every size that is asked for.
+
+Its graph holds no size, and its programs at two sizes differ in nothing but the sides of the feature maps. So it is
+converted at a side of 64 · p pixels, p a prime: every map's side is then p times a power of two and the number of image
+tokens p², which marks where the numbers of a real side belong. Weights hold one value, and the MLPs' widths are primes
+(`export.standin`): reading weights is most of the converter's time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from export.contract import FunctionSpec, encoder_function
+from export.convert import Converted, constant_name, converted, trace
+from export.encoder import EncoderGraph
+from export.parameters import graph_weights
+from export.plan import STRIDE
+from export.standin import primes, restore_sizes, without_weights
+from fastvlm_ref.model.fastvlm import FastVLM
+
+TRACE_SIDE = 128  # the smallest side whose last stage is not 1×1
+HALVINGS = 6  # from the picture to the last stage: 64 = 2⁶
+
+
+def converted_encoder(model: FastVLM, specs: tuple[FunctionSpec, ...]) -> Iterator[Converted]:
+    """Gives one converted function for each of `specs`; each lives until the next is asked for."""
+    graph = EncoderGraph(model)
+    weights = {constant_name(name): weight for name, weight in graph_weights(graph, "vision_encoder").items()}
+    small = _stand_in(model, graph)
+    widths = {real: stand_in for stand_in, real in small.widths.items()}
+    shrunk = without_weights(graph, lambda name, shape: _shrunk(name, shape, widths))
+    traced = trace(shrunk, ((1, 3, TRACE_SIDE, TRACE_SIDE),))
+    config = model.config
+    with converted(traced, encoder_function(config.vision, config.text.hidden_size, small.side)) as function:
+        for spec in specs:
+            proto = copy.deepcopy(function.proto)
+            real = {**small.widths, **small.lengths(spec.inputs[0].shape[-1])}
+            restore_sizes(proto.mlProgram.functions["main"], proto.description, real)
+            yield replace(function, spec=spec, proto=proto, parameters=weights)
+
+
+@dataclass(frozen=True)
+class _StandIn:
+    """The side at which the encoder is converted, and the MLP widths: stand-in -> real."""
+
+    side: int
+    widths: Mapping[int, int]
+
+    def lengths(self, side: int) -> dict[int, int]:
+        """Returns every length that depends on the side: of maps, and of their pixels in a row; stand-in -> real."""
+        sides = [(self.side >> halving, side >> halving) for halving in range(HALVINGS + 1)]
+        return {small**power: real**power for small, real in sides for power in (1, 2)}
+
+
+def _stand_in(model: FastVLM, graph: nn.Module) -> _StandIn:
+    """Chooses primes so that no length of the program is another's stand-in."""
+    taken = {length for _, parameter in graph.named_parameters() for length in parameter.shape}
+    taken |= {length * part // 3 for length in set(taken) for part in (1, 2)} | {model.config.vision.head_dim}
+    free = (prime for prime in primes(211) if prime not in taken)
+    widths = {next(free): width for width in sorted(set(model.config.vision.mlp_widths))}
+    for prime in primes(11):
+        lengths = _StandIn(STRIDE * prime, widths).lengths(STRIDE).keys()
+        if not lengths & (taken | widths.keys()):
+            return _StandIn(STRIDE * prime, widths)
+    raise AssertionError("there is always another prime")
+
+
+def _shrunk(name: str, shape: tuple[int, ...], widths: Mapping[int, int]) -> tuple[int, ...]:
+    """The shape of an MLP's parameter at its stand-in width: the outputs of fc1 and the inputs of fc2."""
+    if ".convffn.fc1." in name:
+        return (widths[shape[0]], *shape[1:])
+    if name.endswith(".convffn.fc2.conv.weight"):
+        return (shape[0], widths[shape[1]], *shape[2:])
+    return shape

@@ -1,0 +1,272 @@
+"""What is converted with stand-ins and made whole equals the direct route, op for op and weight for weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from export_limits import check
+from small_export import CONTEXT, QUERY, small_model
+
+from export.api import export_model
+from export.contract import FunctionSpec, encoder_functions, language_functions
+from export.convert import PASSES, Converted, constant_name, converted, trace
+from export.decoder import LanguageGraph
+from export.encoder import EncoderGraph
+from export.language import converted_language
+from export.names import rename
+from export.package import Labels, blobs, write_package
+from export.parameters import decoder_weight, graph_weights
+from export.plan import ExportPlan
+from export.postcheck import operations
+from export.quiet import import_coremltools
+from export.repeat import repeat_layers
+from export.standin import stand_in
+from export.vision import converted_encoder
+from fastvlm.build import read_build
+from fastvlm.errors import PackageError, TensorError
+from fastvlm.manifest import read_manifest
+from fastvlm_ref.checkpoint import load_checkpoint
+from validation.engine import PackageEngine
+from validation.mil.blob import BlobFile
+from validation.mil.dtypes import BY_NAME
+from validation.mil.package import open_package
+
+WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
+LABELS = Labels("text", "author", "licence", "version")
+SIZES: dict[str, dict[str, Any]] = {
+    "one layer": {"layers": 1},
+    "four layers, as converted": {"layers": 4},
+    "Llama, one head for each query": {"layers": 5, "qkv_bias": False, "kv_heads": 4},
+    "six layers, and sizes that stand for others elsewhere": {
+        "layers": 6, "vocab_size": 211, "intermediate_size": 223, "tied_head": False,
+    },
+}  # fmt: skip
+
+
+@contextmanager
+def direct(decoder: Any, spec: FunctionSpec, plan: ExportPlan) -> Iterator[Converted]:
+    """The whole graph with its own weights through coremltools."""
+    graph = LanguageGraph(decoder, spec.inputs[0].shape[1], plan.context, head=spec.name == "decode")
+    traced = trace(graph, tuple(tensor.shape for tensor in spec.inputs[:-1]), position=True)
+    weights = {constant_name(name): weight for name, weight in graph_weights(graph, "decoder").items()}
+    with converted(traced, spec) as function:
+        yield replace(function, parameters=weights)
+
+
+def direct_encoder(model: Any, specs: tuple[FunctionSpec, ...]) -> Iterator[Converted]:
+    """The encoder with its own weights through coremltools, once for each size."""
+    graph = EncoderGraph(model)
+    weights = {constant_name(name): weight for name, weight in graph_weights(graph, "vision_encoder").items()}
+    for spec in specs:
+        with converted(trace(graph, (spec.inputs[0].shape,)), spec) as function:
+            yield replace(function, parameters=weights)
+
+
+def written(route: Any, model: Any, folder: Path, context: int = CONTEXT, query: int = QUERY) -> Path:
+    plan = ExportPlan((64,), context, query)
+
+    def functions() -> Iterator[Converted]:
+        for spec in language_functions(model.config.text, plan):
+            with route(model.decoder, spec, plan) as function:
+                yield function
+
+    write_package(folder, functions(), "decode", LABELS)
+    return folder
+
+
+def programs(package: Path) -> dict[str, tuple[bytes, list[tuple[str, bytes]]]]:
+    """Function -> its protobuf without places in the weight file, and every stored constant by name."""
+    opened = open_package(package)
+    file = BlobFile(package / WEIGHTS)
+    found = {}
+    for name, function in opened.program.functions.items():
+        constants = []
+        for op, value in blobs(function):
+            shape = tuple(dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions)
+            stored = file.read(value.offset, BY_NAME["fp16"], shape)
+            constants.append((op.outputs[0].name, stored.tobytes()))
+            value.offset = 0
+        found[name] = (function.SerializeToString(deterministic=True), constants)
+    return found
+
+
+def check_same(model: Any, folder: Path, **sizes: int) -> None:
+    streamed = written(converted_language, model, folder / "streamed", **sizes)
+    whole = written(direct, model, folder / "direct", **sizes)
+    check_same_package(streamed, whole)
+
+
+def check_same_package(streamed: Path, whole: Path) -> None:
+    one, other = programs(streamed), programs(whole)
+    assert one.keys() == other.keys()
+    assert len(one) == 2
+    for name in one:
+        assert [constant for constant, _ in one[name][1]] == [constant for constant, _ in other[name][1]]
+        assert one[name][1] == other[name][1]
+        assert one[name][0] == other[name][0]
+    assert (streamed / WEIGHTS).stat().st_size == (whole / WEIGHTS).stat().st_size
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_programs_and_weights_are_those_of_the_direct_route(sizes: dict[str, Any], tmp_path: Path) -> None:
+    check_same(small_model(**sizes), tmp_path)
+
+
+@pytest.mark.parametrize("scale", [None, 1e-5])
+def test_encoder_programs_and_weights_are_those_of_the_direct_route(scale: float | None, tmp_path: Path) -> None:
+    """Two sizes of one conversion; with layer scales that stay ops of their own, and with folded ones."""
+    model = small_model()
+    if scale is not None:
+        for name, value in model.named_parameters():
+            if "layer_scale" in name:
+                value.fill_(scale)
+    specs = encoder_functions(model.config.vision, 64, ExportPlan((192, 64), CONTEXT, QUERY))
+    streamed, whole = tmp_path / "streamed", tmp_path / "direct"
+    write_package(streamed, converted_encoder(model, specs), "encode_192", LABELS)
+    write_package(whole, direct_encoder(model, specs), "encode_192", LABELS)
+    check_same_package(streamed, whole)
+
+
+def test_the_passes_left_out_would_change_nothing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of coremltools' passes but the two that would merge or fold what stands in for weights."""
+    ct = import_coremltools()
+    plan = ExportPlan((64,), CONTEXT, QUERY)
+
+    def ops() -> list[list[tuple[str, str]]]:
+        found = []
+        with (
+            converted_language(model.decoder, language_functions(model.config.text, plan)[1], plan) as decode,
+            closing(converted_encoder(model, encoder_functions(model.config.vision, 64, plan))) as encoders,
+        ):
+            for function in (decode, next(encoders)):
+                rename(function.proto.mlProgram.functions["main"])
+                found.append([(op.type, str(op)) for op in operations(function.proto.mlProgram.functions["main"])])
+        return found
+
+    ours = ops()
+    left_out = ("const_deduplication", "fuse_conv_scale")
+    every = [name for name in ct.PassPipeline.DEFAULT.passes if not name.endswith(left_out)]
+    assert len(every) > 4 * len(PASSES)
+    monkeypatch.setattr("export.convert.PASSES", [name.removeprefix("common::") for name in every])
+    assert ours == ops()
+
+
+def test_the_whole_gives_what_the_reference_gives(tmp_path: Path) -> None:
+    """Numbers, not only bytes: seven layers, prefilled in chunks, then decoded."""
+    model = small_model(layers=7)
+    build = export_model(model, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language")
+    engine = PackageEngine(read_build(build))
+    embeds = model.decoder.embed_tokens(torch.arange(24) * 7 % model.config.text.vocab_size)
+    engine.prefill(embeds[:-1].numpy())
+    with torch.no_grad():
+        reference = model.decoder.head(model.decoder(embeds[None]))[0, -1]
+    check("logits_fp16", reference, engine.decode(embeds[-1:].numpy()))
+
+
+def converted_block(model: Any) -> tuple[Any, int]:
+    """The block of `prefill` of four layers with stand-ins, and the row that marks its layer 2."""
+    small = stand_in(model.config.text, QUERY, CONTEXT)
+    plan = ExportPlan((64,), CONTEXT, QUERY)
+    spec, _ = language_functions(model.config.text, plan)
+    with converted_language(model.decoder, spec, plan) as function:
+        (block,) = function.proto.mlProgram.functions["main"].block_specializations.values()
+    return block, small.rows[2]
+
+
+def drop_op(operations: list[Any]) -> None:
+    names = [op.outputs[0].name if op.outputs else "" for op in operations]
+    del operations[names.index("layers_2_mlp_up_proj_weight_to_fp16") - 1]
+
+
+def read_elsewhere(operations: list[Any]) -> None:
+    op = next(op for op in operations if op.type == "silu" and operations.index(op) > len(operations) // 2)
+    op.inputs["x"].arguments[0].name = "inputsEmbeds"
+
+
+def rename_weights(operations: list[Any]) -> None:
+    for op in operations:
+        for output in op.outputs:
+            output.name = output.name.replace("layers_2_", "others_2_")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (drop_op, "their ops differ"),
+        (read_elsewhere, "a silu reads"),
+        (rename_weights, "no weight of layer 2 was found"),
+    ],
+)
+def test_layers_that_are_not_alike_are_refused(damage: Any, said: str) -> None:
+    block, row = converted_block(small_model(layers=4))
+    operations = list(block.operations)
+    damage(operations)
+    del block.operations[:]
+    block.operations.extend(operations)
+    with pytest.raises(PackageError, match=said):
+        repeat_layers(block, 9, row)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_leaves_nothing(value: float, tmp_path: Path) -> None:
+    model = small_model(layers=5)
+    model.decoder.layers[3].mlp.up_proj.weight[1, 2] = value
+    with pytest.raises(TensorError, match=r"decoder\.layers\.3\.mlp\.up_proj\.weight holds NaN or infinity"):
+        export_model(model, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fp16_cannot_hold_is_clamped_and_told(tmp_path: Path, heard: Any) -> None:
+    model = small_model(layers=5)
+    model.decoder.layers[4].self_attn.k_proj.weight[0, :2] = torch.tensor([1e6, -1e6])
+    build = export_model(
+        model, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=heard
+    )
+    name = "decoder.layers.4.self_attn.k_proj.weight"
+    assert heard.notes == [f"{name}: 2 values beyond 65,504 were clamped to what fp16 can hold"]
+    assert read_manifest(build)["saturated"] == {name: 2}
+
+
+def test_a_parameter_of_another_shape_is_refused(tmp_path: Path) -> None:
+    model = small_model()
+
+    @contextmanager
+    def other(decoder: Any, spec: FunctionSpec, plan: ExportPlan) -> Iterator[Converted]:
+        with converted_language(decoder, spec, plan) as function:
+            name = constant_name("layers.0.self_attn.o_proj.weight")
+            changed = replace(function.parameters[name], shape=(64, 63))
+            yield replace(function, parameters={**function.parameters, name: changed})
+
+    with pytest.raises(PackageError, match=r"o_proj.weight of shape \[64, 128\], expected \[64, 63\]"):
+        written(other, model, tmp_path / "package")
+
+
+def test_a_streamed_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
+    builds = [
+        export_model(load_checkpoint("tiny", stream=stream), tmp_path / str(stream), only="language")
+        for stream in (False, True)
+    ]
+    one, other = (read_manifest(build)["files"] for build in builds)
+    assert one == other
+
+
+def test_pieces_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    monkeypatch.setattr("fastvlm_ref.checkpoint.stream.PIECE", 100)
+    for name in ("layers.0.self_attn.q_proj.weight", "norm.weight", "lm_head.weight"):
+        weight = decoder_weight(model.decoder, name)
+        halves = np.frombuffer(b"".join(weight.halves({})), np.float16)
+        whole = model.decoder.get_parameter(name).numpy()
+        if "q_proj" in name:
+            whole = whole * np.float32(model.config.text.head_dim**-0.5)
+        whole = np.tile(whole, 2) if "norm" in name else whole
+        assert weight.shape == whole.shape
+        assert np.array_equal(halves, whole.astype(np.float16).reshape(-1))
+        assert sum(1 for _ in weight.pieces()) > 1 or whole.size <= 100
