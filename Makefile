@@ -11,7 +11,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A Python that was removed or upgraded leaves an environment that cannot start: then it is made again.
 $(shell $(VENV)/bin/python -c '' 2>/dev/null || rm -f $(VENV)/.ready* $(VENV)/bin/python)
 
-.PHONY: help setup demo test oracles lint clean distclean
+.PHONY: help setup demo test oracles long lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test   set up, run the tests"
 	@echo "make setup  only set up .venv"
 	@echo "make oracles  compare the model with transformers and timm, and show how closely it agrees"
+	@echo "make long   the tests that take minutes and gigabytes"
 	@echo "make lint   formatter, linter and types, in check mode"
 	@echo "make clean  remove what was built (make distclean: .venv too)"
 
@@ -33,6 +34,9 @@ test: $(VENV)/.ready-test
 # -rP shows what passing tests print: the measured dB.
 oracles: $(VENV)/.ready-oracles
 	PYTHONPATH=$(ORACLES) $(VENV)/bin/python -m pytest -rP tests/reference/test_oracles.py
+
+long: $(VENV)/.ready-test
+	PYTHONPATH=tests/export:tests/data $(VENV)/bin/python -m pytest tests/long/long_*.py
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff format --check .
