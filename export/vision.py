@@ -59,9 +59,10 @@ class _StandIn:
 def _stand_in(model: FastVLM, graph: nn.Module) -> _StandIn:
     """Chooses primes so that no length of the program is another's stand-in."""
     taken = {length for _, parameter in graph.named_parameters() for length in parameter.shape}
-    taken |= {length * part // 3 for length in set(taken) for part in (1, 2)} | {model.config.vision.head_dim}
+    vision = model.config.vision
+    taken |= {width // vision.head_dim for width in vision.widths} | {vision.head_dim}
     free = (prime for prime in primes(211) if prime not in taken)
-    widths = {next(free): width for width in sorted(set(model.config.vision.mlp_widths))}
+    widths = {next(free): width for width in sorted(set(vision.mlp_widths))}
     for prime in primes(11):
         lengths = _StandIn(STRIDE * prime, widths).lengths(STRIDE).keys()
         if not lengths & (taken | widths.keys()):
