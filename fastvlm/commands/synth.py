@@ -27,7 +27,9 @@ SIZES = ("0.5b", "1.5b", "7b", "vicuna-7b")  # a test compares them with fastvlm
     "--tokenizer", metavar="FOLDER", callback=options.filled,
     help="Take this folder's tokenizer. Default: a generated one of official size.",
 )  # fmt: skip
-@click.option("--outliers", is_flag=True, help="Plant residual spikes, large k biases and tower activations over 65,504.")
+@click.option(
+    "--outliers", is_flag=True, help="Plant residual spikes, large k biases and tower activations over 65,504."
+)
 @options.overwrite
 @options.debug
 def synth(

@@ -21,7 +21,7 @@ def config_json(size: Size, layout: str, ends: tuple[int | None, int | None]) ->
 
 
 def _llava(size: Size, begin: int | None, end: int | None) -> dict[str, Any]:
-    found = {
+    found: dict[str, Any] = {
         "architectures": ["LlavaLlamaForCausalLM" if size.llama else "LlavaQwen2ForCausalLM"],
         "model_type": "llava_llama" if size.llama else "llava_qwen2",
         "attention_dropout": 0.0, "bos_token_id": begin, "eos_token_id": end, "hidden_act": "silu",
@@ -37,8 +37,8 @@ def _llava(size: Size, begin: int | None, end: int | None) -> dict[str, Any]:
     }  # fmt: skip
     found |= _decoder(size.text, size.text.vocab_size)
     if not size.llama:
-        window = {"max_window_layers": size.text.layers, "sliding_window": size.sliding_window}
-        found |= {"use_sliding_window": False} | window
+        found["use_sliding_window"] = False
+        found |= {"max_window_layers": size.text.layers, "sliding_window": size.sliding_window}
     return found
 
 

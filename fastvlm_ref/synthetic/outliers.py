@@ -13,7 +13,8 @@ Notable choices:
   no longer answers to its input; so the spikes cost precision and range, not the signal;
 - the k biases sit on the pair of channels that rotates slowest: they add nearly the same to all scores of a row, which
   softmax takes away again, as in Qwen2, whose scores for that reason need more range than their differences.
-Sources: massive activations, arXiv 2402.17762; activations at network.8/9 of the official 0.5B, tmorales2000/fastvlm-coreai.
+Sources: massive activations, arXiv 2402.17762; activations at network.8/9 of the official 0.5B,
+tmorales2000/fastvlm-coreai.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from fastvlm_ref.synthetic.sizes import Size
 from fastvlm_ref.synthetic.weights import Array
 
 SPIKE_LAYER = 1
-SPIKE_POWER = 12  # an MLP of this rule writes values of about 0.35: spikes of 1.4e3, the largest near 6e3
-SPIKE_CHANNELS = 4
+SPIKE_POWER = 12  # an MLP of this rule writes values of about 0.55: spikes of 2e3, the largest near 8e3
+SPIKE_CHANNELS = 16  # so many that their sum of squares differs little between tokens
+SPIKE_GAIN = -4  # after a norm the spikes are about √(H / SPIKE_CHANNELS)
 K_BIAS_POWER = 12  # biases of 0.05 become 2e2
-TOWER_POWER = 16
+TOWER_POWER = 13  # activations here reach 8 on a black frame and 30 on a picture; fp16 still holds the inverse
 TOWER_CHANNELS = 8
-EVEN_POWER = 4  # about √(H / SPIKE_CHANNELS): what the spikes are after a norm
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ def spread(count: int, width: int) -> tuple[int, ...]:
 
 
 def _residual(text: TextConfig) -> dict[str, Powers]:
-    channels = spread(SPIKE_CHANNELS, text.hidden_size)
-    # The root mean square that a norm divides by, when 0.35 · 2**SPIKE_POWER stands on SPIKE_CHANNELS of H channels.
-    lost = round(math.log2(0.35 * 2**SPIKE_POWER * math.sqrt(SPIKE_CHANNELS / text.hidden_size)))
-    gains = Powers(channels, -EVEN_POWER, max(lost, 0))
+    channels = spread(min(SPIKE_CHANNELS, text.hidden_size // 8), text.hidden_size)
+    divided = 0.55 * 2**SPIKE_POWER * math.sqrt(len(channels) / text.hidden_size)  # by a norm over the spikes
+    # A quarter, rounded down: where a token has small spikes the rest must not grow, since an MLP squares its input.
+    gains = Powers(channels, SPIKE_GAIN, math.floor(math.log2(divided / 4)))
     found = {f"model.layers.{SPIKE_LAYER}.mlp.down_proj.weight": Powers(channels, SPIKE_POWER)}
     for index in range(SPIKE_LAYER + 1, text.layers):
         for norm in ("input_layernorm", "post_attention_layernorm"):

@@ -73,9 +73,9 @@ def _header(tensors: list[Tensor]) -> bytes:
     return text + b" " * (-len(text) % 8)
 
 
-def _stored(block: Array) -> bytes | memoryview:
+def _stored(block: Array) -> bytes:
     """The bytes of a block: counters as they are, all else rounded to bf16 (to nearest, ties to even)."""
     if block.dtype == np.int64:
         return block.astype("<i8").tobytes()
     rounded = torch.from_numpy(np.ascontiguousarray(block)).to(torch.bfloat16)
-    return memoryview(rounded.view(torch.int16).numpy().reshape(-1).view(np.uint8))
+    return rounded.view(torch.int16).numpy().tobytes()

@@ -35,7 +35,7 @@ def write_vocabulary(folder: Path, size: Size, layout: str) -> None:
     vocabulary = _vocabulary(merges, controls if size.llama else ())
     inner = _tokenizer(vocabulary, merges, controls)
     (folder / "tokenizer.json").write_text(inner.to_str(pretty=False) + "\n", "utf-8")
-    added = {name: int(inner.token_to_id(name)) for name in controls}
+    added = {token.content: id_ for id_, token in sorted(inner.get_added_tokens_decoder().items())}
     _write_json(folder / "tokenizer_config.json", _llama_config(added) if size.llama else _qwen2_config(added))
     if not size.llama:
         _write_json(folder / "vocab.json", vocabulary)
