@@ -16,9 +16,7 @@ SIZES = ("0.5b", "1.5b", "7b", "vicuna-7b")  # a test compares them with fastvlm
 @click.command(short_help="Make a checkpoint of official size with drawn weights.")
 @click.argument("size", type=click.Choice(SIZES))
 @click.option("-o", "--output", required=True, metavar="DIR", callback=options.filled, help="The folder to make.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Of the weights."
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the weights.")
 @click.option(
     "--format", "layout", type=click.Choice(["llava", "hf"]), default="llava", show_default=True,
     help="Names and shapes: Apple's own, or those of the Hugging Face port.",

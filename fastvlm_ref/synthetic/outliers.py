@@ -9,8 +9,8 @@
 Notable choices:
 - every change is a factor 2**k of whole rows, exact in bf16 and undone by its inverse: a tool that folds powers of two
   into neighbouring weights can get the plain network's numbers back;
-- what is planted is compensated where it is read, else a norm over a spike hides every other channel and the network
-  no longer answers to its input; so the spikes cost precision and range, not the signal;
+- what is planted is compensated where it is read, else a norm over spikes hides every other channel, a lost layer
+  changes nothing and every comparison passes; so the spikes cost precision and range, not the signal;
 - the k biases sit on the pair of channels that rotates slowest: they add nearly the same to all scores of a row, which
   softmax takes away again, as in Qwen2, whose scores for that reason need more range than their differences.
 Sources: massive activations, arXiv 2402.17762; activations at network.8/9 of the official 0.5B,

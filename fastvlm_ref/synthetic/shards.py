@@ -30,10 +30,13 @@ def shards(tensors: list[Tensor], limit: int = SHARD_BYTES) -> dict[str, list[Te
     A tensor is never cut, so one that is larger than the limit has a file of its own.
     """
     parts: list[list[Tensor]] = [[]]
+    filled = 0
     for tensor in tensors:
-        if parts[-1] and sum(one.bytes for one in parts[-1]) + tensor.bytes > limit:
+        if parts[-1] and filled + tensor.bytes > limit:
             parts.append([])
+            filled = 0
         parts[-1].append(tensor)
+        filled += tensor.bytes
     if len(parts) == 1:
         return {WHOLE: parts[0]}
     return {f"model-{number:05}-of-{len(parts):05}.safetensors": part for number, part in enumerate(parts, 1)}
