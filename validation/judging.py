@@ -132,11 +132,12 @@ def _on_disk(build: Build, reference: str | Path, part: str, progress: Progress)
         _check_same(build, reference, differing({name: sizes.get(name) for name in listed}, listed))
 
     recorded = build.manifest["source"].get("base", {}) if part else build.manifest["source"]
-    commit = hub_id(f"{recorded.get('id')}@{recorded.get('revision')}") if isinstance(recorded, dict) else None
-    if commit is None or reference != commit.repo or hub_id(reference) is None:
+    commit = recorded.get("revision") if isinstance(recorded, dict) and recorded.get("id") == reference else None
+    pinned = hub_id(f"{reference}@{commit}") if commit and hub_id(reference) else None
+    if pinned is None:
         return on_disk(reference, progress, accept)
-    progress.note(f"{reference} is read at commit {commit.revision}, which this build was made from")
-    return fetch(commit, progress, accept)
+    progress.note(f"{reference} is read at commit {commit}, which this build was made from")
+    return fetch(pinned, progress, accept)
 
 
 def _check_same(build: Build, reference: str | Path, different: list[str]) -> None:

@@ -97,7 +97,7 @@ def _add(rows: tuple[Callable[[Command], Command], ...], command: Command) -> Co
 
 
 def validation_of(build: str) -> str:
-    """The command that validates `build`: a build of the embedded checkpoint needs no reference, the Hub's have an id."""
+    """The command that validates `build`: none is named for the embedded checkpoint, an id for the Hub's."""
     from fastvlm.manifest import read_manifest
 
     recorded = read_manifest(build)["source"]
