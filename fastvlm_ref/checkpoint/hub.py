@@ -113,9 +113,11 @@ def _sizes(api: HfApi, asked: HubId, commit: str) -> dict[str, int]:
 
 
 def _is_wanted(name: str) -> bool:
+    if "/" in name:
+        return False
     if is_licence(name):
         return Path(name).suffix.lower() in _LICENCE_ENDINGS
-    return "/" not in name and (name in TEXT_FILES or name.endswith((".safetensors", ".json")))
+    return name in TEXT_FILES or name.endswith((".safetensors", ".json"))
 
 
 def _chosen(asked: HubId, listed: Iterable[str]) -> list[str]:

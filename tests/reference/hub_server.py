@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -138,6 +139,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+@cache
 def etag(data: bytes) -> str:
     return sha256(data).hexdigest()[:40]
 
