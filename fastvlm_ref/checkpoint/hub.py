@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,11 +29,12 @@ from dataclasses import dataclass
 from glob import escape
 from json import JSONDecodeError
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from fastvlm import __version__
 from fastvlm.errors import CheckpointError, HubError, MissingDependency, OutputError
-from fastvlm.progress import SILENT, Advance, Progress
+from fastvlm.progress import SILENT, Advance, Progress, ignore
 from fastvlm_ref.checkpoint.lora import OTHERS
 from fastvlm_ref.checkpoint.source import TEXT_FILES, is_licence
 
@@ -161,11 +163,11 @@ def _download(api: HfApi, asked: HubId, commit: str, progress: Progress, accept:
     if accept is not None:
         accept(wanted)
     options: dict[str, Any] = {"revision": commit, "allow_patterns": [escape(name) for name in wanted]}
-    plan = snapshot_download(asked.repo, **options, dry_run=True, tqdm_class=_bars(_unseen))
+    plan = snapshot_download(asked.repo, **options, dry_run=True, tqdm_class=_bars(ignore, threading.Event()))
     missing = sum(wanted.get(file.filename, 0) for file in plan if file.will_download)
     _check_room(asked, commit, wanted, missing, progress)
-    with progress.stage(f"Fetching {asked}", missing) as advance:
-        return Path(snapshot_download(asked.repo, **options, tqdm_class=_bars(advance)))
+    with progress.stage(f"Fetching {asked}", missing) as advance, _interrupts() as interrupted:
+        return Path(snapshot_download(asked.repo, **options, tqdm_class=_bars(advance, interrupted)))
 
 
 def _check_room(asked: HubId, commit: str, wanted: dict[str, int], missing: int, progress: Progress) -> None:
@@ -193,12 +195,33 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _unseen(count: int) -> None:
-    """Takes an advance of a stage that is not shown."""
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Yields an event that is set when the user interrupts: huggingface_hub's threads hear of no Ctrl-C.
+
+    It waits for them, which for a file of gigabytes takes minutes in which nothing seems to happen.
+    """
+    interrupted = threading.Event()
+    handlers: dict[int, Any] = {}
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        handlers[number](number, frame)
+
+    if threading.current_thread() is threading.main_thread():  # the only one that may change handlers
+        found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers |= {number: handler for number, handler in found.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, hear)
+    try:
+        yield interrupted
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def _bars(advance: Advance) -> type[Any]:
-    """Returns a class of bars that draw nothing and tell `advance` how many bytes have come.
+def _bars(advance: Advance, interrupted: threading.Event) -> type[Any]:
+    """Returns a class of bars that draw nothing: they tell `advance` how many bytes came, and end interrupted threads.
 
     huggingface_hub counts bytes on two bars, received and written, and files on a third: the fuller of the two counts.
     """
@@ -214,6 +237,8 @@ def _bars(advance: Advance) -> type[Any]:
 
         def update(self, n: float | None = 1) -> None:
             nonlocal told
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             if self._counts_bytes:
                 with lock:
                     bytes_of[id(self)] = bytes_of.get(id(self), 0) + int(n or 0)

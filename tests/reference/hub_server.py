@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 REPO = "owner/model"
+PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,14 @@ class Hub(ThreadingHTTPServer):
         self.commits = {commit: files}
         self.branches = {"main": commit}
         self.requests: list[Request] = []
+        self.sent = 0  # bytes of files
         self.cut: dict[str, int] = {}  # file -> how many more times its connection breaks half-way
         self.fails: set[str] = set()  # files that answer 503 to a range request
+        self.waits, self.pause = threading.Event(), 0.0  # seconds between two pieces of a file
         self.access = ""  # "gated": files are refused; "private": everything is, as if there were nothing
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that went away is what some tests want."""
 
     @property
     def url(self) -> str:
@@ -136,7 +142,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.cut.get(name, 0) > 0:
             self.server.cut[name] -= 1
             data, self.close_connection = data[: len(data) // 2], True
-        self.wfile.write(data)
+        pieces = [data[at : at + PIECE] for at in range(0, len(data), PIECE)]
+        for piece in pieces:
+            self.wfile.write(piece)
+            self.server.sent += len(piece)
+            if len(pieces) > 1:
+                self.server.waits.wait(self.server.pause)
 
 
 @cache

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,6 +161,25 @@ def test_a_download_that_gives_up_keeps_what_is_complete(hub: Hub, monkeypatch: 
     hub.requests.clear()
     assert_same_tensors(load_checkpoint(REPO), load_checkpoint("tiny"))
     assert hub.asked() == [WEIGHTS]
+
+
+def test_an_interrupt_ends_the_file_under_way(hub: Hub) -> None:
+    def interrupt() -> None:
+        while hub.sent < 2 * hub_server.PIECE:
+            event.wait(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    hub.pause, event, before = 0.2, threading.Event(), signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        fetch(HubId(REPO, None))
+    sent = hub.sent
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert sent < len(hub.commits[COMMIT][WEIGHTS]) - hub_server.PIECE
+    hub.pause = 0
+    assert (fetch(HubId(REPO, None)) / WEIGHTS).read_bytes() == hub.commits[COMMIT][WEIGHTS]
 
 
 def _private(hub: Hub, _: pytest.MonkeyPatch) -> None:
