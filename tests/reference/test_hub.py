@@ -52,8 +52,20 @@ def checkpoint_files(tiny: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.fixture(scope="module")
+def _session() -> Iterator[None]:
+    """huggingface_hub's connections: one pool for all tests, which knows of no proxy."""
+    from huggingface_hub import close_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "*")
+        close_session()
+        yield
+        close_session()
+
+
 @pytest.fixture
-def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(_session: None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that holds the embedded checkpoint, and huggingface_hub pointed at it with an empty cache."""
     with hub_server.served(COMMIT, checkpoint_files(tiny) | FORBIDDEN) as server:
         _point_at(server, tmp_path / "home", monkeypatch)
@@ -61,7 +73,6 @@ def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def _point_at(server: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
     from huggingface_hub import constants
 
     def connect(self: socket.socket, address: Any) -> None:
@@ -69,9 +80,9 @@ def _point_at(server: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super(socket.socket, self).connect(address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    # huggingface_hub reads its variables once, when it is imported, and keeps its connections.
+    # huggingface_hub reads its variables once, when it is imported.
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -82,7 +93,6 @@ def _point_at(server: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Bytes are counted, and kept for a range request, in pieces of this size: smaller than the tiny weights.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 20)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # before it tries again
-    huggingface_hub.close_session()
 
 
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,9 +378,9 @@ def test_the_base_of_an_adapter(hub: Hub, tmp_path: Path, tiny: Path, heard: Any
 SCRIPT = f"""
 import sys
 from fastvlm_ref import load_checkpoint
-load_checkpoint("tiny")
+load_checkpoint("tiny", stream=True)
 assert "huggingface_hub" not in sys.modules, "imported although no id was given"
-print(load_checkpoint("{REPO}").source.folder)
+print(load_checkpoint("{REPO}", stream=True).source.folder)
 """
 
 
