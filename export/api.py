@@ -14,6 +14,7 @@ from fastvlm.errors import UsageError
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import check_apart, check_output, staged_folder
 from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.checkpoint.hub import on_disk
 from fastvlm_ref.checkpoint.opening import folder_of
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.threads import one_thread
@@ -43,7 +44,9 @@ def export(
     is, PackageError when the converter did not make what the contract says. Nothing is left behind on failure.
     """
     check_options(image_sizes, context, query_length, only)
-    check_apart(check_output(output, overwrite), [folder_of(path) for path in (checkpoint, base) if path is not None])
+    place = check_output(output, overwrite)  # before gigabytes are fetched
+    checkpoint, base = on_disk(checkpoint, progress), None if base is None else on_disk(base, progress)
+    check_apart(place, [folder_of(path) for path in (checkpoint, base) if path is not None])
     model = load_checkpoint(
         checkpoint, stream=True, base=base, allow_pickle=allow_pickle, image_rule=image_rule, template=template,
         system=system, progress=progress,

@@ -186,10 +186,7 @@ class BuildWriter:
         source, plan, config = self.source, self.plan, self.model.config
         content: dict[str, Any] = {
             "fastvlm_version": __version__,
-            "source": {
-                "id": source.id, "revision": source.revision, "layout": source.layout, "files": self.source_files,
-                "options": dict(source.options),
-            },
+            "source": {**source.named, "files": self.source_files, "options": dict(source.options)},
             "model": {"type": config.model_type, "vision": asdict(config.vision), "text": asdict(config.text)},
             "image": {
                 "rule": config.image_rule, "sizes": list(plan.image_sizes) if plan.encoder else [],

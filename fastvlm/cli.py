@@ -93,7 +93,7 @@ class Commands(click.Group):
 def cli(context: click.Context) -> None:
     """Export FastVLM checkpoints to Core ML, run the packages on any machine, prove that they match PyTorch.
 
-    CHECKPOINT is a folder, or `tiny`, the embedded one.
+    CHECKPOINT is a folder, `tiny` (the embedded one), or a Hub id: owner/name or owner/name@revision.
 
     Exit codes: 0 good, 1 the answer is no, 2 wrong usage or bad input, 70 a fault in this program.
     """

@@ -24,6 +24,7 @@ from fastvlm.progress import SILENT, Progress
 RANGES: dict[str, tuple[str, str | None]] = {
     "click": ("8.1", None),
     "coremltools": ("9.0", "10"),
+    "huggingface_hub": ("2", "3"),
     "numpy": ("1.26", "2.4"),
     "pillow": ("13", None),
     "protobuf": ("4.25", None),
@@ -61,7 +62,7 @@ def examine(progress: Progress = SILENT) -> list[Finding]:
         for name in _LOADS:
             findings.append(_loads(name))
             advance(1)
-    return [*findings, *_resources(), _core_ml(), _heic()]
+    return [*findings, *_resources(), _hub_cache(), _core_ml(), _heic()]
 
 
 def _python() -> Finding:
@@ -130,6 +131,21 @@ def _memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return None
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what a Hub id fetches, by its own variables; a test compares the two."""
+    home = os.getenv("HF_HOME", os.path.join(os.getenv("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+    cache = os.getenv("HF_HUB_CACHE", os.getenv("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
+    return Path(os.path.expandvars(os.path.expanduser(cache)))
+
+
+def _hub_cache() -> Finding:
+    cache = hub_cache()
+    free = shutil.disk_usage(next(place for place in (cache, *cache.absolute().parents) if place.exists())).free
+    offline = os.getenv("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    advice = "HF_HUB_OFFLINE is set: a Hub id that is not in the cache cannot be fetched" if offline else ""
+    return Finding("Hub cache", f"{cache}, {free / 1e9:.1f} GB free", "absent" if offline else "ok", advice)
 
 
 def _core_ml() -> Finding:

@@ -11,6 +11,7 @@ Each message says what was found, what was expected and what to do next. The com
     │   ├── ConfigError           config.json: unknown model_type, missing or impossible fields
     │   ├── TensorError           missing, extra or misshapen tensors (all of them listed)
     │   ├── MissingBase           a LoRA adapter alone; carries the options that the same command lacks
+    │   ├── HubError              a Hub id that cannot be fetched: unknown, no permission, no connection
     │   └── TokenizerError        no tokenizer, or one that does not fit the vocabulary
     ├── ImageError                not an image, truncated, too large, or a format whose plugin is missing
     ├── PromptError               empty, or too long for the context (names the three numbers)
@@ -59,6 +60,10 @@ class MissingBase(CheckpointError):
     def __init__(self, message: str, options: tuple[str, ...]) -> None:
         super().__init__(message)
         self.options = options
+
+
+class HubError(CheckpointError):
+    """A Hub id cannot be fetched: no such repository or revision, no permission, no connection."""
 
 
 class TokenizerError(CheckpointError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fastvlm.manifest import check_files, dump
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import replace_file
 from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.checkpoint.hub import fetch, hub_id, on_disk
 from fastvlm_ref.checkpoint.opening import open_checkpoint
 from fastvlm_ref.checkpoint.source import differing
 from fastvlm_ref.model.fastvlm import FastVLM
@@ -101,15 +103,41 @@ def _load_reference(
             raise UsageError(f"this build was made from {build.source_id}; name it: --reference CHECKPOINT")
         reference = "tiny"
     told: dict[str, Any] = {**build.source_options, **options}
-    source = open_checkpoint(reference, told.get("base"), told.get("allow_pickle", False)).source
+    found = _on_disk(build, reference, "", progress)
+    if told.get("base") is not None:
+        told["base"] = _on_disk(build, told["base"], "base/", progress)
+    source = open_checkpoint(found, told.get("base"), told.get("allow_pickle", False)).source
     sizes = {name: path.stat().st_size for name, path in source.paths.items()}
     listed = {name: row.get("bytes") for name, row in build.source_files.items() if isinstance(row, dict)}
     _check_same(build, reference, differing(sizes, listed))  # before gigabytes are read and hashed
-    model = load_checkpoint(reference, progress=progress, **told)
+    model = load_checkpoint(found, progress=progress, **told)
     if model.source is None or model.tokenizer is None:
         raise UsageError(f"{reference} has no source or no tokenizer")
     _check_same(build, reference, differing(model.source.files(progress), build.source_files))
     return model, model.tokenizer
+
+
+def _on_disk(build: Build, reference: str | Path, part: str, progress: Progress) -> str | Path:
+    """Fetches a Hub id, `part` "base/" for a LoRA's base; UsageError before that where its files have other sizes.
+
+    An id without a revision means the commit that the manifest records: a branch may have moved on since.
+    """
+    listed = {
+        name.removeprefix(part): row.get("bytes")
+        for name, row in build.source_files.items()
+        if isinstance(row, dict) and name.startswith(part) and (part or not name.startswith("base/"))
+    }
+
+    def accept(sizes: Mapping[str, int]) -> None:
+        _check_same(build, reference, differing({name: sizes.get(name) for name in listed}, listed))
+
+    recorded = build.manifest["source"].get("base", {}) if part else build.manifest["source"]
+    commit = recorded.get("revision") if isinstance(recorded, dict) and recorded.get("id") == reference else None
+    pinned = hub_id(f"{reference}@{commit}") if commit and hub_id(reference) else None
+    if pinned is None:
+        return on_disk(reference, progress, accept)
+    progress.note(f"{reference} is read at commit {commit}, which this build was made from")
+    return fetch(pinned, progress, accept)
 
 
 def _check_same(build: Build, reference: str | Path, different: list[str]) -> None:

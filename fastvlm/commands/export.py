@@ -22,7 +22,7 @@ from fastvlm.terminal import TerminalProgress
 @options.overwrite
 @options.debug
 def export(checkpoint: str, output: str, context: int | None, overwrite: bool, **asked: Any) -> None:
-    """Make a Core ML build folder from CHECKPOINT: a folder, or `tiny`, the embedded one.
+    """Make a Core ML build folder from CHECKPOINT: a folder, `tiny` (the embedded one), or a Hub id.
 
     The build holds VisionEncoder.mlpackage, LanguageModel.mlpackage, the embedding table, the tokenizer, and
     manifest.json, which says how to run them. It appears under its name only when it is complete.

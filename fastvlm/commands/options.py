@@ -97,12 +97,15 @@ def _add(rows: tuple[Callable[[Command], Command], ...], command: Command) -> Co
 
 
 def validation_of(build: str) -> str:
-    """The command that validates `build`: a build of the embedded checkpoint needs no reference."""
+    """The command that validates `build`: none is named for the embedded checkpoint, an id for the Hub's."""
     from fastvlm.manifest import read_manifest
 
-    command, source = f"fastvlm validate {shlex.quote(build)}", read_manifest(build)["source"].get("id")
+    recorded = read_manifest(build)["source"]
+    command, source = f"fastvlm validate {shlex.quote(build)}", recorded.get("id")
     if source == "tiny":
         return command
+    if isinstance(source, str) and isinstance(recorded.get("revision"), str):
+        return f"{command} --reference {shlex.quote(source)}"
     known = f", where CHECKPOINT is {source}" if isinstance(source, str) and source.isprintable() else ""
     return f"{command} --reference CHECKPOINT{known}"
 

@@ -93,16 +93,19 @@ def _fine_tune(place: Path, state: Path, checkpoint: str, data: Path, overwrite:
     progress = TerminalProgress()
     with progress.stage("Loading libraries"):
         from fastvlm.publish import check_apart, staged_folder
+        from fastvlm_ref.checkpoint.hub import on_disk
         from fastvlm_ref.checkpoint.opening import folder_of
         from fastvlm_ref.training import finetune
         from fastvlm_ref.training.saving import is_trained
     stage = finetune.finetune_stage(asked["stage"] or "stage3", asked["steps"], asked["batch"], asked["rate"])
-    sources = [folder_of(path) for path in (checkpoint, asked["base"]) if path is not None]
+    found = on_disk(checkpoint, progress)
+    asked["base"] = None if asked["base"] is None else on_disk(asked["base"], progress)
+    sources = [folder_of(path) for path in (found, asked["base"]) if path is not None]
     check_apart(place, sources)
     check_apart(state, sources, "--work", replaced=False)
     _check_places(place, state, overwrite, progress)
     model = finetune.finetune(
-        checkpoint, data, state, stage=stage, image_size=asked["image_size"], progress=progress,
+        found, data, state, stage=stage, image_size=asked["image_size"], progress=progress,
         **{name: asked[name] for name in READING},
     )  # fmt: skip
     with staged_folder(place, overwrite, is_trained, progress) as folder:

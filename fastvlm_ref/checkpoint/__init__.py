@@ -1,5 +1,6 @@
 """Reading checkpoints: every layout that FastVLM exists in, into the one model.
 
+hub.py                                    a Hub id -> a folder of the Hub's cache
 header.py, tensors.py, folder.py          files -> named lazy tensors
 layouts.py, lora.py, fuse.py, opening.py  names and values -> those of the model
 text_config.py, sizes.py, statements.py   what the checkpoint says about itself

@@ -18,6 +18,7 @@ from torch import nn
 
 from fastvlm.errors import CheckpointError, ConfigError, TensorError, TokenizerError
 from fastvlm.progress import SILENT, Progress
+from fastvlm_ref.checkpoint.hub import on_disk
 from fastvlm_ref.checkpoint.opening import Opened, folder_of, open_checkpoint
 from fastvlm_ref.checkpoint.sizes import vision_config
 from fastvlm_ref.checkpoint.statements import Statements
@@ -44,24 +45,25 @@ def load_checkpoint(
     system: str | None = None,
     progress: Progress = SILENT,
 ) -> FastVLM:
-    """Returns the model in a checkpoint folder (or the embedded one, "tiny"): float32, eval, no gradients.
+    """Returns the model in a checkpoint folder, the embedded one ("tiny") or a Hub id's: float32, eval, no gradients.
 
     `stream` leaves the decoder's weights in the file until they are used; `base` is the checkpoint that a LoRA adapter
     at `path` was trained on, `allow_pickle` lets its pickle be opened; the rest overrides what the checkpoint states.
-    Raises CheckpointError (ConfigError, TensorError, TokenizerError) saying what was found and what was expected,
-    UsageError for options that do not fit together.
+    Raises CheckpointError (ConfigError, TensorError, TokenizerError, HubError) saying what was found and what was
+    expected, UsageError for options that do not fit together, OutputError where a download does not fit.
     """
-    with _naming(path):
-        return _load(path, stream, base, allow_pickle, image_rule, template, system, progress)
+    found = on_disk(path, progress)
+    with _naming(path, found):
+        return _load(found, stream, base, allow_pickle, image_rule, template, system, progress)
 
 
 @contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
+def _naming(path: str | Path, found: str | Path) -> Iterator[None]:
     """Puts the checkpoint's name before errors about its content, which are found where no path is known."""
     try:
         yield
     except (ConfigError, TensorError, TokenizerError) as error:
-        named = rf"(?:^|\s){re.escape(str(folder_of(path)))}(?:[/:\s]|$)"
+        named = rf"(?:^|\s){re.escape(str(folder_of(found)))}(?:[/:\s]|$)"
         if re.search(named, str(error)):
             raise
         raise type(error)(f"{path}: {error}") from error
@@ -71,7 +73,7 @@ def _load(
     path: str | Path, stream: bool, base: str | Path | None, allow_pickle: bool, image_rule: str | None,
     template: str | None, system: str | None, progress: Progress,
 ) -> FastVLM:  # fmt: skip
-    opened = open_checkpoint(path, base, allow_pickle)
+    opened = open_checkpoint(path, base, allow_pickle, progress)
     config = read_config(opened, image_rule=image_rule, template=template, system=system)
     tokenizer = _tokenizer(opened, config)
     with torch.device("meta"):

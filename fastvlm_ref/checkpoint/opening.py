@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import UsageError
+from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.checkpoint.folder import Folder, check_folder, open_folder, read_json
 from fastvlm_ref.checkpoint.fuse import Fused, fuse
+from fastvlm_ref.checkpoint.hub import on_disk
 from fastvlm_ref.checkpoint.layouts import layout_of, renamed
 from fastvlm_ref.checkpoint.lora import is_adapter, merged, needs_base, open_adapter
 from fastvlm_ref.checkpoint.source import EMBEDDED, Source, source_of
@@ -32,17 +34,19 @@ class Opened:
     notes: tuple[str, ...]
 
 
-def open_checkpoint(path: str | Path, base: str | Path | None, allow_pickle: bool) -> Opened:
-    """Opens a checkpoint folder, "tiny", or an adapter folder together with its `base`.
+def open_checkpoint(
+    path: str | Path, base: str | Path | None, allow_pickle: bool, progress: Progress = SILENT
+) -> Opened:
+    """Opens a checkpoint folder, "tiny", a Hub id, or an adapter together with its `base`, either of these too.
 
     Raises CheckpointError for anything that is not a whole checkpoint, UsageError for a base where none is needed.
     """
-    folder, name = _located(path)
+    folder, name = _located(path, progress)
     check_folder(folder)
     if is_adapter(folder):
         if base is None:
             raise needs_base(folder)
-        return _open_adapted(folder, *_located(base), allow_pickle)
+        return _open_adapted(folder, *_located(base, progress), allow_pickle)
     if base is not None:
         raise UsageError(f"--base is for LoRA adapters, and {folder} holds a whole checkpoint; leave it out")
     opened = open_folder(folder)
@@ -51,13 +55,13 @@ def open_checkpoint(path: str | Path, base: str | Path | None, allow_pickle: boo
 
 
 def folder_of(path: str | Path) -> Path:
-    """Returns the folder that a CHECKPOINT means: the embedded one's for "tiny"."""
-    return _located(path)[0]
+    """Returns the folder that a CHECKPOINT means: the embedded one's for "tiny", the cache's for a Hub id."""
+    return _located(path, SILENT)[0]
 
 
-def _located(path: str | Path) -> tuple[Path, str | None]:
+def _located(path: str | Path, progress: Progress) -> tuple[Path, str | None]:
     """The word `tiny` is the embedded checkpoint; `./tiny`, or any Path, is a folder."""
-    return (TINY, EMBEDDED) if path == EMBEDDED else (Path(path), None)
+    return (TINY, EMBEDDED) if path == EMBEDDED else (Path(on_disk(path, progress)), None)
 
 
 def _other_tiny(name: str | None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastvlm.hashes import FileHash, hash_files
 from fastvlm.progress import SILENT, Progress
@@ -48,6 +49,12 @@ class Source:
         if self.base is not None:
             found |= {f"base/{name}": path for name, path in self.base.paths.items()}
         return found
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The names of the checkpoint for a manifest: id, revision and layout, those of a LoRA's base under `base`."""
+        base = {} if self.base is None else {"base": self.base.named}
+        return {"id": self.id, "revision": self.revision, "layout": self.layout, **base}
 
     def files(self, progress: Progress = SILENT) -> dict[str, FileHash]:
         """Returns {file name: {"sha256", "bytes"}} of every file in `paths`, sorted."""

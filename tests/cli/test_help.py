@@ -17,7 +17,18 @@ from fastvlm.cli import COMMANDS, cli
 
 # Measured: 151 modules, 0.18 s for the whole process; torch adds more than 1,000. A count holds on a busy machine.
 MODULE_LIMIT = 300
-HEAVY = {"torch", "coremltools", "numpy", "rich", "tokenizers", "safetensors", "PIL", "transformers", "google"}
+HEAVY = {
+    "torch",
+    "coremltools",
+    "numpy",
+    "rich",
+    "tokenizers",
+    "safetensors",
+    "PIL",
+    "transformers",
+    "google",
+    "huggingface_hub",
+}
 REPORT = """
 import atexit, json, sys
 atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
