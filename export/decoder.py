@@ -64,6 +64,7 @@ class AttentionGraph(nn.Module):
         cache[self.row : self.row + 2, :, position : position + self.query] = torch.cat((keys, values), 0)
 
     def attend(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: Tensor) -> Tensor:
+        """Returns the attention of x (1, Q, H) over the C positions of its layer's rows, projected (1, Q, H)."""
         kv_heads, head_dim = self.config.kv_heads, self.config.head_dim
         group = self.config.heads // kv_heads  # G
         keys, values = cache[self.row], cache[self.row + 1]  # (kv_heads, C, D)

@@ -18,8 +18,6 @@ from export.weights import saturate
 from fastvlm_ref.checkpoint.stream import stored
 from fastvlm_ref.model.decoder import Decoder
 
-PIECE = 1 << 22  # values of a tensor in memory at a time: 16 MB of float32
-
 
 @dataclass(frozen=True)
 class GraphWeight:
@@ -42,10 +40,7 @@ class GraphWeight:
 
 def graph_weights(graph: nn.Module, part: str) -> dict[str, GraphWeight]:
     """Returns the parameters of a graph that is whole in memory, by name; `part` goes before it in messages."""
-    return {
-        name: GraphWeight(f"{part}.{name}", tuple(value.shape), _pieces_of(value))
-        for name, value in graph.named_parameters()
-    }
+    return {name: GraphWeight(f"{part}.{name}", *stored(graph, name)) for name, _ in graph.named_parameters()}
 
 
 def decoder_weight(decoder: Decoder, name: str) -> GraphWeight:
@@ -58,7 +53,3 @@ def decoder_weight(decoder: Decoder, name: str) -> GraphWeight:
     if name.endswith("norm.weight"):
         return GraphWeight(title, (2 * shape[0],), lambda: (piece.float() for _ in range(2) for piece in pieces()))
     return GraphWeight(title, shape, lambda: (piece.float() for piece in pieces()))
-
-
-def _pieces_of(value: Tensor) -> Callable[[], Iterator[Tensor]]:
-    return lambda: iter(value.detach().reshape(-1).split(PIECE))

@@ -33,11 +33,12 @@ def repeat_layers(block: Any, layers: int, row: int) -> None:
     first, second, last = operations[one:two], operations[two:three], operations[three:]
     before, own = _places(first), _places(second)
     _check_alike(first, second, before, own)
+    _check_constants(first, second, _rows(row, REPEATED - 1))
     made, earlier = operations[:two], {place: name for name, place in before.items()}
     for layer in range(REPEATED, layers - 1):
         names = {name: _name(name, layer) for name in own}
         known = names | {name: earlier[place] for name, place in before.items()}
-        integers = {row + part: 2 * layer + part for part in range(3)}
+        integers = _rows(row, layer)
         made += [_copied(op, known, integers) for op in second]
         earlier = {place: names[name] for name, place in own.items()}
     known = {name: earlier[place] for name, place in own.items()}
@@ -86,6 +87,21 @@ def _check_alike(
                 alike = two.name in before or one.name == two.name
             if not alike:
                 raise _unlike(f"a {b.type} reads {one.name} in one and {two.name} in the other")
+
+
+def _rows(row: int, layer: int) -> dict[int, int]:
+    """What the integers that mark layer 2's place in the state are in another layer."""
+    return {row + part: 2 * layer + part for part in range(3)}
+
+
+def _check_constants(first: Sequence[Any], second: Sequence[Any], rows: Mapping[int, int]) -> None:
+    """Raises PackageError unless layer 1's results and stored constants are layer 2's, at its own rows of the state."""
+    for a, b in zip(first, second, strict=True):
+        same = [output.type for output in a.outputs] == [output.type for output in b.outputs]
+        if a.type == "const" and a.attributes["val"].WhichOneof("value") == "immediateValue":
+            same = same and a.attributes["val"] == _copied(b, {}, rows).attributes["val"]
+        if not same:
+            raise _unlike(f"a {b.type} of one differs from that of the other")
 
 
 def _name(name: str, layer: int) -> str:

@@ -88,7 +88,7 @@ def stored(root: nn.Module, name: str) -> tuple[tuple[int, ...], Callable[[], It
             tensor = stream.tensors[name.removeprefix(f"{place}.")]
             return tensor.shape, tensor.pieces
     value = root.get_parameter(name).detach()
-    return tuple(value.shape), lambda: iter(value.reshape(-1).split(PIECE))
+    return tuple(value.shape), lambda: iter(value.reshape(-1).split(PIECE // value.element_size()))
 
 
 def _hold(module: nn.Module, _: Any) -> None:

@@ -22,7 +22,7 @@ from fastvlm_ref.checkpoint.header import ITEM_BYTES, Entry, read_header
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 OWN_PAGES = 256 * 1024  # bytes from which a tensor gets pages of its own
-PIECE = 16 * 1024 * 1024  # bytes (of a tensor in memory: values) at a time
+PIECE = 16 * 1024 * 1024  # bytes converted at a time
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """`linear` with a large constant weight, laid out anew so that one row streams it: what a decode step consists of.
 
-torch's own fp16 product of one row and a matrix computes two to three weights a nanosecond and thread, slower than
-memory delivers them. Its sum of weighted table rows (`embedding_bag`, FBGEMM's kernel) raises fp16 to float32 in
-registers, adds there and rounds once, up to twice as fast. A weight becomes such a table in blocks of 128 results; its
+torch's own fp16 product of one row and a matrix is limited by arithmetic, not by memory. Its sum of weighted table rows
+(`embedding_bag`, FBGEMM's kernel) raises fp16 to float32 in registers, adds there and rounds once, and is faster
+(`benchmarks/speed.py decode`). A weight becomes such a table in blocks of 128 results; its
 bias is one more row, weighted with 1. Many rows are multiplied block by block, raised while the block is in the cache.
 """
 
