@@ -29,6 +29,8 @@ def export(
     context: int = 2048,
     query_length: int = 64,
     only: str | None = None,
+    target: str = "ane",
+    max_file_size: int | None = None,
     image_rule: str | None = None,
     template: str | None = None,
     system: str | None = None,
@@ -40,10 +42,11 @@ def export(
     """Exports a checkpoint to Core ML and returns the build folder.
 
     `image_sizes` N in pixels (none: the checkpoint's own), `context` C and `query_length` Q in positions, `only`
-    "encoder" or "language". Raises UsageError and OutputError before the checkpoint is read, CheckpointError while it
-    is, PackageError when the converter did not make what the contract says. Nothing is left behind on failure.
+    "encoder" or "language", `target` "ane" or "gpu", `max_file_size` in bytes of a language model's weight file (none:
+    1 GB for "ane", any for "gpu"). Raises UsageError and OutputError before the checkpoint is read, CheckpointError
+    while it is, PackageError when the converter did not make what the contract says. Nothing is left behind on failure.
     """
-    check_options(image_sizes, context, query_length, only)
+    check_options(image_sizes, context, query_length, only, target, max_file_size)
     place = check_output(output, overwrite)  # before gigabytes are fetched
     checkpoint, base = on_disk(checkpoint, progress), None if base is None else on_disk(base, progress)
     check_apart(place, [folder_of(path) for path in (checkpoint, base) if path is not None])
@@ -53,7 +56,7 @@ def export(
     )  # fmt: skip
     return export_model(
         model, output, image_sizes=image_sizes, context=context, query_length=query_length, only=only,
-        overwrite=overwrite, progress=progress,
+        target=target, max_file_size=max_file_size, overwrite=overwrite, progress=progress,
     )  # fmt: skip
 
 
@@ -66,6 +69,8 @@ def export_model(
     context: int = 2048,
     query_length: int = 64,
     only: str | None = None,
+    target: str = "ane",
+    max_file_size: int | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
@@ -73,7 +78,7 @@ def export_model(
     source, tokenizer = model.source, model.tokenizer
     if source is None or tokenizer is None:
         raise UsageError("this model has no source or no tokenizer; read it with load_checkpoint")
-    plan = make_plan(model.config, image_sizes, context, query_length, only)
+    plan = make_plan(model.config, image_sizes, context, query_length, only, target, max_file_size)
     limit = model.config.text.max_positions
     if plan.language and plan.context > limit:
         progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")

@@ -14,14 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from export.contract import SCALE, FunctionSpec, encoder_functions, language_functions, state_spec
+from export.chunks import Chunk, HeadSplit, chunks, head_split
+from export.contract import SCALE, FunctionSpec, encoder_functions, language_functions
 from export.convert import Converted
 from export.embeddings import FILE as EMBEDDINGS
 from export.embeddings import write_embeddings
-from export.language import converted_language
+from export.language import LanguageConverter
 from export.package import Labels, write_package
 from export.plan import ExportPlan
 from export.quiet import import_coremltools
+from export.sizes import language_bytes
 from export.vision import converted_encoder
 from fastvlm import __version__
 from fastvlm.hashes import FileHash, hash_tree
@@ -33,10 +35,10 @@ from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
 
-ENCODER, LANGUAGE, TOKENIZER = "VisionEncoder.mlpackage", "LanguageModel.mlpackage", "tokenizer"
+ENCODER, TOKENIZER = "VisionEncoder.mlpackage", "tokenizer"
+WEIGHT_FILE = "Data/com.apple.CoreML/weights/weight.bin"
 LICENCE = "licence"
 APPLE = "apple-amlr"
-AXIS_CAP = 65_536  # of the Neural Engine from A16 on; 16,384 before (anemll, hollance/neural-engine)
 PROGRAM_BYTES = 1 << 30  # coremltools' guide on multifunction and chunked models
 AUTHOR = f"fastvlm {__version__}"
 APPLE_SENTENCE = (
@@ -56,11 +58,13 @@ class BuildWriter:
     tokenizer: Tokenizer
     progress: Progress
     saturated: dict[str, int] = field(default_factory=dict)
+    source_files: dict[str, FileHash] = field(default_factory=dict)
 
     def write(self) -> None:
         """Writes everything, the manifest last."""
         with self.progress.stage("Loading coremltools"):
             import_coremltools()
+        self.source_files = self.source.files(self.progress)  # the packages' labels name them
         if self.plan.encoder:
             self.write_encoder()
         if self.plan.language:
@@ -70,18 +74,10 @@ class BuildWriter:
         self.write_licences()
         write_manifest(self.folder / MANIFEST, self.manifest())
 
-    @cached_property
-    def source_files(self) -> dict[str, FileHash]:
-        return self.source.files(self.progress)
-
     @property
     def encoder_specs(self) -> tuple[FunctionSpec, ...]:
         config = self.model.config
         return encoder_functions(config.vision, config.text.hidden_size, self.plan)
-
-    @property
-    def language_specs(self) -> tuple[FunctionSpec, ...]:
-        return language_functions(self.model.config.text, self.plan)
 
     def write_encoder(self) -> None:
         """Writes VisionEncoder.mlpackage: one conversion, one function per size, one weight file."""
@@ -102,33 +98,45 @@ class BuildWriter:
             advance(1)
 
     def write_language(self) -> None:
-        """Writes LanguageModel.mlpackage: `prefill` and `decode` over one state and one weight file."""
-        text = "FastVLM language model: embeddings in, logits out; prefill all positions but the last, decode the last."
-        specs = self.language_specs
-        labels = self.labels(text, specs)
-        with self.progress.stage("Language model", len(specs) + 1) as advance:  # each function, the hashes
-            clamped = write_package(self.folder / LANGUAGE, self._language_functions(specs, advance), "decode", labels)
-            advance(1)
-        self._report(clamped)
+        """Writes the language model: one package, or a chain of packages where a device takes no file that large."""
+        with (
+            LanguageConverter(self.model.decoder, self.plan) as converter,
+            self.progress.stage("Language model", 3 * len(self.chunks)) as advance,  # two functions, the hashes
+        ):
+            for chunk in self.chunks:
+                self._write_chunk(chunk, converter, advance)
         self._note_device_limits()
 
-    def _language_functions(self, specs: tuple[FunctionSpec, ...], advance: Advance) -> Iterator[Converted]:
-        for spec in specs:
-            with converted_language(self.model.decoder, spec, self.plan) as function:
-                yield function
-            advance(1)
+    def _write_chunk(self, chunk: Chunk, converter: LanguageConverter, advance: Advance) -> None:
+        specs = converter.functions(chunk)
+
+        def functions() -> Iterator[Converted]:
+            for spec in specs:
+                yield converter.convert(chunk, spec)
+                advance(1)
+
+        labels = self.labels(_chunk_text(chunk), specs)
+        clamped = write_package(self.folder / chunk.package, functions(), "decode", labels)
+        self._report(clamped)
+        advance(3 - len(specs))
+
+    @cached_property
+    def split(self) -> HeadSplit:
+        """How the head is cut into outputs."""
+        return head_split(self.model.config.text, self.plan.target)
+
+    @cached_property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """The language model's packages, in order."""
+        text = self.model.config.text
+        return chunks(text, self.plan, language_bytes(text))
 
     def _note_device_limits(self) -> None:
-        """Tells what of the language model goes beyond a device's limits; it still runs, on other units or on a Mac."""
-        size = sum(file.stat().st_size for file in (self.folder / LANGUAGE).rglob("weight.bin"))
+        """Tells where a file is larger than iOS is said to take; it still runs on a Mac."""
+        sizes = {chunk.package: (self.folder / chunk.package / WEIGHT_FILE).stat().st_size for chunk in self.chunks}
+        package, size = max(sizes.items(), key=lambda item: item[1])
         if size > PROGRAM_BYTES:
-            self.progress.note(f"{LANGUAGE} holds {size / 1e9:.1f} GB in one program; iOS is said to take about 1 GB")
-        rows = self.model.config.text.vocab_size
-        if rows > AXIS_CAP:
-            self.progress.note(
-                f"the head gives {rows} logits; the Neural Engine takes axes up to {AXIS_CAP:,}, "
-                "so Core ML runs the head on the CPU or GPU"
-            )
+            self.progress.note(f"{package} holds {size / 1e9:.1f} GB in one program; iOS is said to take about 1 GB")
 
     def write_embeddings(self) -> None:
         """Writes embeddings.bin."""
@@ -216,14 +224,30 @@ class BuildWriter:
 
     def _add_language(self, content: dict[str, Any]) -> None:
         text = self.model.config.text
-        state = state_spec(text, self.plan.context)
-        content["packages"]["language"] = [LANGUAGE]
-        content["functions"]["language"] = {spec.name: spec.as_json() for spec in self.language_specs} | {
-            "state": {"name": state.name, "shape": list(state.shape), "dtype": state.dtype}
-        }
+        content["packages"]["language"] = [chunk.package for chunk in self.chunks]
+        content["functions"]["language"] = [
+            _stage(language_functions(text, self.plan, chunk, self.split)) for chunk in self.chunks
+        ]
         content["embeddings"] = {
             "file": EMBEDDINGS,
             "dtype": "float16",
             "rows": text.vocab_size,
             "width": text.hidden_size,
         }
+
+
+def _chunk_text(chunk: Chunk) -> str:
+    """The sentence that Xcode shows of a language package."""
+    model = "FastVLM language model"
+    if chunk.count == 1:
+        return f"{model}: embeddings in, logits out; prefill all positions but the last, decode the last."
+    layers = f"layers {chunk.first} to {chunk.last - 1}" if chunk.layers else "no layers"
+    head = f", {len(chunk.parts)} outputs of the head" if chunk.parts else ""
+    return f"{model}, package {chunk.number} of {chunk.count}: {layers}{head}."
+
+
+def _stage(specs: tuple[FunctionSpec, ...]) -> dict[str, Any]:
+    """The manifest's entry for one language package: its functions, and the state that they share."""
+    entry = {spec.name: spec.as_json() for spec in specs}
+    states = [spec.state.as_json() for spec in specs if spec.state is not None]
+    return entry | {"state": states[0]} if states else entry

@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from export.chunks import Chunk, HeadSplit
 from export.plan import ExportPlan
 from fastvlm_ref.config import TextConfig, VisionConfig
 
 SCALE = 1 / 255  # bytes to [0, 1]; FastVLM's mean is 0 and its std 1, so bias 0 is lossless
 STATE = "kvCache"
+EMBEDS, HIDDEN = "inputsEmbeds", "hiddenStates"  # what goes into every package, and what one hands to the next
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,19 @@ def encoder_functions(vision: VisionConfig, hidden: int, plan: ExportPlan) -> tu
     return tuple(encoder_function(vision, hidden, side) for side in plan.image_sizes)
 
 
-def state_spec(text: TextConfig, context: int) -> TensorSpec:
-    """Returns the one state: (2·layers, kv_heads, C, D); row 2l holds layer l's keys, row 2l + 1 its values."""
-    shape = (2 * text.layers, text.kv_heads, context, text.head_dim)
+def state_spec(text: TextConfig, context: int, layers: int) -> TensorSpec:
+    """Returns the state of `layers` layers: (2·layers, kv_heads, C, D); rows 2l, 2l + 1 are layer l's keys, values."""
+    shape = (2 * layers, text.kv_heads, context, text.head_dim)
     return TensorSpec(
         STATE, shape, "float16", "keys and values of every layer; make it once per conversation, pass it on"
     )
 
 
-def language_inputs(text: TextConfig, query: int, context: int) -> tuple[TensorSpec, ...]:
-    """Returns the inputs of a function that takes Q = `query` positions at once."""
+def language_inputs(text: TextConfig, query: int, context: int, first: bool = True) -> tuple[TensorSpec, ...]:
+    """Returns the inputs of a function that takes Q = `query` positions at once; `first`: of the first package."""
     angles = "of the rotary angles, computed in float32 on the host"
     return (
-        TensorSpec("inputsEmbeds", (1, query, text.hidden_size), "float16", "rows of embeddings.bin or image tokens"),
+        _embeds(text, query, first),
         TensorSpec("ropeCos", (1, 1, query, text.head_dim), "float16", f"cosines {angles}"),
         TensorSpec("ropeSin", (1, 1, query, text.head_dim), "float16", f"sines {angles}"),
         TensorSpec(
@@ -93,12 +95,34 @@ def language_inputs(text: TextConfig, query: int, context: int) -> tuple[TensorS
     )
 
 
-def language_functions(text: TextConfig, plan: ExportPlan) -> tuple[FunctionSpec, FunctionSpec]:
-    """Returns `prefill` (Q rows, no head) and `decode` (one row, logits)."""
-    state = state_spec(text, plan.context)
-    done = TensorSpec("done", (1, 1, 1), "float16", "of no meaning; the result of prefill is the state")
-    logits = TensorSpec("logits", (1, 1, text.vocab_size), "float16", "one value per row of the vocabulary")
-    return (
-        FunctionSpec("prefill", language_inputs(text, plan.query_length, plan.context), (done,), state),
-        FunctionSpec("decode", language_inputs(text, 1, plan.context), (logits,), state),
+def language_functions(text: TextConfig, plan: ExportPlan, chunk: Chunk, split: HeadSplit) -> tuple[FunctionSpec, ...]:
+    """Returns `prefill` (Q rows, no head) and `decode` (one row) of one package; of a head alone only `decode`."""
+    outputs = tuple(
+        TensorSpec(split.name(part), (1, 1, split.rows), "float16", _rows_of(text, split, part)) for part in chunk.parts
     )
+    if not chunk.layers:
+        return (FunctionSpec("decode", (_embeds(text, 1, first=False),), outputs),)
+    state = state_spec(text, plan.context, chunk.layers)
+    done = TensorSpec("done", (1, 1, 1), "float16", "of no meaning; the result of prefill is the state")
+    query, first = plan.query_length, chunk.number == 1
+    filled = (done,) if chunk.filling else (_hidden(text, query),)
+    return (
+        FunctionSpec("prefill", language_inputs(text, query, plan.context, first), filled, state),
+        FunctionSpec("decode", language_inputs(text, 1, plan.context, first), outputs or (_hidden(text, 1),), state),
+    )
+
+
+def _embeds(text: TextConfig, query: int, first: bool) -> TensorSpec:
+    source = "rows of embeddings.bin or image tokens" if first else f"`{HIDDEN}` of the package before"
+    return TensorSpec(EMBEDS, (1, query, text.hidden_size), "float16", source)
+
+
+def _hidden(text: TextConfig, query: int) -> TensorSpec:
+    return TensorSpec(HIDDEN, (1, query, text.hidden_size), "float16", f"`{EMBEDS}` of the next package")
+
+
+def _rows_of(text: TextConfig, split: HeadSplit, part: int) -> str:
+    if split.count == 1:
+        return "one value per row of the vocabulary"
+    first, last = part * split.rows, min((part + 1) * split.rows, text.vocab_size)
+    return f"one value for each of the vocabulary's rows {first} to {last - 1}; what is behind them has no meaning"

@@ -7,7 +7,8 @@ What differs from the reference, all of it exact in real numbers:
 - grouped-query attention reshapes the queries of a group into rows, (kv_heads, G·Q, D): keys are never repeated;
 - 1/√D goes into q_proj;
 - RMSNorm as in `export.norms`.
-`prefill` needs no head and nothing of the last layer but its keys and values.
+`prefill` needs no head and nothing of the last layer but its keys and values. A package may hold some of the layers or
+of the head's rows alone (`export.chunks`).
 It knows nothing of Core ML, text or images.
 """
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from export.chunks import HeadSplit
 from export.contract import STATE
 from export.norms import RMSNormGraph
 from fastvlm_ref.config import TextConfig
@@ -112,39 +114,70 @@ class LayerGraph(nn.Module):
         return cache[0:1, 0, 0:1, 0:1]
 
 
-class LanguageGraph(nn.Module):
-    """One function of the language model: Q rows at `position`, over a state of C positions.
+def split_head(head: nn.Linear, split: HeadSplit, parts: Sequence[int]) -> nn.ModuleDict:
+    """Returns the asked parts of the head, each of `split.rows` rows; rows behind the last of V are zeros."""
+    found = {}
+    for part in parts:
+        rows = head.weight[part * split.rows : (part + 1) * split.rows]
+        with torch.device("meta"):
+            found[str(part)] = linear = nn.Linear(head.in_features, split.rows, bias=False)
+        padded = F.pad(rows, (0, 0, 0, split.rows - len(rows)))
+        linear.weight = nn.Parameter(padded, requires_grad=False)
+    return nn.ModuleDict(found)
 
-    With `head` the logits (1, Q, V); without it `done` (1, 1, 1) and a filled state. Layer l has rows 2l and 2l + 1 of
-    the state; `rows`, the first row of each layer and their number, says otherwise for a graph that stands for another.
+
+class HeadGraph(nn.Module):
+    """The final norm and parts of the head: hidden states (1, 1, H) -> logits (1, 1, rows) of each part."""
+
+    def __init__(self, decoder: Decoder, split: HeadSplit, parts: Sequence[int]) -> None:
+        super().__init__()
+        self.norm = RMSNormGraph(decoder.norm.weight, decoder.norm.eps) if parts else None
+        self.lm_head = decoder.lm_head if parts and split.count == 1 else split_head(decoder.lm_head, split, parts)
+
+    def logits(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Returns what each part gives."""
+        assert self.norm is not None
+        x = self.norm(x)
+        heads = self.lm_head.values() if isinstance(self.lm_head, nn.ModuleDict) else (self.lm_head,)
+        return tuple(head(x) for head in heads)
+
+    def forward(self, inputs_embeds: Tensor) -> tuple[Tensor, ...]:
+        return self.logits(inputs_embeds)
+
+
+class LanguageGraph(HeadGraph):
+    """One function of one package: Q rows at `position` through its layers, over a state of C positions.
+
+    `end` says what comes out: "logits" (1, 1, rows) of each of the head's `parts`, "hidden" states (1, Q, H) for the
+    next package, or "done" (1, 1, 1) where the last layer is asked for nothing but its keys and values. Layer l has
+    rows 2l and 2l + 1 of the state; `rows`, the first row of each layer and their number, says otherwise for a graph
+    that stands for another.
     """
 
     kvCache: Tensor
 
     def __init__(
-        self, decoder: Decoder, query: int, context: int, *, head: bool, rows: Sequence[int] | None = None
-    ) -> None:
-        super().__init__()
+        self, decoder: Decoder, query: int, context: int, *,
+        end: str, split: HeadSplit, parts: Sequence[int] = (), rows: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(decoder, split, parts if end == "logits" else ())
         text: TextConfig = decoder.config
         layers = (cast(DecoderLayer, layer) for layer in decoder.layers)
         *firsts, count = range(0, 2 * text.layers + 1, 2) if rows is None else rows
         self.layers = nn.ModuleList(
             LayerGraph(layer, query, context, row) for layer, row in zip(layers, firsts, strict=True)
         )
-        self.norm = RMSNormGraph(decoder.norm.weight, decoder.norm.eps) if head else None
-        self.lm_head = decoder.lm_head if head else None
+        self.end = end
         self.register_buffer(STATE, torch.zeros(count, text.kv_heads, context, text.head_dim))
 
-    def forward(
+    def forward(  # type: ignore[override]  # a head alone takes nothing but hidden states
         self, inputs_embeds: Tensor, rope_cos: Tensor, rope_sin: Tensor, causal_mask: Tensor, position: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         rope, at, x = (rope_cos, rope_sin), position[0], inputs_embeds
         for layer in self.layers[:-1]:
             x = layer(x, rope, causal_mask, self.kvCache, at)
         last = cast(LayerGraph, self.layers[-1])
-        if self.norm is None or self.lm_head is None:
-            out: Tensor = last.fill(x, rope, self.kvCache, at)
-            return out
+        if self.end == "done":
+            return (last.fill(x, rope, self.kvCache, at),)
         x = last(x, rope, causal_mask, self.kvCache, at)
-        out = self.lm_head(self.norm(x))
-        return out
+        return (x,) if self.end == "hidden" else self.logits(x)

@@ -1,54 +1,123 @@
-"""One function of the language model as Core ML, whatever its size: converted small, made whole on the protobuf.
+"""The functions of the language model's packages as Core ML: converted small, made whole on the protobuf.
 
-The graph is traced and converted with stand-ins (`export.standin`), the real numbers are put in, its layers repeated
-(`export.repeat`), and every weight named after the graph's parameter whose numbers it holds (`export.parameters`). What
-comes out is, op for op and weight for weight, what converting the whole graph gives.
+A graph is traced and converted with stand-ins (`export.standin`), the real numbers are put in, its layers repeated
+(`export.repeat`), and every weight named after the checkpoint's tensor whose numbers it holds (`export.parameters`).
+What comes out is, op for op and weight for weight, what converting the whole graph gives. Packages of a chain that
+differ in nothing but counts and weights are converted once: time follows the bytes, not the number of packages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from collections.abc import Hashable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from types import TracebackType
 
 import torch
+from torch import nn
 
-from export.contract import FunctionSpec, language_functions
+from export.chunks import Chunk, HeadSplit, head_split
+from export.contract import HIDDEN, FunctionSpec, language_functions
 from export.convert import Converted, constant_name, converted, trace
-from export.decoder import LanguageGraph
-from export.parameters import decoder_weight
+from export.decoder import HeadGraph, LanguageGraph
+from export.parameters import GraphWeight, decoder_weight, head_weight
 from export.plan import ExportPlan
 from export.repeat import repeat_layers
 from export.standin import StandIn, restore_sizes, stand_in, without_weights
+from fastvlm_ref.config import TextConfig
 from fastvlm_ref.model.decoder import Decoder
 
 
-@contextmanager
-def converted_language(decoder: Decoder, spec: FunctionSpec, plan: ExportPlan) -> Iterator[Converted]:
-    """Converts `prefill` or `decode` of a decoder; the result lives as long as the block.
+class LanguageConverter:
+    """Converts functions of a decoder's packages; what it gives lives as long as the `with` block.
 
     The decoder's weights may lie in memory or stream; none is read before the weight file is written.
     """
-    text, query, head = decoder.config, spec.inputs[0].shape[1], spec.name == "decode"
-    small = stand_in(text, query, plan.context)
-    with torch.device("meta"):
-        graph = LanguageGraph(Decoder(small.text), query, small.context, head=head, rows=small.rows)
-        whole = LanguageGraph(Decoder(text), query, 1, head=head)
-    small_spec = _small_spec(spec, small, plan)
-    traced = trace(without_weights(graph), tuple(tensor.shape for tensor in small_spec.inputs[:-1]), position=True)
-    with converted(traced, small_spec) as function:
-        program = function.proto.mlProgram.functions["main"]
-        restore_sizes(program, function.proto.description, small.real)
+
+    def __init__(self, decoder: Decoder, plan: ExportPlan) -> None:
+        self.decoder, self.plan = decoder, plan
+        self.split = head_split(decoder.config, plan.target)
+        self._converted: dict[Hashable, Converted] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> LanguageConverter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._open.close()
+
+    def functions(self, chunk: Chunk) -> tuple[FunctionSpec, ...]:
+        """Returns the contract of a package's functions."""
+        return language_functions(self.decoder.config, self.plan, chunk, self.split)
+
+    def convert(self, chunk: Chunk, spec: FunctionSpec) -> Converted:
+        """Converts one function of one package."""
+        text = _text_of(self.decoder.config, chunk, self.split)
+        query = spec.inputs[0].shape[1]
+        small = stand_in(text, query, self.plan.context)
+        program = self._small_program(small, chunk, spec)
+        proto = copy.deepcopy(program.proto)
+        function = proto.mlProgram.functions["main"]
+        restore_sizes(function, proto.description, small.real)
         if small.marked is not None:
-            for block in program.block_specializations.values():
+            for block in function.block_specializations.values():
                 repeat_layers(block, text.layers, small.marked)
-        weights = {constant_name(name): decoder_weight(decoder, name) for name, _ in whole.named_parameters()}
-        yield replace(function, spec=spec, parameters=weights)
+        with torch.device("meta"):
+            whole = graph_of(Decoder(text), spec, chunk, self.split, context=1)
+        weights = {
+            constant_name(name): chunk_weight(self.decoder, chunk, self.split, name)
+            for name, _ in whole.named_parameters()
+        }
+        return replace(program, spec=spec, proto=proto, parameters=weights)
+
+    def _small_program(self, small: StandIn, chunk: Chunk, spec: FunctionSpec) -> Converted:
+        """The function with stand-in sizes, as coremltools converts it."""
+        key = (small.text, small.context, small.rows, chunk.number == 1, chunk.parts, spec.name, spec.outputs[0].name)
+        if key not in self._converted:
+            chunk = replace(chunk, first=0, last=small.text.layers)
+            split = replace(self.split, rows=small.text.vocab_size)
+            small_spec = _small_spec(spec, small, self.plan, chunk, split)
+            with torch.device("meta"):
+                graph = graph_of(Decoder(small.text), small_spec, chunk, split, context=small.context, rows=small.rows)
+            shapes = tuple(tensor.shape for tensor in small_spec.inputs if tensor.dtype == "float16")
+            traced = trace(without_weights(graph), shapes, position=bool(chunk.layers))
+            self._converted[key] = self._open.enter_context(converted(traced, small_spec))
+        return self._converted[key]
 
 
-def _small_spec(spec: FunctionSpec, small: StandIn, plan: ExportPlan) -> FunctionSpec:
+def graph_of(
+    decoder: Decoder, spec: FunctionSpec, chunk: Chunk, split: HeadSplit, *,
+    context: int, rows: Sequence[int] | None = None,
+) -> nn.Module:  # fmt: skip
+    """Returns the graph of one function of one package; `decoder` has that package's layers alone."""
+    if not chunk.layers:
+        return HeadGraph(decoder, split, chunk.parts)
+    end = {"done": "done", HIDDEN: "hidden"}.get(spec.outputs[0].name, "logits")
+    query = spec.inputs[0].shape[1]
+    return LanguageGraph(decoder, query, context, end=end, split=split, parts=chunk.parts, rows=rows)
+
+
+def chunk_weight(decoder: Decoder, chunk: Chunk, split: HeadSplit, name: str) -> GraphWeight:
+    """Returns the parameter `name` of a package's graph, from the checkpoint's tensor behind it."""
+    kind, _, rest = name.partition(".")
+    number, _, leaf = rest.partition(".")
+    if kind == "layers":
+        return decoder_weight(decoder, f"layers.{chunk.first + int(number)}.{leaf}")
+    if kind == "lm_head" and split.count > 1:
+        return head_weight(decoder, int(number), split.rows)
+    return decoder_weight(decoder, name)
+
+
+def _text_of(text: TextConfig, chunk: Chunk, split: HeadSplit) -> TextConfig:
+    """The sizes of one package's part of the decoder."""
+    return replace(text, layers=chunk.layers, vocab_size=split.rows, tied_head=False)
+
+
+def _small_spec(spec: FunctionSpec, small: StandIn, plan: ExportPlan, chunk: Chunk, split: HeadSplit) -> FunctionSpec:
     """The function's contract with stand-in sizes."""
-    functions = language_functions(small.text, replace(plan, context=small.context))
+    functions = language_functions(small.text, replace(plan, context=small.context), chunk, split)
     found = next(function for function in functions if function.name == spec.name)
-    assert found.state is not None
+    if found.state is None:
+        return found
     return replace(found, state=replace(found.state, shape=(small.rows[-1], *found.state.shape[1:])))

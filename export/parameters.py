@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from export.weights import saturate
 from fastvlm_ref.checkpoint.stream import stored
 from fastvlm_ref.model.decoder import Decoder
+
+HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,29 @@ def decoder_weight(decoder: Decoder, name: str) -> GraphWeight:
     if name.endswith("norm.weight"):
         return GraphWeight(title, (2 * shape[0],), lambda: (piece.float() for _ in range(2) for piece in pieces()))
     return GraphWeight(title, shape, lambda: (piece.float() for piece in pieces()))
+
+
+def head_weight(decoder: Decoder, part: int, rows: int) -> GraphWeight:
+    """Returns rows part·rows … (part + 1)·rows − 1 of the head (V, H); those from V on are zeros."""
+    (height, width), pieces = stored(decoder, HEAD)
+    first, last = part * rows * width, min((part + 1) * rows, height) * width
+    missing = (part + 1) * rows * width - last
+
+    def values() -> Iterator[Tensor]:
+        yield from (piece.float() for piece in _between(pieces(), first, last))
+        if missing > 0:
+            yield torch.zeros(missing)
+
+    return GraphWeight(f"decoder.lm_head.{part}.weight", (rows, width), values)
+
+
+def _between(pieces: Iterator[Tensor], first: int, last: int) -> Iterator[Tensor]:
+    """The values first … last − 1 of flat pieces in order; a piece outside is not touched, so its pages stay unread."""
+    at = 0
+    for piece in pieces:
+        begin, end = max(first - at, 0), min(last - at, piece.numel())
+        at += piece.numel()
+        if begin < end:
+            yield piece[begin:end]
+        if at >= last:
+            return

@@ -1,4 +1,4 @@
-"""What one export is to make: image sizes, context, query length, parts; checked before any heavy work.
+"""What one export is to make: image sizes, context, query length, parts, target; checked before any heavy work.
 
 Notable choices: all problems are listed at once; what needs the checkpoint (its own image size, how many tokens an
 image takes) is checked as soon as the checkpoint is open, before the first graph is built.
@@ -17,16 +17,26 @@ from fastvlm_ref.config import LARGEST_SIDE, FastVLMConfig
 STRIDE = 64  # FastViTHD's: an image side must be a multiple of it
 ALIGNMENT = 32  # the last axis of a state, and with it C where a graph keeps C last (ct#2631)
 PARTS = ("encoder", "language")
+# Most bytes of a package's weight file, by target: coremltools' guide on large models says that iOS takes about 1 GB a
+# program (beyond 1.0 to 1.4 GB the Neural Engine silently hands over to the GPU, John Rocky's CoreML-LLM). None: any.
+FILE_SIZES: dict[str, int | None] = {"ane": 1_000_000_000, "gpu": None}
+TARGETS = tuple(FILE_SIZES)
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """One export: encoder sizes N in order (the first is the default function), C, Q, and which packages."""
+    """One export: encoder sizes N in order (the first is the default function), C, Q, which packages, for which engine.
+
+    max_file_size: bytes that no weight file of the language model goes beyond, which may split it into a chain of
+    packages (`export.chunks`); None is no limit.
+    """
 
     image_sizes: tuple[int, ...]
     context: int  # C
     query_length: int  # Q of `prefill`
     parts: tuple[str, ...] = PARTS
+    target: str = "ane"  # "ane" | "gpu"
+    max_file_size: int | None = FILE_SIZES["ane"]
 
     @property
     def encoder(self) -> bool:
@@ -39,9 +49,20 @@ class ExportPlan:
         return "language" in self.parts
 
 
-def check_options(image_sizes: Sequence[int], context: int, query_length: int, only: str | None) -> None:
+def check_options(
+    image_sizes: Sequence[int],
+    context: int,
+    query_length: int,
+    only: str | None,
+    target: str = "ane",
+    max_file_size: int | None = None,
+) -> None:
     """Checks what can be checked without a checkpoint; raises UsageError that lists every problem."""
     problems = [p for side in image_sizes if (p := _side_problem(side))]
+    if target not in TARGETS:
+        problems.append(f"--target is {target!r}, expected {' or '.join(TARGETS)}")
+    if max_file_size is not None and max_file_size < 1:
+        problems.append(f"--max-file-size is {max_file_size}, expected a positive number of bytes")
     if only not in (None, *PARTS):
         problems.append(f"--only is {only!r}, expected encoder or language")
     if only == "language" and image_sizes:
@@ -63,11 +84,17 @@ def make_plan(
     context: int = 2048,
     query_length: int = 64,
     only: str | None = None,
+    target: str = "ane",
+    max_file_size: int | None = None,
 ) -> ExportPlan:
-    """Returns the plan for a checkpoint; without `image_sizes` its own size. Raises UsageError as `check_options`."""
-    check_options(image_sizes, context, query_length, only)
+    """Returns the plan for a checkpoint; without `image_sizes` its own size, without `max_file_size` the target's.
+
+    Raises UsageError as `check_options`.
+    """
+    check_options(image_sizes, context, query_length, only, target, max_file_size)
     sizes = tuple(dict.fromkeys(image_sizes)) or (config.vision.image_size,)
-    plan = ExportPlan(sizes, context, query_length, PARTS if only is None else (only,))
+    parts = PARTS if only is None else (only,)
+    plan = ExportPlan(sizes, context, query_length, parts, target, max_file_size or FILE_SIZES[target])
     problems = []
     if plan.language and config.text.head_dim % ALIGNMENT:
         problems.append(

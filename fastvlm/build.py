@@ -7,6 +7,7 @@ A build that was exported with `--only` lacks one part: then `encoder` is None, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,20 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One package of the language model: all of them are called in order, each with `hiddenStates` of the one before.
+
+    logits: the outputs of its `decode` that belong to the head, in order. A package of the head alone has neither
+    `prefill` nor a state, and hands nothing on.
+    """
+
+    package: Path
+    prefill: bool
+    state: bool
+    logits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Build:
     """One build folder; paths are contained in it, numbers are positive."""
 
@@ -48,7 +63,7 @@ class Build:
     rope_theta: float
     vocab_size: int  # V
     encoder: Path | None
-    language: tuple[Path, ...]
+    language: tuple[Stage, ...]
     embeddings: Embeddings | None
     tokenizer: Path
 
@@ -58,7 +73,7 @@ def read_build(folder: str | Path) -> Build:
     root = Path(folder)
     manifest = read_manifest(root)
     fields = _Fields(manifest)
-    language = tuple(contained(root, name) for name in fields.strings("packages.language"))
+    language = _stages(root, fields)
     encoder = fields.text("packages.encoder", optional=True)
     build = Build(
         root,
@@ -85,6 +100,30 @@ def read_build(folder: str | Path) -> Build:
     if fields.problems:
         raise BuildError(f"{root / NAME} cannot be run: {'; '.join(fields.problems)}; export the build again")
     return build
+
+
+def _stages(root: Path, fields: _Fields) -> tuple[Stage, ...]:
+    """The language model's packages with what the manifest says of their functions; schema 0.1 knew one alone."""
+    names = fields.strings("packages.language")
+    functions = fields.stages("functions.language", len(names))
+    stages = tuple(
+        Stage(
+            contained(root, name), "prefill" in each, "state" in each,
+            tuple(output for output in _outputs(each.get("decode")) if output.startswith("logits")),
+        )
+        for name, each in zip(names, functions, strict=True)
+    )  # fmt: skip
+    if stages and not any(stage.logits for stage in stages):
+        fields.problems.append("functions.language names no output logits, expected at least one")
+    return stages
+
+
+def _outputs(function: Any) -> Iterator[str]:
+    """The names of a function's outputs, as far as the manifest gives any."""
+    outputs = function.get("outputs") if isinstance(function, dict) else None
+    for output in outputs if isinstance(outputs, list) else ():
+        if isinstance(output, dict) and isinstance(output.get("name"), str):
+            yield output["name"]
 
 
 def _prompt(fields: _Fields) -> dict[str, Any]:
@@ -170,6 +209,15 @@ class _Fields:
             return tuple(value)
         self._wrong(path, "a list of package names")
         return ()
+
+    def stages(self, path: str, count: int) -> list[dict[str, Any]]:
+        """One object for each of `count` packages; an object alone stands for a list of one."""
+        value = self._find(path)
+        found = [value] if isinstance(value, dict) else value
+        if not count or (isinstance(found, list) and len(found) == count and all(isinstance(e, dict) for e in found)):
+            return list(found or ()) if count else []
+        self._wrong(path, f"a list of {count} objects, one for each of packages.language")
+        return [{}] * count
 
     def mapping(self, path: str) -> dict[str, Any]:
         value = self._find(path)

@@ -18,7 +18,7 @@ from fastvlm.hashes import FileHash, list_tree, sha256_file
 from fastvlm.paths import check_entry, contained
 from fastvlm.progress import SILENT, Advance, Progress
 
-SCHEMA = "0.1"
+SCHEMA = "0.2"  # 0.2: functions.language is a list, one entry for each of packages.language
 NAME = "manifest.json"
 
 # What every reader may rely on; other fields (docs/architecture.md) depend on what was asked for (`--only encoder`).

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fastvlm.build import Build
 from fastvlm.errors import BuildError, UsageError
 from fastvlm_ref.engine import LARGER_BUILD, Advice
 from validation.backends import check_backend, open_package
+from validation.chain import EMBEDS, Chain
 from validation.host import EmbeddingTable, causal_mask, pad_rows, plan_prefill, rope_tables
 from validation.mil.registry import only_moves
 
@@ -48,10 +50,10 @@ class PackageEngine:
             f"`fastvlm validate {shlex.quote(str(build.folder))}` tells where; copy the build again, or export again",
         )
         self.peaks: dict[str, float] | None = None
-        self.state: Any = None
+        self.states: list[Any] | None = None
         self.position = 0
         self._encoders: dict[int, Any] = {}
-        self._functions: dict[str, Any] = {}
+        self._chain = Chain(build.language, backend, precision)
         self._embeddings: EmbeddingTable | None = None
 
     def encoder(self, size: int) -> Any:
@@ -62,13 +64,12 @@ class PackageEngine:
             self._encoders[size] = self._open(self.build.encoder, f"encode_{size}", self._encoders)
         return self._encoders[size]
 
-    def function(self, name: str) -> Any:
-        """Returns the predictor of `prefill` or `decode`."""
+    @property
+    def chain(self) -> Chain:
+        """The language model's packages; BuildError where the build has none."""
         if not self.build.language:
             raise self._missing("language model")
-        if name not in self._functions:
-            self._functions[name] = self._open(self.build.language[0], name, self._functions)
-        return self._functions[name]
+        return self._chain
 
     @property
     def embeddings(self) -> EmbeddingTable:
@@ -95,7 +96,7 @@ class PackageEngine:
 
     def reset(self) -> None:
         """Forgets everything that was prefilled: a fresh state, position 0."""
-        self.state = self.function("decode").make_state()
+        self.states = self.chain.make_states()
         self.position = 0
 
     def tokens_at(self, side: int) -> int:
@@ -119,26 +120,36 @@ class PackageEngine:
         query = self.build.query
         for chunk in plan_prefill(len(embeds), past=self.position, query=query, context=self.context):
             rows = embeds[chunk.start : chunk.start + chunk.rows]
-            self._call(chunk.function, rows, query if chunk.function == "prefill" else 1)
+            if chunk.function == "prefill":
+                inputs = self._inputs(rows, query)
+                self.chain.prefill(inputs, self._states(), partial(self._predict, "language"))
+                self.position += len(rows)
+            else:
+                self.decode(rows)
 
     def decode(self, embed: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns logits float32 (V,) after one more row (1, H)."""
-        return np.asarray(self._call("decode", embed, 1)["logits"], np.float32).reshape(-1)
+        inputs = self._inputs(embed, 1)
+        logits = self.chain.decode(inputs, self._states(), partial(self._predict, "language"))
+        self.position += 1
+        return logits[: self.build.vocab_size]  # the last output of a head that is split has rows beyond V
 
-    def _call(self, function: str, rows: NDArray[np.float32], query: int) -> dict[str, Any]:
-        if self.state is None:
+    def _states(self) -> list[Any]:
+        if self.states is None:
             self.reset()
+        assert self.states is not None
+        return self.states
+
+    def _inputs(self, rows: NDArray[np.float32], query: int) -> dict[str, Any]:
+        """What a function of `query` rows takes, for real rows (≤ Q, H) at the present position."""
         cos, sin = rope_tables(self.position, query, self.build.head_dim, self.build.rope_theta)
-        inputs = {
-            "inputsEmbeds": pad_rows(rows, query),
+        return {
+            EMBEDS: pad_rows(rows, query),
             "ropeCos": cos,
             "ropeSin": sin,
             "causalMask": causal_mask(self.position, len(rows), query, self.context),
             "position": np.array([self.position], np.int32),
         }
-        outputs = self._predict("language", self.function(function), inputs, self.state)
-        self.position += len(rows)
-        return outputs
 
     def watch_peaks(self) -> dict[str, float]:
         """From now on keeps the largest magnitude that any op of "encoder" and "language" computes; NaN counts as inf.

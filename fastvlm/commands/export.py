@@ -18,6 +18,8 @@ from fastvlm.terminal import TerminalProgress
 @options.image_sizes
 @options.context
 @options.only
+@options.target
+@options.max_file_size
 @options.checkpoint_options
 @options.overwrite
 @options.debug

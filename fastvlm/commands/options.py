@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,12 +37,36 @@ def filled(context: click.Context, parameter: click.Parameter, value: str | None
     return value
 
 
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+def bytes_of(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A callback for sizes as people write them: 1GB, 750MB, 1.5 GiB, or a plain number of bytes."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", value)
+    if found is None or found[2].lower() not in _UNITS:
+        expected = "a number with B, kB, MB, GB or GiB, such as 1GB"
+        raise click.BadParameter(f"{value!r} is no size, expected {expected}", context, parameter)
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace an older result of this tool at the same place.")
 context = click.option(
     "--context", type=click.IntRange(1, 1 << 20), metavar="C", help="Positions of the KV cache; default 2048."
 )
 only = click.option("--only", type=click.Choice(["encoder", "language"]), help="Make only one of the two packages.")
+target = click.option(
+    "--target", type=click.Choice(["ane", "gpu"]), default="ane", show_default=True,
+    help="What the language model is made for: the Neural Engine (files up to 1 GB, a head in several outputs) "
+    "or the GPU (one file, one output).",
+)  # fmt: skip
+max_file_size = click.option(
+    "--max-file-size", callback=bytes_of, metavar="SIZE",
+    help="Largest weight file of the language model, which is split into packages where it is larger: 1GB, 750MB. "
+    "Default: 1GB for ane, none for gpu.",
+)  # fmt: skip
 image_sizes = click.option(
     "--image-size", "image_sizes", type=click.IntRange(min=1), multiple=True, metavar="N",
     help="Side of the square input in pixels, a multiple of 64; repeatable. Default: the checkpoint's own.",

@@ -12,6 +12,7 @@ from small_export import CONTEXT, QUERY, small_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from export.chunks import HeadSplit
 from export.decoder import LanguageGraph
 from export.encoder import EncoderGraph, Scaled, folds
 from export.norms import ChannelNorm, RMSNormGraph
@@ -35,7 +36,8 @@ def language_logits(graphs: dict[str, LanguageGraph], embeds: np.ndarray, prompt
             torch.from_numpy(np.asarray(value, np.float32))
             for value in (pad(part, query), cos[None, None], sin[None, None], mask)
         ]
-        out: Tensor = graphs[name](*inputs, torch.tensor([position], dtype=torch.int32))
+        out: Tensor
+        (out,) = graphs[name](*inputs, torch.tensor([position], dtype=torch.int32))
         return out
 
     for chunk in plan_prefill(prompt, past=0, query=QUERY, context=CONTEXT):
@@ -61,9 +63,10 @@ def reference_logits(model: Any, embeds: np.ndarray, prompt: int) -> np.ndarray:
 
 
 def graphs_of(model: Any) -> dict[str, LanguageGraph]:
+    split = HeadSplit(1, model.config.text.vocab_size)
     return {
-        "prefill": LanguageGraph(model.decoder, QUERY, CONTEXT, head=False),
-        "decode": LanguageGraph(model.decoder, 1, CONTEXT, head=True),
+        "prefill": LanguageGraph(model.decoder, QUERY, CONTEXT, end="done", split=split),
+        "decode": LanguageGraph(model.decoder, 1, CONTEXT, end="logits", split=split, parts=(0,)),
     }
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from small_export import CONTEXT, QUERY, SIZES
 
+from export.chunks import chunks, head_split
 from export.contract import encoder_functions, language_functions
 from export.plan import make_plan
 from export.postcheck import check_package, operations
+from export.sizes import language_bytes
 from fastvlm.errors import PackageError
 
 # One row per network: how many of each op that costs or that a device may refuse. A change here is a decision.
@@ -112,7 +114,8 @@ def specs_of(model: Any, part: str) -> Any:
     config = model.config
     if part == "encoder":
         return encoder_functions(config.vision, config.text.hidden_size, plan)
-    return language_functions(config.text, plan)
+    (chunk,) = chunks(config.text, plan, language_bytes(config.text))
+    return language_functions(config.text, plan, chunk, head_split(config.text, plan.target))
 
 
 def test_post_condition_holds_for_what_was_built(encoder: Any, language: Any, model: Any) -> None:

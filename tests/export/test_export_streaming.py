@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from export_limits import check
 from small_export import CONTEXT, QUERY, small_model
 
 from export.api import export_model
+from export.chunks import Chunk, chunks, head_split
 from export.contract import FunctionSpec, encoder_functions, language_functions
 from export.convert import PASSES, Converted, constant_name, converted, trace
-from export.decoder import LanguageGraph
 from export.encoder import EncoderGraph
-from export.language import converted_language
+from export.language import LanguageConverter, graph_of
 from export.names import rename
 from export.package import Labels, blobs, write_package
 from export.parameters import decoder_weight, graph_weights
@@ -27,12 +27,14 @@ from export.plan import ExportPlan
 from export.postcheck import operations
 from export.quiet import import_coremltools
 from export.repeat import repeat_layers
+from export.sizes import language_bytes
 from export.standin import stand_in
 from export.vision import converted_encoder
 from fastvlm.build import read_build
 from fastvlm.errors import PackageError, TensorError
 from fastvlm.manifest import read_manifest
 from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.model.decoder import Decoder
 from validation.engine import PackageEngine
 from validation.mil.blob import BlobFile
 from validation.mil.dtypes import BY_NAME
@@ -51,13 +53,29 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @contextmanager
-def direct(decoder: Any, spec: FunctionSpec, plan: ExportPlan) -> Iterator[Converted]:
+def streamed(decoder: Any, plan: ExportPlan) -> Iterator[Any]:
+    """How export converts: with stand-ins."""
+    with LanguageConverter(decoder, plan) as converter:
+        yield converter.convert
+
+
+@contextmanager
+def direct(decoder: Any, plan: ExportPlan) -> Iterator[Any]:
     """The whole graph with its own weights through coremltools."""
-    graph = LanguageGraph(decoder, spec.inputs[0].shape[1], plan.context, head=spec.name == "decode")
-    traced = trace(graph, tuple(tensor.shape for tensor in spec.inputs[:-1]), position=True)
-    weights = {constant_name(name): weight for name, weight in graph_weights(graph, "decoder").items()}
-    with converted(traced, spec) as function:
-        yield replace(function, parameters=weights)
+    split = head_split(decoder.config, plan.target)
+
+    def convert(chunk: Chunk, spec: FunctionSpec) -> Converted:
+        with torch.device("meta"):
+            part = Decoder(replace(decoder.config, layers=chunk.layers, tied_head=False)).requires_grad_(False)
+        part.layers, part.norm, part.lm_head = decoder.layers[chunk.first : chunk.last], decoder.norm, decoder.lm_head
+        graph = graph_of(part, spec, chunk, split, context=plan.context)
+        shapes = tuple(tensor.shape for tensor in spec.inputs if tensor.dtype == "float16")
+        weights = {constant_name(name): weight for name, weight in graph_weights(graph, "decoder").items()}
+        function = opened.enter_context(converted(trace(graph, shapes, position=bool(chunk.layers)), spec))
+        return replace(function, parameters=weights)
+
+    with ExitStack() as opened:
+        yield convert
 
 
 def direct_encoder(model: Any, specs: tuple[FunctionSpec, ...]) -> Iterator[Converted]:
@@ -69,16 +87,18 @@ def direct_encoder(model: Any, specs: tuple[FunctionSpec, ...]) -> Iterator[Conv
             yield replace(function, parameters=weights)
 
 
-def written(route: Any, model: Any, folder: Path, context: int = CONTEXT, query: int = QUERY) -> Path:
-    plan = ExportPlan((64,), context, query)
-
-    def functions() -> Iterator[Converted]:
-        for spec in language_functions(model.config.text, plan):
-            with route(model.decoder, spec, plan) as function:
-                yield function
-
-    write_package(folder, functions(), "decode", LABELS)
-    return folder
+def written(
+    route: Any, model: Any, folder: Path, context: int = CONTEXT, query: int = QUERY, **asked: Any
+) -> list[Path]:
+    """Every package of the language model, written by a route; `asked`: target and largest file."""
+    plan = ExportPlan((64,), context, query, **asked)
+    text, packages = model.config.text, []
+    with route(model.decoder, plan) as convert:
+        for chunk in chunks(text, plan, language_bytes(text)):
+            specs = language_functions(text, plan, chunk, head_split(text, plan.target))
+            write_package(folder / chunk.package, (convert(chunk, spec) for spec in specs), "decode", LABELS)
+            packages.append(folder / chunk.package)
+    return packages
 
 
 def programs(package: Path) -> dict[str, tuple[bytes, list[tuple[str, bytes]]]]:
@@ -97,16 +117,18 @@ def programs(package: Path) -> dict[str, tuple[bytes, list[tuple[str, bytes]]]]:
     return found
 
 
-def check_same(model: Any, folder: Path, **sizes: int) -> None:
-    streamed = written(converted_language, model, folder / "streamed", **sizes)
-    whole = written(direct, model, folder / "direct", **sizes)
-    check_same_package(streamed, whole)
+def check_same(model: Any, folder: Path, **asked: Any) -> list[Path]:
+    ours = written(streamed, model, folder / "streamed", **asked)
+    stock = written(direct, model, folder / "direct", **asked)
+    for one, other in zip(ours, stock, strict=True):
+        check_same_package(one, other)
+    return ours
 
 
 def check_same_package(streamed: Path, whole: Path) -> None:
     one, other = programs(streamed), programs(whole)
     assert one.keys() == other.keys()
-    assert len(one) == 2
+    assert one
     for name in one:
         assert [constant for constant, _ in one[name][1]] == [constant for constant, _ in other[name][1]]
         assert one[name][1] == other[name][1]
@@ -116,7 +138,18 @@ def check_same_package(streamed: Path, whole: Path) -> None:
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_programs_and_weights_are_those_of_the_direct_route(sizes: dict[str, Any], tmp_path: Path) -> None:
-    check_same(small_model(**sizes), tmp_path)
+    (package,) = check_same(small_model(**sizes), tmp_path)
+    assert sorted(programs(package)) == ["decode", "prefill"]
+
+
+@pytest.mark.parametrize(("layers", "limit", "packages"), [(7, 600_000, 2), (5, 210_000, 5)])
+def test_chains_are_those_of_the_direct_route(
+    layers: int, limit: int, packages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers and parts of the head in packages of their own; a head that is larger than a file in two of them."""
+    monkeypatch.setattr("export.chunks.HEAD_CAP", 1000)
+    model = small_model(layers=layers, vocab_size=3001 if packages == 5 else 1100)
+    assert len(check_same(model, tmp_path, max_file_size=limit)) == packages
 
 
 @pytest.mark.parametrize("scale", [None, 1e-5])
@@ -142,10 +175,11 @@ def test_the_passes_left_out_would_change_nothing(model: Any, monkeypatch: pytes
     def ops() -> list[list[tuple[str, str]]]:
         found = []
         with (
-            converted_language(model.decoder, language_functions(model.config.text, plan)[1], plan) as decode,
+            LanguageConverter(model.decoder, plan) as converter,
             closing(converted_encoder(model, encoder_functions(model.config.vision, 64, plan))) as encoders,
         ):
-            for function in (decode, next(encoders)):
+            (chunk,) = chunks(model.config.text, plan, language_bytes(model.config.text))
+            for function in (converter.convert(chunk, converter.functions(chunk)[1]), next(encoders)):
                 rename(function.proto.mlProgram.functions["main"])
                 found.append([(op.type, str(op)) for op in operations(function.proto.mlProgram.functions["main"])])
         return found
@@ -174,8 +208,9 @@ def converted_block(model: Any) -> tuple[Any, int]:
     """The block of `prefill` of four layers with stand-ins, and the row that marks its layer 2."""
     small = stand_in(model.config.text, QUERY, CONTEXT)
     plan = ExportPlan((64,), CONTEXT, QUERY)
-    spec, _ = language_functions(model.config.text, plan)
-    with converted_language(model.decoder, spec, plan) as function:
+    (chunk,) = chunks(model.config.text, plan, language_bytes(model.config.text))
+    with LanguageConverter(model.decoder, plan) as converter:
+        function = converter.convert(chunk, converter.functions(chunk)[0])
         (block,) = function.proto.mlProgram.functions["main"].block_specializations.values()
     return block, small.rows[2]
 
@@ -247,11 +282,14 @@ def test_a_parameter_of_another_shape_is_refused(tmp_path: Path) -> None:
     model = small_model()
 
     @contextmanager
-    def other(decoder: Any, spec: FunctionSpec, plan: ExportPlan) -> Iterator[Converted]:
-        with converted_language(decoder, spec, plan) as function:
-            name = constant_name("layers.0.self_attn.o_proj.weight")
-            changed = replace(function.parameters[name], shape=(64, 63))
-            yield replace(function, parameters={**function.parameters, name: changed})
+    def other(decoder: Any, plan: ExportPlan) -> Iterator[Any]:
+        with streamed(decoder, plan) as convert:
+            yield lambda chunk, spec: misshapen(convert(chunk, spec))
+
+    def misshapen(function: Converted) -> Converted:
+        name = constant_name("layers.0.self_attn.o_proj.weight")
+        changed = replace(function.parameters[name], shape=(64, 63))
+        return replace(function, parameters={**function.parameters, name: changed})
 
     with pytest.raises(PackageError, match=r"o_proj.weight of shape \[64, 128\], expected \[64, 63\]"):
         written(other, model, tmp_path / "package")

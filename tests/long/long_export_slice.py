@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 from seeded_weights import seeded_tensor
-from test_export_streaming import check_same_package, direct, written
+from test_export_streaming import check_same_package, direct, streamed, written
 
-from export.language import converted_language
 from fastvlm_ref.config import TextConfig
 from fastvlm_ref.model.decoder import Decoder
 from validation.host import causal_mask, pad_rows, rope_tables
@@ -41,10 +40,9 @@ class Sliced:
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, model = tmp_path_factory.mktemp("slice"), Sliced()
-    routes: dict[str, Any] = {"streamed": converted_language, "direct": direct}
-    return {
-        name: written(route, model, folder / name, context=CONTEXT, query=QUERY) for name, route in routes.items()
-    }  # fmt: skip
+    routes: dict[str, Any] = {"streamed": streamed, "direct": direct}
+    found = {name: written(route, model, folder / name, CONTEXT, QUERY, target="gpu") for name, route in routes.items()}
+    return {name: package for name, (package,) in found.items()}
 
 
 def test_programs_and_weights(packages: dict[str, Path]) -> None:

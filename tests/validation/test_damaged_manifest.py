@@ -12,6 +12,7 @@ FIELDS = (
     "source.id", "source.files", "image.rule", "image.sizes", "prompt.template", "prompt.stop_ids", "context",
     "query_length", "model.vision.stride", "model.text.head_dim", "model.text.rope_theta", "model.text.vocab_size",
     "embeddings.file", "embeddings.dtype", "embeddings.rows", "embeddings.width", "tokenizer.folder",
+    "functions.language",
 )  # fmt: skip
 WRONG = (None, 5.5, "x" * 3, ["x"], {"x": 1}, True, -1, 1 << 40)
 
@@ -64,6 +65,23 @@ def test_paths_stay_inside(told, path):
     damage(told, "embeddings.file", path)
     with pytest.raises(BuildError):
         read_build(told)
+
+
+@pytest.mark.parametrize("entry", [{}, {"decode": 5}, {"decode": {"outputs": [{"name": 3}, 4]}}, {"prefill": {}}])
+def test_a_chain_without_logits_is_named(told, entry):
+    damage(told, "functions.language", [entry])
+    with pytest.raises(BuildError, match="names no output logits"):
+        read_build(told)
+
+
+def test_schema_0_1_knew_one_package(told):
+    """Its functions.language was one object, not a list of one."""
+    new = read_build(told).language
+    (only,) = json.loads((told / "manifest.json").read_bytes())["functions"]["language"]
+    damage(told, "functions.language", only)
+    damage(told, "schema", "0.1")
+    assert read_build(told).language == new
+    assert (new[0].prefill, new[0].state, new[0].logits) == (True, True, ("logits",))
 
 
 def test_unknown_keys_are_ignored(told):

@@ -1,0 +1,59 @@
+"""The language model's packages as one: called in order, each with what the one before hands on.
+
+Every package with layers has a state of its own; a package of the head alone has none and takes the hidden states of
+the last that has. Packages and functions are opened when they are first asked for.
+It knows neither positions nor embeddings: what goes in is prepared by `validation.engine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastvlm.build import Stage
+from validation.backends import Predictor, open_package
+
+EMBEDS, HIDDEN = "inputsEmbeds", "hiddenStates"
+Predict = Callable[[Predictor, dict[str, Any], Any], dict[str, Any]]
+
+
+class Chain:
+    """The packages of one build, executed by one backend with one precision."""
+
+    def __init__(self, stages: Sequence[Stage], backend: str, precision: str) -> None:
+        self.stages, self.backend, self.precision = stages, backend, precision
+        self._functions: list[dict[str, Predictor]] = [{} for _ in stages]
+
+    def make_states(self) -> list[Any]:
+        """Returns a fresh state for each package, None for one that keeps nothing."""
+        return [
+            self._function(index, "decode").make_state() if stage.state else None
+            for index, stage in enumerate(self.stages)
+        ]
+
+    def prefill(self, inputs: dict[str, Any], states: Sequence[Any], predict: Predict) -> None:
+        """Fills the states with Q positions; the head's packages are passed by."""
+        for index, stage in enumerate(self.stages):
+            if stage.prefill:
+                outputs = predict(self._function(index, "prefill"), inputs, states[index])
+                inputs = {**inputs, EMBEDS: outputs.get(HIDDEN)}
+
+    def decode(self, inputs: dict[str, Any], states: Sequence[Any], predict: Predict) -> NDArray[np.float32]:
+        """Fills one position; returns the logits float32 (rows,), all outputs of the head put together in order."""
+        logits: list[NDArray[np.float32]] = []
+        for index, stage in enumerate(self.stages):
+            taken = inputs if stage.state else {EMBEDS: inputs[EMBEDS]}
+            outputs = predict(self._function(index, "decode"), taken, states[index])
+            logits += [np.asarray(outputs[name], np.float32).reshape(-1) for name in stage.logits]
+            inputs = {**inputs, EMBEDS: outputs.get(HIDDEN, inputs[EMBEDS])}
+        return np.concatenate(logits)
+
+    def _function(self, index: int, name: str) -> Predictor:
+        opened = self._functions[index]
+        if name not in opened:
+            beside = next(iter(opened.values()), None)
+            opened[name] = open_package(self.stages[index].package, name, self.backend, self.precision, beside)
+        return opened[name]
