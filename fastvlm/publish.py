@@ -253,7 +253,7 @@ def _stage_of_the_dead(place: Path) -> tuple[Path, int] | None:
 
 
 def _is_left(stage: Path, lock: int) -> bool:
-    """Takes the lock and tells whether the stage is still there, this user's, and holds parts; then it holds no more."""
+    """Takes the lock and tells whether the stage is still there, this user's, and holds parts; if so, it is tidied."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = os.fstat(lock)
