@@ -10,6 +10,7 @@ from pathlib import Path
 
 from export.build import BuildWriter
 from export.plan import check_options, make_plan
+from export.precheck import check_weights
 from fastvlm.errors import UsageError
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import check_apart, check_output, staged_folder
@@ -44,7 +45,9 @@ def export(
     `image_sizes` N in pixels (none: the checkpoint's own), `context` C and `query_length` Q in positions, `only`
     "encoder" or "language", `target` "ane" or "gpu", `max_file_size` in bytes of a language model's weight file (none:
     1 GB for "ane", any for "gpu"). Raises UsageError and OutputError before the checkpoint is read, CheckpointError
-    while it is, PackageError when the converter did not make what the contract says. Nothing is left behind on failure.
+    while it is, TensorError for NaN or infinity among the weights and OutputError for a full disk before the first
+    conversion, PackageError when the converter did not make what the contract says. Nothing is left behind on failure;
+    an interrupt leaves the finished packages, which the same call takes over, byte for byte.
     """
     check_options(image_sizes, context, query_length, only, target, max_file_size)
     place = check_output(output, overwrite)  # before gigabytes are fetched
@@ -84,6 +87,7 @@ def export_model(
         progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")
     place = check_output(output, overwrite)
     check_apart(place, [source.folder, source.base.folder if source.base else None])
-    with staged_folder(place, overwrite, progress=progress) as folder:
+    check_weights(model, plan, progress)
+    with staged_folder(place, overwrite, progress=progress, resume=True) as folder:
         BuildWriter(model, plan, folder, source, tokenizer, progress).write()
     return place

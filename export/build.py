@@ -1,7 +1,8 @@
 """The build folder: both packages, embedding table, tokenizer and the manifest that says how to run them.
 
 Everything that a host must repeat is written once, into the manifest, from the same objects that made the graphs.
-It writes into the folder it is given; staging and publishing are `export.api`'s.
+It writes into the folder it is given; staging and publishing are `export.api`'s. The packages and the embedding table
+are parts (`fastvlm.parts`): what an interrupted run finished of the same things is taken over, byte for byte.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from export.embeddings import FILE as EMBEDDINGS
 from export.embeddings import write_embeddings
 from export.language import LanguageConverter
 from export.package import Labels, write_package
+from export.parts_key import encoder_key, language_key
 from export.plan import ExportPlan
 from export.quiet import import_coremltools
 from export.sizes import language_bytes
+from export.space import check_space, part_bytes
 from export.vision import converted_encoder
 from fastvlm import __version__
 from fastvlm.hashes import FileHash, hash_tree
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import SCHEMA, write_manifest
+from fastvlm.parts import RECORDS, Parts
 from fastvlm.progress import Advance, Progress
 from fastvlm_ref.checkpoint.source import Source, is_licence, weight_hashes
 from fastvlm_ref.model.fastvlm import FastVLM
@@ -58,13 +62,13 @@ class BuildWriter:
     tokenizer: Tokenizer
     progress: Progress
     saturated: dict[str, int] = field(default_factory=dict)
-    source_files: dict[str, FileHash] = field(default_factory=dict)
 
     def write(self) -> None:
-        """Writes everything, the manifest last."""
+        """Writes everything, the manifest last; OutputError before anything is made where the disk has no room."""
+        held = self.parts.want(self.made_of)
+        check_space(self.folder, part_bytes(self.model, self.plan), sum(held.values()))
         with self.progress.stage("Loading coremltools"):
             import_coremltools()
-        self.source_files = self.source.files(self.progress)  # the packages' labels name them
         if self.plan.encoder:
             self.write_encoder()
         if self.plan.language:
@@ -73,6 +77,26 @@ class BuildWriter:
         self.tokenizer.save(self.folder / TOKENIZER)
         self.write_licences()
         write_manifest(self.folder / MANIFEST, self.manifest())
+
+    @cached_property
+    def source_files(self) -> dict[str, FileHash]:
+        """The checkpoint's files with their hashes."""
+        return self.source.files(self.progress)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The packages and the embedding table, of which an interrupted run may have left some."""
+        return Parts(self.folder, self.progress)
+
+    @cached_property
+    def made_of(self) -> dict[str, dict[str, Any]]:
+        """What makes each part, by its name in the build."""
+        model, plan, files = self.model, self.plan, self.source_files
+        found = {ENCODER: encoder_key(model, plan, files)} if plan.encoder else {}
+        if plan.language:
+            key = language_key(model, plan, files)
+            found |= {chunk.package: key | {"chunk": asdict(chunk)} for chunk in self.chunks} | {EMBEDDINGS: key}
+        return found
 
     @property
     def encoder_specs(self) -> tuple[FunctionSpec, ...]:
@@ -86,9 +110,10 @@ class BuildWriter:
         specs = self.encoder_specs
         labels = self.labels(text, specs)
         with self.progress.stage("Vision encoder", len(specs) + 1) as advance:  # each size, the hashes
-            clamped = write_package(
-                self.folder / ENCODER, self._encoder_functions(specs, advance), specs[0].name, labels
-            )
+            clamped = self.parts.make(
+                ENCODER, self.made_of[ENCODER],
+                lambda path: write_package(path, self._encoder_functions(specs, advance), specs[0].name, labels),
+            )  # fmt: skip
             advance(1)
         self._report(clamped)
 
@@ -101,24 +126,21 @@ class BuildWriter:
         """Writes the language model: one package, or a chain of packages where a device takes no file that large."""
         with (
             LanguageConverter(self.model.decoder, self.plan) as converter,
-            self.progress.stage("Language model", 3 * len(self.chunks)) as advance,  # two functions, the hashes
+            self.progress.stage("Language model", len(self.chunks)) as advance,
         ):
             for chunk in self.chunks:
-                self._write_chunk(chunk, converter, advance)
+                self._write_chunk(chunk, converter)
+                advance(1)
         self._note_device_limits()
 
-    def _write_chunk(self, chunk: Chunk, converter: LanguageConverter, advance: Advance) -> None:
+    def _write_chunk(self, chunk: Chunk, converter: LanguageConverter) -> None:
         specs = converter.functions(chunk)
-
-        def functions() -> Iterator[Converted]:
-            for spec in specs:
-                yield converter.convert(chunk, spec)
-                advance(1)
-
         labels = self.labels(_chunk_text(chunk), specs)
-        clamped = write_package(self.folder / chunk.package, functions(), "decode", labels)
+        functions = (converter.convert(chunk, spec) for spec in specs)
+        clamped = self.parts.make(
+            chunk.package, self.made_of[chunk.package], lambda path: write_package(path, functions, "decode", labels)
+        )
         self._report(clamped)
-        advance(3 - len(specs))
 
     @cached_property
     def split(self) -> HeadSplit:
@@ -141,7 +163,10 @@ class BuildWriter:
     def write_embeddings(self) -> None:
         """Writes embeddings.bin."""
         with self.progress.stage("Embedding table"):
-            self._report(write_embeddings(self.folder / EMBEDDINGS, self.model.decoder))
+            clamped = self.parts.make(
+                EMBEDDINGS, self.made_of[EMBEDDINGS], lambda path: write_embeddings(path, self.model.decoder)
+            )
+        self._report(clamped)
 
     def write_licences(self) -> None:
         """Copies the checkpoint's licence texts into `licence/`: they bind what is made from the weights as well."""
@@ -216,7 +241,9 @@ class BuildWriter:
             self._add_encoder(content)
         if plan.language:
             self._add_language(content)
-        return content | {"files": hash_tree(self.folder, (MANIFEST,), "Hashing the build", self.progress)}
+        skip = (MANIFEST, RECORDS, *self.parts.names)
+        files = hash_tree(self.folder, skip, "Hashing the build", self.progress) | self.parts.hashes
+        return content | {"files": files}
 
     def _add_encoder(self, content: dict[str, Any]) -> None:
         content["packages"]["encoder"] = ENCODER

@@ -80,6 +80,10 @@ class Commands(click.Group):
         except Exception as error:
             typed = sys.argv[1:] if args is None else args
             code = _report(_with_command(error, typed), settings.debug)
+        except SystemExit as ended:
+            if hasattr(ended, "__notes__"):  # a signal ended a run that left something
+                _say(_ending("Terminated", ended), 0)
+            raise
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -145,7 +149,7 @@ def _report(error: Exception, show_traceback: bool) -> int:
     if show_traceback:
         traceback.print_exception(error)
     if isinstance(error, click.Abort):  # what click makes of Ctrl-C
-        return _say("Interrupted.", 130)
+        return _say(_ending("Interrupted", error.__cause__), 130)
     if isinstance(error, BrokenPipeError):
         _silence_stdout()
         return CLOSED_PIPE
@@ -165,6 +169,11 @@ def _report(error: Exception, show_traceback: bool) -> int:
         "yours: run it again with --debug and report what it prints",
         INTERNAL_ERROR,
     )
+
+
+def _ending(how: str, error: BaseException | None) -> str:
+    """One sentence that says how a run ended, and what the exception's notes say of what it left."""
+    return "; ".join([how, *getattr(error, "__notes__", ())]) + "."
 
 
 def _say(text: str, code: int) -> int:

@@ -4,6 +4,8 @@ The work happens in a hidden folder beside the target (same file system, unguess
 complete and on the disk does it take the target's name; an older build is exchanged with it atomically, so the
 name always leads to a whole build. A failure removes the stage; a killed process cannot, so every stage is held
 under a lock (`flock`) and the next run removes stages whose lock is free, that is, whose owner is dead.
+Work that is made of parts (`fastvlm.parts`) asks to `resume`: an interrupt then leaves a stage that holds finished
+parts, and the next such run goes on in the stage of a dead one instead of removing it.
 Where the file system cannot exchange two folders, the older build steps aside under a name that is never taken for a
 stage: a run that is killed just then loses the new build, and the next run puts the older one back (where there are
 locks; without them it stays beside the target, under `.NAME.older-…`).
@@ -27,14 +29,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastvlm.durable import NOT_SUPPORTED, sync, sync_tree
 from fastvlm.errors import OutputError
 from fastvlm.manifest import holds_build_alone
+from fastvlm.parts import RECORDS, forget, holds_parts, tidy
 from fastvlm.progress import SILENT, Progress
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _RENAME_SWAP = 2  # sys/stdio.h on macOS
 _AT_FDCWD = -100
-_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -80,31 +83,41 @@ def staged_folder(
     overwrite: bool,
     is_ours: Callable[[Path], bool] = holds_build_alone,
     progress: Progress = SILENT,
+    *,
+    resume: bool = False,
 ) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends well, and vanishes when it does not.
 
+    With `resume` the folder may hold finished parts of a run that was interrupted, for `fastvlm.parts.Parts`, and stays
+    when this run is (KeyboardInterrupt, SystemExit) and holds some; the exception's note then says so.
     Raises OutputError as `check_output` does, and when the disk is full.
     """
     _put_back(Path(target).expanduser())
     place = check_output(target, overwrite, is_ours)
     made = _make_parents(place.parent)
     try:
-        _remove_stale(place, "stage")
-        _remove_stale(place, "older")  # of a run that was killed when its new build already had the name
-        stage, lock = _new_stage(place)
+        stage, lock = (_stage_of_the_dead(place) if resume else None) or _new_stage(place)
+        kept = False
         try:
+            _remove_stale(place, "stage")
+            _remove_stale(place, "older")  # of a run that was killed when its new build already had the name
             yield stage
             with progress.stage("Bringing it to the disk"):
-                _sync_tree(stage)
+                sync_tree(stage)
+            forget(stage)
             if os.path.lexists(place):
                 _check_existing(place, overwrite, is_ours)
                 _exchange(stage, place)
             else:
                 os.rename(stage, place)
-            _sync(place.parent)
+            sync(place.parent)
             made = []
+        except BaseException as end:
+            kept = resume and not isinstance(end, Exception) and _keep(stage, end)
+            raise
         finally:
-            shutil.rmtree(stage, ignore_errors=True)  # the failed work, or the build that was replaced
+            if not kept:
+                shutil.rmtree(stage, ignore_errors=True)  # the failed work, or the build that was replaced
             os.close(lock)
     except OSError as problem:
         raise _as_output_error(problem, place) from problem
@@ -225,6 +238,50 @@ def _new_stage(place: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
+def _stage_of_the_dead(place: Path) -> tuple[Path, int] | None:
+    """The latest stage beside `place` that an interrupted run left with finished parts in it, and its lock; or None.
+
+    Its owner is dead, because the lock was free; and it is this user's, because anybody may know what a part should be.
+    """
+    for stage in sorted(_hidden_folders(place, "stage"), key=_when_recorded, reverse=True):
+        with suppress(OSError):
+            lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            if _is_left(stage, lock):
+                return stage, lock
+            os.close(lock)
+    return None
+
+
+def _is_left(stage: Path, lock: int) -> bool:
+    """Takes the lock and tells whether the stage is still there, this user's, and holds parts; if so, it is tidied."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status = os.fstat(lock)
+        found = status.st_uid == os.geteuid() and os.path.samestat(status, stage.stat()) and holds_parts(stage)
+        if found:
+            tidy(stage)
+        return found
+    except OSError:  # in use, or it cannot be tidied
+        return False
+
+
+def _when_recorded(stage: Path) -> int:
+    try:
+        return (stage / RECORDS).lstat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _keep(stage: Path, end: BaseException) -> bool:
+    """Whether an interrupt leaves the stage; then it keeps the finished parts alone, and `end` says where."""
+    if not holds_parts(stage):
+        return False
+    with suppress(OSError):  # what cannot be removed now, the next run tries again
+        tidy(stage)
+    end.add_note(f"the finished parts are kept in {stage}, and the same command goes on with them")
+    return True
+
+
 def _remove_stale(place: Path, kind: str) -> None:
     for folder in _hidden_folders(place, kind):
         with _locked(folder) as free:
@@ -247,7 +304,7 @@ def _exchange(stage: Path, place: Path) -> None:
     try:
         _rename_exchange(os.fsencode(stage), os.fsencode(place))
     except OSError as problem:
-        if problem.errno not in _NOT_SUPPORTED:
+        if problem.errno not in NOT_SUPPORTED:
             raise
         _exchange_in_two_steps(stage, place)
 
@@ -278,27 +335,6 @@ def _exchange_in_two_steps(stage: Path, place: Path) -> None:
                 os.rename(older, place)
             raise
         os.rename(older, stage)  # where the caller removes it
-
-
-def _sync_tree(folder: Path) -> None:
-    """Bring every file and folder to the disk, so that after a power cut the new name never leads to empty files."""
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            _sync(Path(parent) / name)
-        _sync(Path(parent))
-
-
-def _sync(path: Path) -> None:
-    if path.is_symlink():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as problem:
-        if problem.errno not in _NOT_SUPPORTED:  # some network file systems refuse to sync a folder
-            raise
-    finally:
-        os.close(handle)
 
 
 def _as_output_error(problem: OSError, place: Path) -> OSError | OutputError:
