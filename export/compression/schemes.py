@@ -23,14 +23,16 @@ HALF_BYTES = 2
 class Scheme:
     """One way to store a weight (O, K) or (O, K, height, width).
 
-    `bits` of a code; `group`: how many inputs (block) or output channels (palette) share a table; `dtype`: the MIL type
-    of the codes; `op`: the constexpr op that makes them dense; `targets`: who runs it well.
+    `bits` of a code; `group`: how many inputs (block) or output channels (palette) share a table; `affine`: whether an
+    offset of the codes' type goes with each scale; `dtype`: the MIL type of the codes; `op`: the constexpr op that makes
+    them dense; `targets`: who runs it well.
     """
 
     name: str
     bits: int
     kind: Kind
     group: int
+    affine: bool
     dtype: str
     op: str
     targets: tuple[str, ...]
@@ -56,10 +58,8 @@ class Scheme:
         ones = (1,) * (len(shape) - 2)
         if self.kind == "palette":
             return {"lut": (shape[0] // self.group, 1, *ones, 1 << self.bits, 1)}
-        if self.kind == "channel":
-            return {"scale": (shape[0], 1, *ones)}
-        blocks = (shape[0], shape[1] // self.group, *ones)
-        return {"scale": blocks, "offset": blocks}
+        blocks = (shape[0], 1 if self.kind == "channel" else shape[1] // self.group, *ones)
+        return {"scale": blocks, "offset": blocks} if self.affine else {"scale": blocks}
 
     def bytes(self, shape: Shape) -> int:
         """Returns how many bytes codes and tables of a weight of this shape take, each blob in whole bytes."""
@@ -73,9 +73,9 @@ _SCALED, _TABLE = "constexpr_blockwise_shift_scale", "constexpr_lut_to_dense"
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
-        Scheme("int8", 8, "channel", 1, "int8", _SCALED, ("ane", "gpu")),
-        Scheme("int4", 4, "block", 32, "int4", _SCALED, ("gpu",)),
-        Scheme("lut6", 6, "palette", 32, "uint6", _TABLE, ("ane", "gpu")),
-        Scheme("lut4", 4, "palette", 32, "uint4", _TABLE, ("ane", "gpu")),
+        Scheme("int8", 8, "channel", 1, False, "int8", _SCALED, ("ane", "gpu")),
+        Scheme("int4", 4, "block", 32, True, "int4", _SCALED, ("gpu",)),
+        Scheme("lut6", 6, "palette", 32, False, "uint6", _TABLE, ("ane", "gpu")),
+        Scheme("lut4", 4, "palette", 32, False, "uint4", _TABLE, ("ane", "gpu")),
     )
 }
