@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from export.compression.kinds import Codes
+from export.compression.stored import Codes
 from export.compression.linear import compress_blocks, compress_channels
 from export.compression.palette import compress_palette
 from export.compression.schemes import Scheme

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.compression.kinds import FP16_LEAST, FP16_MAX, Codes
+from export.compression.stored import FP16_LEAST, FP16_MAX, Codes
 from export.compression.schemes import Scheme
 
 VALUES = 1 << 18  # of one piece

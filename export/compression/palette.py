@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.compression.kinds import Codes
+from export.compression.stored import Codes
 from export.compression.schemes import Scheme
 
 Doubles = NDArray[np.float64]
