@@ -19,7 +19,7 @@ QUIETEST = -200.0  # dB; stands for no noise at all, which has no logarithm
 
 @dataclass(frozen=True)
 class Candidate:
-    """One scheme for one layer: what it stores and how much noise it makes, relative to what the layer adds."""
+    """One scheme for one layer: what it stores, and its noise relative to the signal it is in."""
 
     scheme: Scheme
     bytes: int  # codes, scales and tables
