@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[str, str | None]] = {
     "numpy": ("1.26", "2.4"),
     "pillow": ("13", None),
     "protobuf": ("4.25", None),
+    "pyyaml": ("6", None),
     "rich": ("13.7", None),
     "safetensors": ("0.5", None),
     "tokenizers": ("0.21", None),

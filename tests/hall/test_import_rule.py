@@ -12,7 +12,7 @@ import pytest
 LIBRARIES = {
     "fastvlm": set(),
     "fastvlm_ref": {"torch", "numpy", "PIL", "pillow_heif", "safetensors", "tokenizers", "huggingface_hub"},
-    "export": {"torch", "numpy", "coremltools", "onnx", "tqdm"},
+    "export": {"torch", "numpy", "coremltools", "onnx", "tqdm", "yaml"},
     # click for demo.py, which types the commands for the user
     "validation": {"torch", "numpy", "PIL", "google", "coremltools", "onnxruntime", "jinja2", "matplotlib", "click"},
     "ios_bundle": set(),

@@ -1,0 +1,97 @@
+"""The text of a recipe: from a file or a string to plain mappings, with every line that YAML cannot mean refused.
+
+A recipe is two levels of names and numbers. Anchors, aliases (which can grow without bound), tags, deeper nesting and
+keys that stand twice are refused by line; PyYAML's safe loader makes the rest plain Python values.
+It does not know what the keys mean: `recipe` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastvlm.errors import UsageError
+
+LARGEST = 1 << 20  # bytes
+DEEPEST = 2  # levels of mappings
+
+
+def read_text(path: Path) -> str:
+    """Returns what the file holds; UsageError when it is missing, no file, too large or not UTF-8."""
+    if not path.exists():
+        raise UsageError(f"recipe {path}: no such file; expected a YAML file, see docs/quantization.md")
+    if not path.is_file():
+        raise UsageError(f"recipe {path}: not a file; expected a YAML file")
+    try:
+        with path.open("rb") as handle:
+            data = handle.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise UsageError(f"recipe {path}: larger than {LARGEST:,} bytes; a recipe has a few lines")
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe {path}: byte {error.start} is not UTF-8; save it as UTF-8 text") from error
+    except OSError as error:
+        raise UsageError(f"recipe {path}: cannot be read: {error.strerror}") from error
+
+
+def load_mapping(text: str, title: str) -> dict[Any, Any]:
+    """Returns the mapping that the YAML text stands for, empty for an empty text; UsageError with the lines at fault."""
+    try:
+        problems = list(_refused(text))
+        node = None if problems else yaml.compose(text, Loader=yaml.SafeLoader)
+        problems += [] if node is None else _repeated(node)
+        found = None if problems else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problems = [_in_words(error)]
+    except (ValueError, OverflowError) as error:  # a date or number that looks like one and is none
+        problems = [str(error)]
+    if not problems and not isinstance(found, (dict, type(None))):
+        problems = [f"holds {shown(found)}, expected lines of the form `language: lut4`"]
+    if problems:
+        raise UsageError(f"{title}: {'; '.join(problems)}")
+    return found or {}
+
+
+def shown(value: Any) -> str:
+    """Returns the value as messages show it, not longer than 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _refused(text: str) -> Iterator[str]:
+    """What no recipe needs, each with its line; nesting that is too deep ends the search."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = f"line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            yield f"{line}: anchors and aliases (& and *) are not taken; write the value out, a pattern in quotes"
+        if getattr(event, "tag", None):
+            yield f"{line}: tags (!) are not taken; write the plain value"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            yield f"{line}: nested too deeply; a recipe has {DEEPEST} levels"
+            return
+
+
+def _repeated(node: yaml.Node) -> list[str]:
+    """Keys that stand twice in the mapping, or in a mapping inside it."""
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    seen: set[str] = set()
+    problems = []
+    for key, value in node.value:
+        if key.value in seen:
+            problems.append(f"line {key.start_mark.line + 1}: {shown(key.value)} stands twice")
+        if isinstance(key.value, str):
+            seen.add(key.value)
+        problems += _repeated(value)
+    return problems
+
+
+def _in_words(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"line {mark.line + 1}: {problem}" if mark else str(problem)
