@@ -25,11 +25,11 @@ from fastvlm_ref.generate import check_budget
 from fastvlm_ref.image import open_image, preprocess
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import encode_prompt, prompt_record
+from fastvlm_ref.samples import Sample
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.limits import Measurement, worst
 from validation.parity import DecoderParity, EncoderParity, compare_decoder, compare_encoder
 from validation.reference import Encoded, Transcript, encode, one_ahead, splice, transcribe
-from validation.samples import Sample
 from validation.session import build_session
 from validation.verdict import AnswerRow
 

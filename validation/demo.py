@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 
 from fastvlm.cli import cli
+from fastvlm_ref.samples import shipped_samples
 from validation.report import write_report
-from validation.samples import shipped_samples
 
 DEFAULT = "build/tiny"
 

@@ -26,11 +26,11 @@ from fastvlm_ref.checkpoint.hub import fetch, hub_id, on_disk
 from fastvlm_ref.checkpoint.opening import open_checkpoint
 from fastvlm_ref.checkpoint.source import differing
 from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.samples import samples_in, shipped_samples
 from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.comparison import Comparison
 from validation.limits import TABLE
-from validation.samples import samples_in, shipped_samples
 from validation.selftest import FOLDER as SELFTEST
 from validation.selftest import SelfTest, is_selftest, worked_example, write_selftest
 from validation.verdict import FILE, Verdict

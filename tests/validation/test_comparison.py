@@ -237,8 +237,8 @@ def test_core_ml_runs_behind_the_same_interface(exported_tiny, monkeypatch):
     """A stand-in for coremltools' MLModel whose predict is the MIL runtime: same calls, same answers."""
     import coremltools
 
+    from fastvlm_ref.samples import shipped_samples
     from validation.mil import MILModel
-    from validation.samples import shipped_samples
 
     class StandIn:
         def __init__(self, path, compute_units, function_name=None):

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from fastvlm.manifest import read_manifest, write_manifest
+from fastvlm_ref.samples import shipped_samples
 from validation import demo, validate
 from validation.limits import TABLE
-from validation.samples import shipped_samples
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Which pictures and prompts a comparison uses: the three shipped ones, or a folder of the user's own."""
+"""Which pictures and prompts a comparison or a calibration uses: the three shipped ones, or a folder of the user's own.
+
+It does not know what they are used for; `option` is what the user typed to name the folder.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +39,11 @@ def shipped_samples() -> list[Sample]:
     return [Sample(folder / row["image"], row["prompt"], row.get("answer")) for row in rows]
 
 
-def samples_in(folder: Path) -> list[Sample]:
+def samples_in(folder: Path, option: str = "--images") -> list[Sample]:
     """Returns every picture of `folder`, by name, with the default prompt; raises UsageError when there is none."""
     if not folder.is_dir():
-        raise UsageError(f"--images {folder} is not a folder")
+        raise UsageError(f"{option} {folder} is not a folder")
     pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not pictures:
-        raise UsageError(f"--images {folder} holds no picture; known endings are {', '.join(SUFFIXES)}")
+        raise UsageError(f"{option} {folder} holds no picture; known endings are {', '.join(SUFFIXES)}")
     return [Sample(path, DEFAULT_PROMPT) for path in pictures]
