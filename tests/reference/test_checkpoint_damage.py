@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,25 @@ def test_any_cut_of_a_real_file_is_named(tmp_path: Path) -> None:
         (folder / "model.safetensors").write_bytes(content[:size])
         with pytest.raises(CheckpointError, match=r"truncated|holds \d bytes"):
             load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("lost", [None, 1, 1000, 10_000])
+def test_a_shard_that_is_missing_or_short_is_told_at_opening(tmp_path: Path, lost: int | None) -> None:
+    """Streaming too, in which no weight has been read by then; `lost` are the bytes that are not there, or all."""
+    folder = synthetic.write_llava(tmp_path / "it", shards=3)
+    shard = folder / "model-00002-of-00003.safetensors"
+    if lost is None:
+        shard.unlink()
+        said = r"lacks 1 of 3 shards: model-00002-of-00003\.safetensors; fetch them"
+    else:
+        size = shard.stat().st_size
+        os.truncate(shard, size - lost)
+        said = rf"{shard} is truncated: its tensors need {size} bytes and the file has {size - lost}; fetch it again"
+    for stream in (True, False):
+        start = time.perf_counter()
+        with pytest.raises(CheckpointError, match=said):
+            load_checkpoint(folder, stream=stream)
+        assert time.perf_counter() - start < 1
 
 
 def damaged(change: Callable[[Path], None]) -> Callable[[Path], Path]:
