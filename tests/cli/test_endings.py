@@ -122,6 +122,53 @@ def test_termination_cleans_up(root: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_says_what_is_kept(failing: list[BaseException]) -> None:
+    interrupt = KeyboardInterrupt()
+    interrupt.add_note("the finished parts are kept in a place")
+    failing.append(interrupt)
+    result = run("doctor")
+    assert result.exit_code == 130
+    assert result.stderr.strip() == "Interrupted; the finished parts are kept in a place."
+
+
+KEEPER = """
+import sys, time
+import click
+from fastvlm import cli
+from fastvlm.parts import Parts
+from fastvlm.publish import staged_folder
+@click.command()
+@click.argument("place")
+def hold(place):
+    with staged_folder(place, False, resume=True) as stage:
+        Parts(stage).make("part", {}, lambda path: (path.write_text("finished"), {})[1])
+        print("ready", flush=True)
+        time.sleep(60)
+cli.Commands.get_command = lambda *_: hold
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "how"), [(signal.SIGTERM, 143, "Terminated"), (signal.SIGINT, 130, "Interrupted")]
+)
+def test_a_signal_keeps_what_is_finished_and_says_where(
+    root: Path, tmp_path: Path, number: signal.Signals, code: int, how: str
+) -> None:
+    command = [sys.executable, "-c", KEEPER, "doctor", str(tmp_path / "build")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=root, text=True, **pipes) as holder:
+        assert holder.stdout is not None
+        assert holder.stderr is not None
+        assert holder.stdout.readline() == "ready\n"
+        holder.send_signal(number)
+        said = holder.stderr.read().strip()
+    assert holder.returncode == code
+    (stage,) = tmp_path.iterdir()
+    assert said == f"{how}; the finished parts are kept in {stage}, and the same command goes on with them."
+    assert (stage / "part").read_text() == "finished"
+
+
 def test_closed_pipe_is_quiet(root: Path) -> None:
     code = "from fastvlm.cli import main; main()"
     command = [sys.executable, "-c", code, "export", "--help"]

@@ -23,6 +23,7 @@ from fastvlm_ref import load_checkpoint
 from fastvlm_ref.checkpoint.folder import TEXT_LIMIT
 from fastvlm_ref.checkpoint.header import HEADER_LIMIT, read_header
 from fastvlm_ref.checkpoint.source import differing
+from fastvlm_ref.checkpoint.tensors import TensorFile
 from fastvlm_ref.tokenizer import MAX_FILE_BYTES
 
 
@@ -101,6 +102,26 @@ def test_any_cut_of_a_real_file_is_named(tmp_path: Path) -> None:
         (folder / "model.safetensors").write_bytes(content[:size])
         with pytest.raises(CheckpointError, match=r"truncated|holds \d bytes"):
             load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("lost", [None, 1, 1000, 10_000])
+def test_a_shard_that_is_missing_or_short_is_told_at_opening(
+    tmp_path: Path, lost: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any weight is read, so in no time whatever the size; `lost` are the bytes that are not there, or all."""
+    monkeypatch.setattr(TensorFile, "_span", lambda *_: pytest.fail("a weight was read"))
+    folder = synthetic.write_llava(tmp_path / "it", shards=3)
+    shard = folder / "model-00002-of-00003.safetensors"
+    if lost is None:
+        shard.unlink()
+        said = r"lacks 1 of 3 shards: model-00002-of-00003\.safetensors; fetch them"
+    else:
+        size = shard.stat().st_size
+        os.truncate(shard, size - lost)
+        said = rf"{shard} is truncated: its tensors need {size} bytes and the file has {size - lost}; fetch it again"
+    for stream in (True, False):
+        with pytest.raises(CheckpointError, match=said):
+            load_checkpoint(folder, stream=stream)
 
 
 def damaged(change: Callable[[Path], None]) -> Callable[[Path], Path]:
