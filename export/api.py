@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.build import BuildWriter
+from export.choice import intended, measured
 from export.plan import check_options, make_plan
 from export.precheck import check_weights
+from export.space import check_space, part_bytes
 from fastvlm.errors import UsageError
 from fastvlm.progress import SILENT, Progress
-from fastvlm.publish import check_apart, check_output, staged_folder
+from fastvlm.publish import check_apart, check_output, kept_bytes, staged_folder
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.checkpoint.hub import on_disk
 from fastvlm_ref.checkpoint.opening import folder_of
 from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.samples import samples_in, shipped_samples
 from fastvlm_ref.threads import one_thread
 
 
@@ -32,6 +35,8 @@ def export(
     only: str | None = None,
     target: str = "ane",
     max_file_size: int | None = None,
+    quantize: str | Path | None = None,
+    calibration: str | Path | None = None,
     image_rule: str | None = None,
     template: str | None = None,
     system: str | None = None,
@@ -44,10 +49,12 @@ def export(
 
     `image_sizes` N in pixels (none: the checkpoint's own), `context` C and `query_length` Q in positions, `only`
     "encoder" or "language", `target` "ane" or "gpu", `max_file_size` in bytes of a language model's weight file (none:
-    1 GB for "ane", any for "gpu"). Raises UsageError and OutputError before the checkpoint is read, CheckpointError
-    while it is, TensorError for NaN or infinity among the weights and OutputError for a full disk before the first
-    conversion, PackageError when the converter did not make what the contract says. Nothing is left behind on failure;
-    an interrupt leaves the finished packages, which the same call takes over, byte for byte.
+    1 GB for "ane", any for "gpu"), `quantize` a scheme's name or a recipe's file (docs/compression.md), `calibration` a
+    folder of pictures to measure on (none: the shipped ones).
+    Raises UsageError and OutputError before the checkpoint is read, CheckpointError while it is, TensorError for NaN or
+    infinity among the weights, OutputError for a full disk and UsageError for a recipe that does not fit before the
+    first conversion, PackageError when the converter did not make what the contract says. Nothing is left behind on
+    failure; an interrupt leaves the finished packages, which the same call takes over, byte for byte.
     """
     check_options(image_sizes, context, query_length, only, target, max_file_size)
     place = check_output(output, overwrite)  # before gigabytes are fetched
@@ -59,7 +66,8 @@ def export(
     )  # fmt: skip
     return export_model(
         model, output, image_sizes=image_sizes, context=context, query_length=query_length, only=only,
-        target=target, max_file_size=max_file_size, overwrite=overwrite, progress=progress,
+        target=target, max_file_size=max_file_size, quantize=quantize, calibration=calibration,
+        overwrite=overwrite, progress=progress,
     )  # fmt: skip
 
 
@@ -74,6 +82,8 @@ def export_model(
     only: str | None = None,
     target: str = "ane",
     max_file_size: int | None = None,
+    quantize: str | Path | None = None,
+    calibration: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
@@ -87,7 +97,11 @@ def export_model(
         progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")
     place = check_output(output, overwrite)
     check_apart(place, [source.folder, source.base.folder if source.base else None])
+    samples = samples_in(Path(calibration), "--calibration") if calibration else shipped_samples()
+    intent = intended(model, plan, quantize)
+    check_space(place, part_bytes(model, plan, intent), kept_bytes(place))
     check_weights(model, plan, progress)
+    compression = measured(intent, model, plan, samples, progress)
     with staged_folder(place, overwrite, progress=progress, resume=True) as folder:
-        BuildWriter(model, plan, folder, source, tokenizer, progress).write()
+        BuildWriter(model, plan, folder, source, tokenizer, progress, compression).write()
     return place

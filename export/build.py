@@ -15,18 +15,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from export.choice import Compression
 from export.chunks import Chunk, HeadSplit, chunks, head_split
 from export.contract import SCALE, FunctionSpec, encoder_functions, language_functions
 from export.convert import Converted
 from export.embeddings import FILE as EMBEDDINGS
-from export.embeddings import write_embeddings
+from export.embeddings import table_record, write_embeddings
 from export.language import LanguageConverter
 from export.package import Labels, write_package
 from export.parts_key import encoder_key, language_key
 from export.plan import ExportPlan
 from export.quiet import import_coremltools
 from export.sizes import language_bytes
-from export.space import check_space, part_bytes
 from export.vision import converted_encoder
 from fastvlm import __version__
 from fastvlm.hashes import FileHash, hash_tree
@@ -61,12 +61,12 @@ class BuildWriter:
     source: Source
     tokenizer: Tokenizer
     progress: Progress
+    compression: Compression = field(default_factory=Compression)
     saturated: dict[str, int] = field(default_factory=dict)
 
     def write(self) -> None:
-        """Writes everything, the manifest last; OutputError before anything is made where the disk has no room."""
-        held = self.parts.want(self.made_of)
-        check_space(self.folder, part_bytes(self.model, self.plan), sum(held.values()))
+        """Writes everything, the manifest last."""
+        self.parts.want(self.made_of)
         with self.progress.stage("Loading coremltools"):
             import_coremltools()
         if self.plan.encoder:
@@ -92,9 +92,11 @@ class BuildWriter:
     def made_of(self) -> dict[str, dict[str, Any]]:
         """What makes each part, by its name in the build."""
         model, plan, files = self.model, self.plan, self.source_files
-        found = {ENCODER: encoder_key(model, plan, files)} if plan.encoder else {}
+        found = {}
+        if plan.encoder:
+            found[ENCODER] = encoder_key(model, plan, files) | self.compression.key("encoder")
         if plan.language:
-            key = language_key(model, plan, files)
+            key = language_key(model, plan, files) | self.compression.key("language")
             found |= {chunk.package: key | {"chunk": asdict(chunk)} for chunk in self.chunks} | {EMBEDDINGS: key}
         return found
 
@@ -118,14 +120,14 @@ class BuildWriter:
         self._report(clamped)
 
     def _encoder_functions(self, specs: tuple[FunctionSpec, ...], advance: Advance) -> Iterator[Converted]:
-        for function in converted_encoder(self.model, specs):
+        for function in converted_encoder(self.model, specs, self.compression):
             yield function
             advance(1)
 
     def write_language(self) -> None:
         """Writes the language model: one package, or a chain of packages where a device takes no file that large."""
         with (
-            LanguageConverter(self.model.decoder, self.plan) as converter,
+            LanguageConverter(self.model.decoder, self.plan, self.compression) as converter,
             self.progress.stage("Language model", len(self.chunks)) as advance,
         ):
             for chunk in self.chunks:
@@ -151,7 +153,7 @@ class BuildWriter:
     def chunks(self) -> tuple[Chunk, ...]:
         """The language model's packages, in order."""
         text = self.model.config.text
-        return chunks(text, self.plan, language_bytes(text))
+        return chunks(text, self.plan, language_bytes(text, self.split, self.compression))
 
     def _note_device_limits(self) -> None:
         """Tells where a file is larger than iOS is said to take; it still runs on a Mac."""
@@ -164,8 +166,9 @@ class BuildWriter:
         """Writes embeddings.bin."""
         with self.progress.stage("Embedding table"):
             clamped = self.parts.make(
-                EMBEDDINGS, self.made_of[EMBEDDINGS], lambda path: write_embeddings(path, self.model.decoder)
-            )
+                EMBEDDINGS, self.made_of[EMBEDDINGS],
+                lambda path: write_embeddings(path, self.model.decoder, self.compression.embeddings),
+            )  # fmt: skip
         self._report(clamped)
 
     def write_licences(self) -> None:
@@ -231,7 +234,7 @@ class BuildWriter:
             "functions": {},
             "packages": {},
             "tokenizer": {"folder": TOKENIZER},
-            "compression": {"scheme": "fp16"},
+            "compression": self.compression.as_json(),
             "licence": config.licence,
             "licence_text": self.licence_text,
             "assumed": list(config.assumed),
@@ -255,12 +258,7 @@ class BuildWriter:
         content["functions"]["language"] = [
             _stage(language_functions(text, self.plan, chunk, self.split)) for chunk in self.chunks
         ]
-        content["embeddings"] = {
-            "file": EMBEDDINGS,
-            "dtype": "float16",
-            "rows": text.vocab_size,
-            "width": text.hidden_size,
-        }
+        content["embeddings"] = table_record(text, self.compression.embeddings)
 
 
 def _chunk_text(chunk: Chunk) -> str:

@@ -1,6 +1,7 @@
-"""embeddings.bin: the token embedding table, row-major fp16 [V, H], read by mmap on the host.
+"""embeddings.bin: the token embedding table [V, H], read by mmap on the host.
 
-The table is in no package: looking up a row is one read, and 270 MB of a 0.5B model stay out of the program.
+fp16: row-major. int8: the codes row-major, then an fp16 scale for each row; a row is its codes times its scale. The
+table is in no package: looking up a row is one read, and 270 MB of a 0.5B model stay out of the program.
 It knows nothing of Core ML.
 """
 
@@ -8,20 +9,50 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from export.compression.codes import compress
+from export.compression.schemes import SCHEMES
 from export.parameters import decoder_weight
+from fastvlm_ref.config import TextConfig
 from fastvlm_ref.model.decoder import Decoder
 
 FILE = "embeddings.bin"
 TABLE = "embed_tokens.weight"
+ROWS = 2048  # quantised at a time
 
 
-def write_embeddings(path: Path, decoder: Decoder) -> dict[str, int]:
-    """Writes the decoder's table (V, H) as fp16, piece by piece.
+def write_embeddings(path: Path, decoder: Decoder, dtype: str = "fp16") -> dict[str, int]:
+    """Writes the decoder's table (V, H) as "fp16" or "int8", piece by piece.
 
     Returns how many values were clamped, by the table's name, nothing where none was. TensorError for NaN or
     infinity.
     """
     clamped: dict[str, int] = {}
+    weight = decoder_weight(decoder, TABLE)
     with path.open("wb") as handle:
-        handle.writelines(decoder_weight(decoder, TABLE).halves(clamped))
+        if dtype == "fp16":
+            handle.writelines(weight.halves(clamped))
+            return clamped
+        scales = []
+        for rows in weight.blocks(ROWS, clamped):
+            made = compress(SCHEMES["int8"], rows)
+            handle.write(made.codes.numpy().tobytes())
+            scales.append(made.tables["scale"].numpy())
+        handle.write(np.concatenate(scales).tobytes())
     return clamped
+
+
+def table_bytes(text: TextConfig, dtype: str) -> int:
+    """Returns the size of the file."""
+    values = text.vocab_size * text.hidden_size
+    return 2 * values if dtype == "fp16" else values + 2 * text.vocab_size
+
+
+def table_record(text: TextConfig, dtype: str) -> dict[str, object]:
+    """Returns the manifest's entry."""
+    record: dict[str, object] = {"file": FILE, "rows": text.vocab_size, "width": text.hidden_size}
+    if dtype == "fp16":
+        return record | {"dtype": "float16"}
+    scales = {"dtype": "float16", "offset": text.vocab_size * text.hidden_size}
+    return record | {"dtype": "int8", "scales": scales}

@@ -17,6 +17,7 @@ from types import TracebackType
 import torch
 from torch import nn
 
+from export.choice import Compression
 from export.chunks import Chunk, HeadSplit, head_split
 from export.contract import HIDDEN, FunctionSpec, language_functions
 from export.convert import Converted, constant_name, converted, trace
@@ -35,8 +36,8 @@ class LanguageConverter:
     The decoder's weights may lie in memory or stream; none is read before the weight file is written.
     """
 
-    def __init__(self, decoder: Decoder, plan: ExportPlan) -> None:
-        self.decoder, self.plan = decoder, plan
+    def __init__(self, decoder: Decoder, plan: ExportPlan, compression: Compression | None = None) -> None:
+        self.decoder, self.plan, self.compression = decoder, plan, compression or Compression()
         self.split = head_split(decoder.config, plan.target)
         self._converted: dict[Hashable, Converted] = {}
         self._open = ExitStack()
@@ -66,7 +67,7 @@ class LanguageConverter:
         with torch.device("meta"):
             whole = graph_of(Decoder(text), spec, chunk, self.split, context=1)
         weights = {
-            constant_name(name): chunk_weight(self.decoder, chunk, self.split, name)
+            constant_name(name): self.compression.of(chunk_weight(self.decoder, chunk, self.split, name))
             for name, _ in whole.named_parameters()
         }
         return replace(program, spec=spec, proto=proto, parameters=weights)

@@ -16,9 +16,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from export.constexpr import BLOB_FILE, codes_of, store
 from export.convert import Converted
 from export.names import rename
-from export.parameters import GraphWeight
 from export.postcheck import check_package, operations
 from export.quiet import import_coremltools
 from export.weightfile import WeightReader, WeightWriter
@@ -29,7 +29,6 @@ IOS18 = 9  # specification version, the first with functions and state
 MODEL = "com.apple.CoreML/model.mlmodel"
 WEIGHTS = "com.apple.CoreML/weights"
 FP16 = 1  # the weight file's code
-BLOB_FILE = "@model_path/weights/weight.bin"
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,14 @@ def write_package(folder: Path, functions: Iterable[Converted], default: str, la
     proto = import_coremltools().proto.Model_pb2.Model(specificationVersion=IOS18)
     specs = []
     clamped: dict[str, int] = {}
+    compressed: set[str] = set()
     with weights.open("wb") as handle:
         writer = WeightWriter(handle)
         for converted in functions:
             _add_function(proto, converted, writer, clamped)
             specs.append(converted.spec)
+            compressed |= {weight.name for weight in converted.parameters.values() if weight.scheme}
+        _check_all_stored(compressed, writer)
         writer.finish()
     proto.description.defaultFunctionName = default
     _label(proto.description.metadata, labels)
@@ -78,16 +80,26 @@ def _add_function(proto: Any, converted: Converted, writer: WeightWriter, clampe
     function = proto.mlProgram.functions[converted.spec.name]
     function.CopyFrom(program.functions["main"])
     with WeightReader(converted.weights) as reader:
-        for op, value in blobs(function):
-            shape = [dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions]
+        for op, value in list(blobs(function)):
             parameter = converted.parameters.get(op.outputs[0].name)
             if parameter is None:
+                shape = [dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions]
                 value.offset = writer.add(*filled(reader.read(value.offset), prod(shape)))
+                value.fileName = BLOB_FILE
             else:
-                value.offset = _add_parameter(writer, parameter, shape, clamped)
-            value.fileName = BLOB_FILE
+                store(writer, parameter, op, clamped)
     rename(function, kept=converted.parameters)
     _describe(proto.description.functions.add(name=converted.spec.name), converted)
+
+
+def _check_all_stored(wanted: set[str], writer: WeightWriter) -> None:
+    """Raises PackageError where a weight to be compressed is no constant of any function: nothing was done about it."""
+    lost = sorted(name for name in wanted if not writer.holds(codes_of(name)))
+    if lost:
+        raise PackageError(
+            f"the converted package has no constants for {', '.join(lost[:5])}, which should be compressed; "
+            "install the coremltools and torch of constraints.txt"
+        )
 
 
 def _describe(description: Any, converted: Converted) -> None:
@@ -99,15 +111,6 @@ def _describe(description: Any, converted: Converted) -> None:
     texts = {tensor.name: tensor.text for tensor in (*spec.inputs, *spec.outputs, *filter(None, [spec.state]))}
     for feature in (*description.input, *description.output, *description.state):
         feature.shortDescription = texts.get(feature.name, "")
-
-
-def _add_parameter(writer: WeightWriter, parameter: GraphWeight, shape: list[int], clamped: dict[str, int]) -> int:
-    if list(parameter.shape) != shape:
-        raise PackageError(
-            f"the converted graph has {parameter.name} of shape {shape}, expected {list(parameter.shape)}; "
-            "install the coremltools and torch of constraints.txt"
-        )
-    return writer.add_parameter(parameter.name, FP16, prod(shape) * 2, lambda: parameter.halves(clamped))
 
 
 def filled(blob: tuple[int, int, bytes], count: int) -> tuple[int, int, bytes]:

@@ -8,27 +8,62 @@ It knows nothing of Core ML.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.compression.schemes import Scheme
 from export.weights import saturate
 from fastvlm_ref.checkpoint.stream import stored
 from fastvlm_ref.model.decoder import Decoder
 
 HEAD = "lm_head.weight"
+ROOMS = {"decoder": "language", "vision_encoder": "encoder"}  # what recipes call the two models
 
 
 @dataclass(frozen=True)
 class GraphWeight:
-    """One parameter of a graph: its name and shape, and its values in order, float32, piece by piece."""
+    """One parameter of a graph: its name and shape, and its values in order, float32, piece by piece.
+
+    scheme: how it is stored, None for fp16. importance: E[x²] of each input channel, float32 (K,), where measured.
+    """
 
     name: str
     shape: tuple[int, ...]
     pieces: Callable[[], Iterator[Tensor]]
+    scheme: Scheme | None = None
+    importance: Tensor | None = None
+
+    @property
+    def layer(self) -> str:
+        """How a recipe speaks of it: `language.layers.0.mlp.up_proj`, `encoder.network.2.0.convffn.fc1`."""
+        name = re.sub(r"^decoder\.lm_head\.\d+\.", "decoder.lm_head.", self.name).removesuffix(".weight")
+        part, _, rest = name.partition(".")
+        return f"{ROOMS.get(part, part)}.{rest}"
+
+    def blocks(self, rows: int, clamped: dict[str, int]) -> Iterator[Tensor]:
+        """Its rows in order, float32 (n, ...), `rows` at a time, the last time fewer; `clamped` as `halves`."""
+        count, total = rows * prod(self.shape[1:]), 0
+        held: list[Tensor] = []
+        for piece in self.pieces():
+            values, large = saturate(self.name, piece)
+            total += large
+            held.append(values.float())
+            if sum(part.numel() for part in held) >= count:
+                *full, rest = torch.cat(held).split(count)
+                held = [rest]
+                if rest.numel() == count:
+                    full, held = [*full, rest], []
+                yield from (block.reshape(-1, *self.shape[1:]) for block in full)
+        if held:
+            yield torch.cat(held).reshape(-1, *self.shape[1:])
+        if total:
+            clamped[self.name] = total
 
     def halves(self, clamped: dict[str, int]) -> Iterator[bytes]:
         """Its values as fp16 bytes; adds to `clamped` under its name how many were too large. TensorError as said."""

@@ -6,21 +6,29 @@ from math import prod
 
 import torch
 
+from export.choice import LANGUAGE, TABLE, Compression
+from export.chunks import HeadSplit
 from fastvlm_ref.config import TextConfig
 from fastvlm_ref.model.decoder import Decoder
 
-TABLE = "embed_tokens."
 
-
-def language_bytes(text: TextConfig) -> dict[str, int]:
+def language_bytes(text: TextConfig, split: HeadSplit, compression: Compression) -> dict[str, int]:
     """Returns bytes by the checkpoint's name of each tensor that goes into a package; the embedding table does not.
 
-    A norm's gain is stored twice, for x and −x (`export.norms`); the head counts also where it is tied.
+    A norm's gain is stored twice, for x and −x (`export.norms`); the head counts also where it is tied, with the rows
+    that fill up its last output.
     """
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in Decoder(text).state_dict().items()}
-    return {
-        name: 2 * prod(shape) * (2 if name.endswith("norm.weight") else 1)
-        for name, shape in shapes.items()
-        if not name.startswith(TABLE)
-    }
+    head = (split.rows, text.hidden_size)
+    found = {}
+    for name, shape in shapes.items():
+        if name == "lm_head.weight":
+            found[name] = split.count * compression.bytes(f"{LANGUAGE}lm_head", head)
+        elif name.endswith("norm.weight"):
+            found[name] = 4 * prod(shape)
+        elif name.endswith(".weight") and not name.startswith(TABLE):
+            found[name] = compression.bytes(LANGUAGE + name.removesuffix(".weight"), shape)
+        elif not name.startswith(TABLE):
+            found[name] = 2 * prod(shape)
+    return found

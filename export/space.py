@@ -3,7 +3,7 @@
 A build is its weights: 2 bytes for each number of each part. The programs, labels and tokenizer are a few MB, and the
 margin covers them. An older build that will be replaced stays until the new one is complete, so its room is not free.
 It knows of graphs only what changes their size by more than a few per mille: the gains of batch norms and the layer
-scales go into the weights beside them (`export.encoder`), and an RMS norm's gain stands twice (`export.norms`).
+scales go into the weights beside them (`export.encoder`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from export.choice import Compression
+from export.chunks import head_split
+from export.embeddings import table_bytes
 from export.plan import ExportPlan
+from export.sizes import language_bytes
 from fastvlm.errors import OutputError
 from fastvlm_ref.model.fastvlm import FastVLM
 
@@ -24,20 +28,17 @@ MARGIN = 0.02
 FIXED_BYTES = 64_000_000  # programs, tokenizer, the package that coremltools writes of one function's stand-ins
 
 
-def part_bytes(model: FastVLM, plan: ExportPlan) -> dict[str, int]:
+def part_bytes(model: FastVLM, plan: ExportPlan, compression: Compression) -> dict[str, int]:
     """Returns the bytes of weights in each part that `plan` asks for: encoder, language, embeddings."""
     text = model.config.text
-    table = text.vocab_size * text.hidden_size
     parts = {}
     if plan.encoder:
-        parts["encoder"] = _stored_bytes([*_unfolded(model.vision_encoder), *model.projector.parameters()])
+        plain = _stored_bytes([*_unfolded(model.vision_encoder), *model.projector.parameters()])
+        parts["encoder"] = plain - compression.encoder_saving
     if plan.language:
-        stored = dict(model.decoder.named_parameters())
-        for whole_table in ("embed_tokens.weight", "lm_head.weight"):  # one tensor where they are tied, or two
-            stored.pop(whole_table, None)
-        gains = [weight for name, weight in stored.items() if name.endswith("norm.weight")]
-        parts["language"] = _stored_bytes(stored.values()) + FP16_BYTES * (table + _count(gains))  # the head is a table
-        parts["embeddings"] = FP16_BYTES * table
+        sizes = language_bytes(text, head_split(text, plan.target), compression)
+        parts["language"] = sum(sizes.values()) + BLOB_BYTES * len(sizes)
+        parts["embeddings"] = table_bytes(text, compression.embeddings)
     return parts
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from export.choice import Compression
 from export.contract import FunctionSpec, encoder_function
 from export.convert import Converted, constant_name, converted, trace
 from export.encoder import EncoderGraph
@@ -26,10 +27,13 @@ TRACE_SIDE = 128  # the smallest side whose last stage is not 1×1
 HALVINGS = 6  # from the picture to the last stage: 64 = 2⁶
 
 
-def converted_encoder(model: FastVLM, specs: tuple[FunctionSpec, ...]) -> Iterator[Converted]:
+def converted_encoder(
+    model: FastVLM, specs: tuple[FunctionSpec, ...], compression: Compression | None = None
+) -> Iterator[Converted]:
     """Gives one converted function for each of `specs`; each lives until the next is asked for."""
     graph = EncoderGraph(model)
-    weights = {constant_name(name): weight for name, weight in graph_weights(graph, "vision_encoder").items()}
+    of = (compression or Compression()).of
+    weights = {constant_name(name): of(weight) for name, weight in graph_weights(graph, "vision_encoder").items()}
     small = _stand_in(model, graph)
     widths = {real: stand_in for stand_in, real in small.widths.items()}
     shrunk = without_weights(graph, lambda name, shape: _shrunk(name, shape, widths))

@@ -62,9 +62,18 @@ class WeightWriter:
         key = (dtype, padding, hashlib.sha256(data).digest())
         return self._place(key, dtype, padding, len(data), lambda: iter((data,)))
 
-    def add_parameter(self, name: str, dtype: int, size: int, pieces: Callable[[], Iterator[bytes]]) -> int:
-        """`add` for a blob of `size` bytes that comes piece by piece and is known by its parameter's name."""
-        return self._place(name, dtype, 0, size, pieces)
+    def add_parameter(
+        self, name: str, dtype: int, size: int, pieces: Callable[[], Iterator[bytes]], padding: int = 0
+    ) -> int:
+        """`add` for a blob of `size` bytes that comes piece by piece and is known by its parameter's name.
+
+        `pieces` is not asked where a blob of that name lies there already.
+        """
+        return self._place(name, dtype, padding, size, pieces)
+
+    def holds(self, name: str) -> bool:
+        """Whether the blob of a parameter's name was written."""
+        return name in self._places
 
     def _place(self, key: Hashable, dtype: int, padding: int, size: int, pieces: Callable[[], Iterator[bytes]]) -> int:
         if key not in self._places:

@@ -23,11 +23,12 @@ LARGEST = 1 << 24  # no side, context, vocabulary or width of any model comes ne
 
 @dataclass(frozen=True)
 class Embeddings:
-    """`embeddings.bin`: V rows of H values, fp16."""
+    """`embeddings.bin`: V rows of H values, fp16, or int8 with V fp16 scales behind them."""
 
     file: Path
     rows: int
     width: int
+    dtype: str = "float16"  # "float16" | "int8"
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,9 @@ def _prompt(fields: _Fields) -> dict[str, Any]:
 
 def _embeddings(root: Path, fields: _Fields) -> Embeddings:
     file = fields.text("embeddings.file") or "embeddings.bin"
-    fields.choice("embeddings.dtype", ("float16",))
-    return Embeddings(contained(root, file), fields.integer("embeddings.rows"), fields.integer("embeddings.width"))
+    dtype = fields.choice("embeddings.dtype", ("float16", "int8"))
+    rows, width = fields.integer("embeddings.rows"), fields.integer("embeddings.width")
+    return Embeddings(contained(root, file), rows, width, dtype)
 
 
 class _Fields:

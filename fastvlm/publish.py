@@ -127,6 +127,15 @@ def staged_folder(
                 folder.rmdir()
 
 
+def kept_bytes(place: Path) -> int:
+    """Returns the bytes that earlier, dead runs left for `place`: the next run takes them over or gives them back."""
+    kept = 0
+    for stage in _hidden_folders(place, "stage"):
+        with _locked(stage) as free:
+            kept += sum(file.lstat().st_size for file in stage.rglob("*") if file.is_file()) if free else 0
+    return kept
+
+
 def replace_file(path: str | Path, data: bytes) -> None:
     """Write a whole file atomically: readers see the old bytes or the new ones, never a part; OutputError if not."""
     place = Path(path)

@@ -78,7 +78,7 @@ class PackageEngine:
             raise self._missing("language model")
         if self._embeddings is None:
             table = self.build.embeddings
-            self._embeddings = EmbeddingTable(table.file, table.rows, table.width)
+            self._embeddings = EmbeddingTable(table.file, table.rows, table.width, table.dtype)
         return self._embeddings
 
     def _open(self, package: Path, function: str, opened: Mapping[Any, Any]) -> Any:

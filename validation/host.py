@@ -84,21 +84,32 @@ def causal_mask(position: int, rows: int, query: int, context: int) -> NDArray[n
 
 
 class EmbeddingTable:
-    """`embeddings.bin`, row-major fp16 [V, H], mapped: only the rows that are asked for are read."""
+    """`embeddings.bin`, row-major [V, H], mapped: only the rows that are asked for are read.
 
-    def __init__(self, path: Path, rows: int, width: int) -> None:
-        expected = rows * width * 2
+    dtype "float16", or "int8" with an fp16 scale for each row behind all of them: a row is its codes times its scale.
+    """
+
+    def __init__(self, path: Path, rows: int, width: int, dtype: str = "float16") -> None:
+        codes = np.dtype(dtype)
+        self.scales: NDArray[np.float16] | None = None
+        expected = rows * width * codes.itemsize + (2 * rows if dtype == "int8" else 0)
         found = path.stat().st_size if path.is_file() else None
         if found != expected:
             raise BuildError(
-                f"{path.name}: expected {expected} bytes for {rows} rows of {width} fp16, found "
+                f"{path.name}: expected {expected} bytes for {rows} rows of {width} {dtype}, found "
                 f"{'no file' if found is None else f'{found} bytes'}; export again"
             )
-        self.table = np.memmap(path, np.float16, "r", shape=(rows, width))
+        self.table = np.memmap(path, codes, "r", shape=(rows, width))
+        if dtype == "int8":
+            self.scales = np.fromfile(path, np.float16, offset=rows * width)
 
     def __call__(self, ids: Sequence[int]) -> NDArray[np.float16]:
         """Returns rows (S, H), fp16, of ids (S,); raises PromptError for an id outside the table."""
         outside = [i for i in ids if not 0 <= i < len(self.table)]
         if outside:
             raise PromptError(f"ids {outside[:5]} are outside the embedding table of {len(self.table)} rows")
-        return np.asarray(self.table[np.asarray(ids, np.int64)])
+        places = np.asarray(ids, np.int64)
+        rows = np.asarray(self.table[places])
+        if self.scales is None:
+            return rows
+        return (rows.astype(np.float32) * self.scales[places, None].astype(np.float32)).astype(np.float16)

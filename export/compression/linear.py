@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.compression.stored import FP16_LEAST, FP16_MAX, Codes
 from export.compression.schemes import Scheme
+from export.compression.stored import FP16_LEAST, FP16_MAX, Codes
 
 VALUES = 1 << 18  # of one piece
 # Scales to try, as parts of the one that clips nothing. More cost time and gain little: thirty for a block 0.03 dB.

@@ -53,7 +53,7 @@ def _hull(shape: Shape, found: Mapping[str, Measured]) -> list[Step]:
     points.append((math.prod(shape) * HALF_BYTES, 0.0, None))
     hull: list[Step] = []
     for point in sorted(points, key=lambda step: step[:2]):
-        while hull and (hull[-1][1] <= point[1] or len(hull) > 1 and _gain(*hull[-2:]) <= _gain(hull[-2], point)):
+        while hull and (hull[-1][1] <= point[1] or (len(hull) > 1 and _gain(*hull[-2:]) <= _gain(hull[-2], point))):
             if hull[-1][1] <= point[1]:
                 break
             hull.pop()

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.compression.stored import Codes
 from export.compression.schemes import Scheme
+from export.compression.stored import Codes
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]

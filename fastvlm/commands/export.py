@@ -20,6 +20,8 @@ from fastvlm.terminal import TerminalProgress
 @options.only
 @options.target
 @options.max_file_size
+@options.quantize
+@options.calibration
 @options.checkpoint_options
 @options.overwrite
 @options.debug

@@ -67,6 +67,15 @@ max_file_size = click.option(
     help="Largest weight file of the language model, which is split into packages where it is larger: 1GB, 750MB. "
     "Default: 1GB for ane, none for gpu.",
 )  # fmt: skip
+quantize = click.option(
+    "--quantize", metavar="SCHEME|FILE", callback=filled,
+    help="Compress weights: int8, int4 (gpu), lut6, lut4, mixed, or a YAML recipe (docs/compression.md). "
+    "Default: fp16.",
+)  # fmt: skip
+calibration = click.option(
+    "--calibration", metavar="DIR", callback=filled,
+    help="Pictures on which int4, lut4 and mixed measure what matters. Default: the three that are shipped.",
+)  # fmt: skip
 image_sizes = click.option(
     "--image-size", "image_sizes", type=click.IntRange(min=1), multiple=True, metavar="N",
     help="Side of the square input in pixels, a multiple of 64; repeatable. Default: the checkpoint's own.",

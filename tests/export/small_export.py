@@ -19,6 +19,10 @@ sys.path.insert(0, str(DATA.parent.parent))
 
 from seeded_weights import seeded_tensor  # noqa: E402
 
+from export.choice import Compression  # noqa: E402
+from export.chunks import head_split  # noqa: E402
+from export.plan import ExportPlan  # noqa: E402
+from export.sizes import language_bytes  # noqa: E402
 from fastvlm_ref.checkpoint.source import Source  # noqa: E402
 from fastvlm_ref.config import FastVLMConfig, PromptConfig, TextConfig, VisionConfig  # noqa: E402
 from fastvlm_ref.model.fastvlm import FastVLM  # noqa: E402
@@ -50,6 +54,11 @@ def small_model(**text: Any) -> FastVLM:
     model.source = Source(id="small", revision=None, layout="llava", folder=Path("nowhere"), names=())
     model.tokenizer = SimpleNamespace(save=save_tokenizer)  # type: ignore[assignment]
     return model
+
+
+def sizes_of(text: TextConfig, plan: ExportPlan) -> dict[str, int]:
+    """Bytes of each tensor of a decoder that is not compressed."""
+    return language_bytes(text, head_split(text, plan.target), Compression())
 
 
 def snr(reference: Any, actual: Any) -> float:

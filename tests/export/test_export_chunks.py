@@ -11,13 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_export import CONTEXT, QUERY, small_config, small_model
+from small_export import CONTEXT, QUERY, sizes_of, small_config, small_model
 
 from export.api import export_model
 from export.build import WEIGHT_FILE
 from export.chunks import HEAD_CAP, Chunk, HeadSplit, chunks, even_runs, head_split
 from export.plan import FILE_SIZES, ExportPlan
-from export.sizes import language_bytes
 from fastvlm.build import read_build
 from fastvlm.errors import UsageError
 from fastvlm.manifest import read_manifest
@@ -32,7 +31,7 @@ def official(size: str) -> TextConfig:
 
 def cut(text: TextConfig, target: str = "ane", limit: int | None = None) -> tuple[Chunk, ...]:
     plan = ExportPlan((1024,), 2048, 64, target=target, max_file_size=limit or FILE_SIZES[target])
-    return chunks(text, plan, language_bytes(text))
+    return chunks(text, plan, sizes_of(text, plan))
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(0, 60))

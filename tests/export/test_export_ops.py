@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_export import CONTEXT, QUERY, SIZES
+from small_export import CONTEXT, QUERY, SIZES, sizes_of
 
 from export.chunks import chunks, head_split
 from export.contract import encoder_functions, language_functions
 from export.plan import make_plan
 from export.postcheck import check_package, operations
-from export.sizes import language_bytes
 from fastvlm.errors import PackageError
 
 # One row per network: how many of each op that costs or that a device may refuse. A change here is a decision.
@@ -114,7 +113,7 @@ def specs_of(model: Any, part: str) -> Any:
     config = model.config
     if part == "encoder":
         return encoder_functions(config.vision, config.text.hidden_size, plan)
-    (chunk,) = chunks(config.text, plan, language_bytes(config.text))
+    (chunk,) = chunks(config.text, plan, sizes_of(config.text, plan))
     return language_functions(config.text, plan, chunk, head_split(config.text, plan.target))
 
 

@@ -15,6 +15,7 @@ import pytest
 from small_export import CONTEXT, QUERY, SIZES
 
 from export import api
+from export.choice import Compression
 from export.plan import make_plan
 from export.space import FIXED_BYTES, check_space, needed_bytes, part_bytes
 from fastvlm.errors import OutputError
@@ -49,16 +50,16 @@ def check_sizes(said: dict[str, int], build: Path) -> None:
 
 def test_sizes_of_tiny(exported_tiny: Path) -> None:
     model = load_checkpoint("tiny", stream=True)
-    check_sizes(part_bytes(model, make_plan(model.config)), exported_tiny)
+    check_sizes(part_bytes(model, make_plan(model.config), Compression()), exported_tiny)
 
 
 def test_sizes_of_the_small_model(model: Any, build: Path) -> None:
-    check_sizes(part_bytes(model, make_plan(model.config, SIZES, CONTEXT, QUERY)), build)
+    check_sizes(part_bytes(model, make_plan(model.config, SIZES, CONTEXT, QUERY), Compression()), build)
 
 
 @pytest.mark.parametrize("only", ["encoder", "language"])
 def test_only_what_is_asked_for_counts(model: Any, only: str) -> None:
-    parts = part_bytes(model, make_plan(model.config, (), CONTEXT, QUERY, only))
+    parts = part_bytes(model, make_plan(model.config, (), CONTEXT, QUERY, only), Compression())
     assert list(parts) == (["encoder"] if only == "encoder" else ["language", "embeddings"])
 
 
@@ -67,7 +68,7 @@ def test_a_head_of_its_own_counts_as_a_tied_one() -> None:
 
     tied, untied = (small_model(tied_head=flag) for flag in (True, False))
     plan = make_plan(tied.config, (), CONTEXT, QUERY)
-    assert part_bytes(tied, plan) == part_bytes(untied, plan)
+    assert part_bytes(tied, plan, Compression()) == part_bytes(untied, plan, Compression())
 
 
 def test_room_for_it_all_is_enough_and_one_byte_less_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +132,7 @@ def test_a_small_disk_is_told_and_stays_empty(model: Any, small_disk: Path) -> N
 def test_a_disk_that_fills_up_meanwhile_is_told_and_stays_empty(
     model: Any, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.build.check_space", lambda *_: None)
+    monkeypatch.setattr("export.api.check_space", lambda *_: None)
     (small_disk / "other").write_bytes(bytes(16_500_000))
     with pytest.raises(OutputError, match="no space left"):
         api.export_model(model, small_disk / "build", context=CONTEXT, query_length=QUERY, only="encoder")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from export_limits import check
-from small_export import CONTEXT, QUERY, small_model
+from small_export import CONTEXT, QUERY, sizes_of, small_model
 
 from export.api import export_model
 from export.chunks import Chunk, chunks, head_split
@@ -27,7 +27,6 @@ from export.plan import ExportPlan
 from export.postcheck import operations
 from export.quiet import import_coremltools
 from export.repeat import repeat_layers
-from export.sizes import language_bytes
 from export.standin import stand_in
 from export.vision import converted_encoder
 from fastvlm.build import read_build
@@ -94,7 +93,7 @@ def written(
     plan = ExportPlan((64,), context, query, **asked)
     text, packages = model.config.text, []
     with route(model.decoder, plan) as convert:
-        for chunk in chunks(text, plan, language_bytes(text)):
+        for chunk in chunks(text, plan, sizes_of(text, plan)):
             specs = language_functions(text, plan, chunk, head_split(text, plan.target))
             write_package(folder / chunk.package, (convert(chunk, spec) for spec in specs), "decode", LABELS)
             packages.append(folder / chunk.package)
@@ -178,7 +177,7 @@ def test_the_passes_left_out_would_change_nothing(model: Any, monkeypatch: pytes
             LanguageConverter(model.decoder, plan) as converter,
             closing(converted_encoder(model, encoder_functions(model.config.vision, 64, plan))) as encoders,
         ):
-            (chunk,) = chunks(model.config.text, plan, language_bytes(model.config.text))
+            (chunk,) = chunks(model.config.text, plan, sizes_of(model.config.text, plan))
             for function in (converter.convert(chunk, converter.functions(chunk)[1]), next(encoders)):
                 rename(function.proto.mlProgram.functions["main"])
                 found.append([(op.type, str(op)) for op in operations(function.proto.mlProgram.functions["main"])])
@@ -208,7 +207,7 @@ def converted_block(model: Any) -> tuple[Any, int]:
     """The block of `prefill` of four layers with stand-ins, and the row that marks its layer 2."""
     small = stand_in(model.config.text, QUERY, CONTEXT)
     plan = ExportPlan((64,), CONTEXT, QUERY)
-    (chunk,) = chunks(model.config.text, plan, language_bytes(model.config.text))
+    (chunk,) = chunks(model.config.text, plan, sizes_of(model.config.text, plan))
     with LanguageConverter(model.decoder, plan) as converter:
         function = converter.convert(chunk, converter.functions(chunk)[0])
         (block,) = function.proto.mlProgram.functions["main"].block_specializations.values()

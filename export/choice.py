@@ -1,0 +1,190 @@
+"""Which weight of this build is stored how: the recipe held against the model, with what had to be measured for it.
+
+Schemes of few bits choose their scales and palettes by the error that they make in a layer's output, which takes the
+mean squares of its inputs over calibration pictures; `mixed` also measures what each scheme costs each layer, and fits
+a budget (`export.compression`). Everything that can be refused is refused before anything is measured.
+It writes nothing and knows no programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.chunks import HeadSplit, head_split
+from export.compression.budget import QualityBudget, SizeBudget, choose
+from export.compression.calibration import Statistics, calibrate
+from export.compression.recipe import FP16, MIXED, Recipe, assign, open_weights, read_recipe
+from export.compression.schemes import SCHEMES, Scheme, Shape
+from export.compression.sensitivity import candidates, measure
+from export.compression.table import Table
+from export.encoder import EncoderGraph
+from export.parameters import GraphWeight
+from export.plan import ExportPlan
+from fastvlm.progress import SILENT, Progress
+from fastvlm_ref.config import TextConfig
+from fastvlm_ref.model.decoder import Decoder
+from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.samples import Sample
+
+LANGUAGE = "language."
+TABLE = "embed_tokens."
+CALIBRATED = ("int4", "lut4")  # of 16 values a weight; more are good enough without
+LARGEST = SCHEMES["int8"]  # what `mixed` is counted as before it is decided
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How the weights of one build are stored; what `schemes` does not name stays fp16.
+
+    schemes: by layer, `language.layers.0.mlp.up_proj` or `encoder.projector_0`; importance: by the same names, float32
+    (K,); embeddings: "fp16" or "int8"; name: what the user called it; table: what `mixed` measured and chose.
+    """
+
+    name: str = FP16
+    recipe: Recipe = field(default_factory=Recipe)
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    encoder_saving: int = 0  # bytes that the encoder takes less than in fp16
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    calibration: Mapping[str, Any] | None = None
+    table: Table | None = None
+
+    @property
+    def embeddings(self) -> str:
+        """How embeddings.bin is stored."""
+        return self.recipe.embeddings
+
+    def of(self, weight: GraphWeight) -> GraphWeight:
+        """Returns a graph's weight with its scheme and importance."""
+        scheme = self.schemes.get(weight.layer) if weight.name.endswith(".weight") else None
+        return (
+            weight if scheme is None else replace(weight, scheme=scheme, importance=self.importance.get(weight.layer))
+        )
+
+    def bytes(self, layer: str, shape: Shape) -> int:
+        """Returns what a weight of that layer and shape takes in a weight file."""
+        scheme = self.schemes.get(layer)
+        return 2 * prod(shape) if scheme is None else scheme.bytes(shape)
+
+    def key(self, part: str) -> dict[str, Any]:
+        """Returns what the bytes of a part ("language" or "encoder") depend on, as JSON."""
+        importance = hashlib.sha256()
+        for layer, values in sorted(self.importance.items()):
+            importance.update(layer.encode() + b"\0" + values.numpy().tobytes())
+        schemes = {layer: scheme.name for layer, scheme in self.schemes.items() if layer.startswith(f"{part}.")}
+        return {"schemes": schemes, "importance": importance.hexdigest(), "embeddings": self.embeddings}
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the manifest's entry: what was asked for, how many layers got which scheme, and each of them."""
+        record: dict[str, Any] = {"scheme": self.name}
+        if self.name == FP16:
+            return record
+        for part in ("language", "encoder"):
+            names = (scheme.name for layer, scheme in self.schemes.items() if layer.startswith(f"{part}."))
+            record[part] = dict(sorted(Counter(names).items()))
+        record |= {"embeddings": self.embeddings, "recipe": asdict(self.recipe)}
+        record["layers"] = {layer: scheme.name for layer, scheme in self.schemes.items()}
+        if self.calibration is not None:
+            record["calibration"] = dict(self.calibration)
+        if self.table is not None:
+            record["sensitivity"] = self.table.as_json()
+        return record
+
+
+def intended(model: FastVLM, plan: ExportPlan, quantize: str | Path | None) -> Compression:
+    """Returns what a scheme's name or a recipe's file asks for, nothing measured yet: layers of `mixed` count as int8.
+
+    Raises UsageError that lists everything that this model or target cannot have.
+    """
+    if quantize is None or quantize == FP16:
+        return Compression()
+    recipe = read_recipe(quantize)
+    shapes = weight_shapes(model, plan, recipe)
+    pending = dict.fromkeys(open_weights(recipe, plan.target, shapes), LARGEST)
+    schemes = _named(assign(recipe, plan.target, shapes, pending))
+    name = str(quantize) if quantize in (*SCHEMES, MIXED) else "recipe"
+    return Compression(name, recipe, schemes, _encoder_saving(shapes, schemes))
+
+
+def measured(
+    intent: Compression, model: FastVLM, plan: ExportPlan, samples: Sequence[Sample], progress: Progress = SILENT
+) -> Compression:
+    """Returns the compression with importance, and what `mixed` chose; UsageError for a budget out of reach."""
+    if not plan.language:
+        return intent
+    shapes = weight_shapes(model, plan, intent.recipe)
+    open_to_choice = open_weights(intent.recipe, plan.target, shapes)
+    if open_to_choice:
+        known, table = measure(model, samples, candidates(plan.target), progress)
+        rows = tuple(row for row in table.rows if f"{LANGUAGE}{row.layer}.weight" in open_to_choice)
+        choice = choose(Table(rows), _budget(intent.recipe))
+        chosen = {f"{LANGUAGE}{layer}.weight": scheme for layer, scheme in choice.items()}
+        schemes = _named(assign(intent.recipe, plan.target, shapes, chosen))
+        intent = replace(intent, schemes=schemes, table=Table(rows).with_choice(choice))
+    elif any(scheme.name in CALIBRATED for scheme in intent.schemes.values()):
+        known = calibrate(model, samples, progress)
+    else:
+        return intent
+    return replace(intent, importance=_importance(intent, known), calibration=known.as_json())
+
+
+def weight_shapes(model: FastVLM, plan: ExportPlan, recipe: Recipe) -> dict[str, Shape]:
+    """Returns the shape of every weight that a recipe may speak of, by its name with `.weight`.
+
+    The encoder's graph has weights of its own names; it is only made where the recipe touches it.
+    """
+    shapes: dict[str, Shape] = {}
+    if plan.language:
+        shapes |= language_shapes(model.config.text, head_split(model.config.text, plan.target))
+    touched = recipe.encoder != FP16 or any(not pattern.startswith(LANGUAGE) for pattern, _ in recipe.layers)
+    if plan.encoder and touched:
+        parameters = EncoderGraph(model).named_parameters()
+        shapes |= {f"encoder.{name}": tuple(value.shape) for name, value in parameters if name.endswith(".weight")}
+    return shapes
+
+
+def language_shapes(text: TextConfig, split: HeadSplit) -> dict[str, Shape]:
+    """Returns the shapes of the decoder's weights; of a head in several outputs, that of one of them."""
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in Decoder(text).state_dict().items()}
+    if split.count > 1:
+        shapes["lm_head.weight"] = (split.rows, text.hidden_size)
+    return {
+        LANGUAGE + name: shape
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and not name.startswith(TABLE)
+    }
+
+
+def _encoder_saving(shapes: Mapping[str, Shape], schemes: Mapping[str, Scheme]) -> int:
+    named = {name.removesuffix(".weight"): shape for name, shape in shapes.items()}
+    layers = [layer for layer in schemes if not layer.startswith(LANGUAGE)]
+    return sum(2 * prod(named[layer]) - schemes[layer].bytes(named[layer]) for layer in layers)
+
+
+def _named(schemes: Mapping[str, Scheme | None]) -> dict[str, Scheme]:
+    return {name.removesuffix(".weight"): scheme for name, scheme in schemes.items() if scheme is not None}
+
+
+def _budget(recipe: Recipe) -> SizeBudget | QualityBudget:
+    assert recipe.budget is not None  # `mixed` always has one
+    if recipe.budget.kind == "bits":
+        return SizeBudget(recipe.budget.value)
+    return QualityBudget(-recipe.budget.value)
+
+
+def _importance(compression: Compression, known: Statistics) -> dict[str, Tensor]:
+    """The importance for each layer of the language model whose scheme looks at it."""
+    return {
+        layer: known.importance(layer.removeprefix(LANGUAGE))
+        for layer in compression.schemes
+        if layer.startswith(LANGUAGE)
+    }
