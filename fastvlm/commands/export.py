@@ -29,7 +29,8 @@ def export(checkpoint: str, output: str, context: int | None, overwrite: bool, *
     """Make a Core ML build folder from CHECKPOINT: a folder, `tiny` (the embedded one), or a Hub id.
 
     The build holds VisionEncoder.mlpackage, LanguageModel.mlpackage, the embedding table, the tokenizer, and
-    manifest.json, which says how to run them. It appears under its name only when it is complete.
+    manifest.json, which says how to run them. It appears under its name only when it is complete. The same command
+    goes on where an interrupted one stopped: packages that it finished are taken over.
     """
     from fastvlm.publish import check_output
 

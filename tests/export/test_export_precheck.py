@@ -121,6 +121,15 @@ def test_a_checkpoint_on_the_disk(tiny: Path, tmp_path: Path, stream: bool, monk
     assert load_checkpoint(folder, stream=stream) is not None
 
 
+def test_values_are_counted_over_all_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastvlm_ref.checkpoint.stream.PIECE", 400)
+    model = small_model()
+    flat = model.decoder.layers[0].mlp.up_proj.weight.reshape(-1)
+    flat[[150, 151, 4000]] = math.nan
+    with pytest.raises(TensorError, match=r"\(3 of 6,144 values, the first at flat index 150\)"):
+        check_weights(model, LANGUAGE)
+
+
 def test_good_weights_are_read_once_and_told(model: Any, heard: Any) -> None:
     check_weights(model, PLAN, heard)
     weights = list(used_weights(model, PLAN))

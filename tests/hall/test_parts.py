@@ -300,6 +300,18 @@ def test_of_two_stages_the_later_is_taken_and_the_other_removed(tmp_path: Path) 
     assert all_in(tmp_path) == WHOLE
 
 
+def test_what_a_killed_run_left_beside_its_parts_is_not_published(tmp_path: Path) -> None:
+    """A killed run tidies nothing."""
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "build", end=KeyboardInterrupt(), after=1)
+    (stage,) = tmp_path.iterdir()
+    for name in ("two", "tokenizer/vocab.json", f"{RECORDS}/half/two/a", f"{RECORDS}/three.json", f"{RECORDS}/one"):
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        (stage / name).write_text("{}")
+    assert build(tmp_path / "build") == ["two"]
+    assert all_in(tmp_path) == WHOLE
+
+
 def test_other_work_at_the_same_place_removes_it(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "build", end=KeyboardInterrupt())
