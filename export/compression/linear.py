@@ -62,7 +62,7 @@ def compress_blocks(scheme: Scheme, rows: Tensor, importance: Tensor | None) -> 
 def _compress(
     scheme: Scheme, rows: Tensor, size: int, parts: tuple[float, ...], weights: Callable[[int], Tensor | None]
 ) -> Codes:
-    """Compresses blocks of `size` weights each; `weights` gives the importance of so many rows, as `_search` takes it."""
+    """Compresses blocks of `size` weights; `weights` gives the importance of so many rows, as `_search` takes it."""
     flat = rows.reshape(len(rows), -1)
     codes = torch.empty(flat.shape, dtype=torch.int8)
     scale = torch.empty((len(rows), flat.shape[1] // size), dtype=torch.float16)
