@@ -49,8 +49,8 @@ class Assignment:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Scheme names in the order of the layers, which breaks ties."""
-        return tuple(candidate.scheme.name for candidate in self.chosen.values())
+        """Scheme names by name of the layer, which breaks ties whatever the order of a table."""
+        return tuple(self.chosen[layer].scheme.name for layer in sorted(self.chosen))
 
 
 @dataclass(frozen=True)
