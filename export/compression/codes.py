@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from export.compression.stored import Codes
 from export.compression.linear import compress_blocks, compress_channels
 from export.compression.palette import compress_palette
 from export.compression.schemes import Scheme
+from export.compression.stored import Codes
 
 _COMPRESS = {"channel": compress_channels, "block": compress_blocks, "palette": compress_palette}
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.compression.stored import FP16_LEAST, FP16_MAX, Codes
 from export.compression.schemes import Scheme
+from export.compression.stored import FP16_LEAST, FP16_MAX, Codes
 
 VALUES = 1 << 18  # of one piece
 # Scales to try, as parts of the one that clips nothing. More cost time and gain little: thirty for a block 0.03 dB.
@@ -62,7 +62,7 @@ def compress_blocks(scheme: Scheme, rows: Tensor, importance: Tensor | None) -> 
 def _compress(
     scheme: Scheme, rows: Tensor, size: int, parts: tuple[float, ...], weights: Callable[[int], Tensor | None]
 ) -> Codes:
-    """Compresses blocks of `size` weights each; `weights` gives the importance of so many rows, as `_search` takes it."""
+    """Compresses blocks of `size` weights; `weights` gives the importance of so many rows, as `_search` takes it."""
     flat = rows.reshape(len(rows), -1)
     codes = torch.empty(flat.shape, dtype=torch.int8)
     scale = torch.empty((len(rows), flat.shape[1] // size), dtype=torch.float16)

@@ -53,12 +53,11 @@ def _hull(shape: Shape, found: Mapping[str, Measured]) -> list[Step]:
     points.append((math.prod(shape) * HALF_BYTES, 0.0, None))
     hull: list[Step] = []
     for point in sorted(points, key=lambda step: step[:2]):
-        while hull and (hull[-1][1] <= point[1] or len(hull) > 1 and _gain(*hull[-2:]) <= _gain(hull[-2], point)):
-            if hull[-1][1] <= point[1]:
-                break
+        if hull and hull[-1][1] <= point[1]:
+            continue  # more bytes for no less error
+        while len(hull) > 1 and _gain(*hull[-2:]) <= _gain(hull[-2], point):
             hull.pop()
-        if not hull or hull[-1][1] > point[1]:
-            hull.append(point)
+        hull.append(point)
     return hull
 
 

@@ -35,7 +35,7 @@ def pack(codes: Tensor, bits: int) -> bytes:
 
 def _nibbles(parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(N, 2) -> (N,): the first code in the low half; a signed code keeps its low four bits."""
-    return (parts[:, 0] & 15) | (parts[:, 1] << 4)
+    return ((parts[:, 0] & 15) | (parts[:, 1] << 4)).astype(np.uint8, copy=False)
 
 
 def _sixes(parts: NDArray[np.uint8]) -> NDArray[np.uint8]:

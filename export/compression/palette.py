@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.compression.stored import Codes
 from export.compression.schemes import Scheme
+from export.compression.stored import Codes
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -95,7 +95,7 @@ def _sorted(groups: NDArray[np.float32], weights: NDArray[np.float32] | None) ->
 
 
 def _order(group: NDArray[np.float32], places: Ints) -> Ints:
-    """The places (n,) in the order of value and place: both go into one int64, whose sort is vectorised and has no ties.
+    """The places (n,) in the order of value and place: both go into one int64, whose sort is vectorised, without ties.
 
     A float's bits are in the order of its value once those behind a minus sign are turned over.
     """

@@ -8,8 +8,8 @@
       language.layers.*.mlp.down_proj: lut6
     budget: {bits: 5.0}       # with mixed: bits per weight on average, tables included; or {snr_db: 20}
 
-What is not said stays fp16. A name alone, `lut4`, means `language: lut4`, `embeddings: int8`, `encoder: fp16`. Weights of one axis
-or fewer than 2,048 elements stay fp16 whatever a recipe says: they are a thousandth of a model and most sensitive.
+What is not said stays fp16. A name alone, `lut4`, means `language: lut4`, `embeddings: int8`, `encoder: fp16`. Weights
+of one axis or fewer than 2,048 elements stay fp16 whatever a recipe says: there is nothing to gain.
 All that is wrong is said at once. Nothing is passed over: a pattern that fits no layer and a layer that cannot be held
 are errors. Which scheme a layer of `mixed` gets is `mixed.choose`'s, from errors that somebody measures.
 """
@@ -167,7 +167,7 @@ def assign(
 
 
 def open_weights(recipe: Recipe, target: str, shapes: Mapping[str, Shape]) -> dict[str, tuple[Scheme, ...]]:
-    """Returns the weights that the recipe leaves to `mixed`, each with the schemes that can hold it, least bytes first."""
+    """Returns the weights that the recipe leaves to `mixed`, with the schemes that can hold each, least bytes first."""
     return {
         name: tuple(sorted(_suitable(target, shape), key=lambda scheme: scheme.bytes(shape)))
         for name, shape in shapes.items()

@@ -22,7 +22,7 @@ DEEPEST = 2  # levels of mappings
 def read_text(path: Path) -> str:
     """Returns what the file holds; UsageError when it is missing, no file, too large or not UTF-8."""
     if not path.exists():
-        raise UsageError(f"recipe {path}: no such file; expected a YAML file, see docs/quantization.md")
+        raise UsageError(f"recipe {path}: no such file; expected a YAML file")
     if not path.is_file():
         raise UsageError(f"recipe {path}: not a file; expected a YAML file")
     try:
@@ -38,7 +38,7 @@ def read_text(path: Path) -> str:
 
 
 def load_mapping(text: str, title: str) -> dict[Any, Any]:
-    """Returns the mapping that the YAML text stands for, empty for an empty text; UsageError with the lines at fault."""
+    """Returns the mapping that the YAML text stands for, empty for no text; UsageError with the lines at fault."""
     try:
         problems = list(_refused(text))
         node = None if problems else yaml.compose(text, Loader=yaml.SafeLoader)

@@ -24,8 +24,8 @@ class Scheme:
     """One way to store a weight (O, K) or (O, K, height, width).
 
     `bits` of a code; `group`: how many inputs (block) or output channels (palette) share a table; `affine`: whether an
-    offset of the codes' type goes with each scale; `dtype`: the MIL type of the codes; `op`: the constexpr op that makes
-    them dense; `targets`: who runs it well.
+    offset of the codes' type goes with each scale; `dtype`: the MIL type of the codes; `op`: the constexpr op that
+    makes them dense; `targets`: who runs it well.
     """
 
     name: str
