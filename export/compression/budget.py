@@ -70,7 +70,7 @@ class SizeBudget:
     def unmet(self, assignments: Sequence[Assignment]) -> str:
         """Says what was asked for and what can be had."""
         reach = _range([assignment.bits for assignment in assignments])
-        return f"the size budget is {self.bits:g} bits a weight, scales and tables included; this model reaches {reach}"
+        return f"the size budget is {self.bits:g} bits a weight, tables included; this model reaches {reach} bits"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class QualityBudget:
     def unmet(self, assignments: Sequence[Assignment]) -> str:
         """Says what was asked for and what can be had."""
         reach = _range([assignment.decibel for assignment in assignments])
-        return f"the quality budget is {self.decibel:g} dB of noise; this model reaches {reach}"
+        return f"the quality budget is {self.decibel:g} dB of noise; this model reaches {reach} dB"
 
 
 def choose(table: Table, budget: SizeBudget | QualityBudget) -> dict[str, Scheme]:

@@ -4,7 +4,7 @@ Notable choices:
 - a layer's noise is what reaches the residual stream behind its decoder layer, relative to the stream there,
   ‖y(Q) − y‖² / ‖y‖²: attention and activations are in it, and what follows sees the stream normed. Relative to what
   the layer adds, ‖y − x‖², it says nothing about the logits (benchmarks/sensitivity.py: log correlation with the KL of
-  the embedded checkpoint −0.03, so 0.76): the first layer adds nearly all that there is, the next ones little;
+  the embedded checkpoint −0.2, so 0.6): the first layer adds nearly all that there is, the next ones little;
 - the ratio is taken per position and averaged: the first position's massive activations (arXiv 2402.17762), thousands
   of times the others', would otherwise be the only ones that count;
 - the head is measured on its logits; its table is read in blocks of rows, so that (V, H) is never whole in memory;
@@ -120,12 +120,15 @@ class Probe:
         out: Tensor = attended + layer.mlp(layer.post_attention_layernorm(attended))
         return out
 
-    def ratio(self, linear: str, weight: Tensor) -> float:
-        """Returns the mean noise-to-signal ratio when `linear` has another weight (n, K)."""
+    def noise(self, linear: str, weight: Tensor) -> Tensor:
+        """Returns ‖y(Q) − y‖² when `linear` has another weight (n, K), float64 (P,)."""
         with _replaced(cast(nn.Linear, self.visit.layer.get_submodule(linear)), weight):
             attended = self.attended() if linear.startswith("self_attn") else self.undisturbed
-            noise = power(self.leaving(attended) - self.reference)
-        return mean_ratio(f"{self.visit.name}.{linear}", noise, self.signal)
+            return power(self.leaving(attended) - self.reference)
+
+    def ratio(self, linear: str, weight: Tensor) -> float:
+        """Returns the mean noise-to-signal ratio of the same."""
+        return mean_ratio(f"{self.visit.name}.{linear}", self.noise(linear, weight), self.signal)
 
 
 def _rows(probe: Probe, schemes: Sequence[Scheme], known: Statistics) -> Iterator[Row]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from heldout import held_out, kl, log_chances
 from torch import nn
 
 from export.compression.budget import SizeBudget, choose
@@ -24,6 +23,7 @@ from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.checkpoint.stream import ATTRIBUTE, WeightStream
 from fastvlm_ref.samples import shipped_samples
 from fastvlm_ref.threads import one_thread
+from fastvlm_ref.training.held_out import held_out, kl, log_chances
 
 
 @pytest.fixture(autouse=True, scope="module")
