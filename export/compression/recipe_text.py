@@ -77,15 +77,18 @@ def _refused(text: str) -> Iterator[str]:
 
 
 def _repeated(node: yaml.Node) -> list[str]:
-    """Keys that stand twice in the mapping, or in a mapping inside it."""
+    """Keys that stand twice in the mapping or in a mapping inside it, and keys that are no names."""
     if not isinstance(node, yaml.MappingNode):
         return []
     seen: set[str] = set()
     problems = []
     for key, value in node.value:
-        if key.value in seen:
-            problems.append(f"line {key.start_mark.line + 1}: {shown(key.value)} stands twice")
-        if isinstance(key.value, str):
+        line = f"line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            problems.append(f"{line}: a key must be a name")
+        elif key.value in seen:
+            problems.append(f"{line}: {shown(key.value)} stands twice")
+        else:
             seen.add(key.value)
         problems += _repeated(value)
     return problems

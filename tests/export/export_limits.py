@@ -2,7 +2,7 @@
 
 No build of a user's is held to them, so they are not in `validation.limits.TABLE`, whose rows a verdict lists one by
 one; they have its form: quantity, metric, limit, measured value (the worst), reason. Each keeps 3 to 12 times headroom
-(10 to 22 dB); tests that plant a fault show that one costs more than that.
+(10 to 22 dB of an SNR); tests that plant a fault show that one costs more than that.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ ROWS = (
     Limit("logits_fp32", "snr_db", "min", 57.0, 67.9, "inputs and rotary angles are fp16 by contract"),
     Limit("logits_fp16", "snr_db", "min", 44.0, 55.0, "every op and weight rounded to fp16"),
     Limit("padding", "snr_db", "min", 110.0, 131.3, "padded rows change nothing but the order of a few sums"),
+    Limit("importance", "gain_db", "min", 0.1, 0.306, "output error that importance takes away; least for palettes"),
+    Limit("palette_excess", "ratio", "max", 0.2, 0.0528, "error over that of the best of all palettes, of 64 values"),
+    Limit("palette_loss", "loss_db", "max", 0.001, 0.00022, "against coremltools' palettes, the best of fp16 values"),
+    Limit("int8_gain", "gain_db", "min", 0.02, 0.0721, "over coremltools' linear_symmetric"),
+    Limit("int4_gain", "gain_db", "min", 0.1, 0.3246, "over coremltools' linear, with an offset too"),
     Limit("planted_fault", "snr_db", "max", 40.0, 12.9, "a wrong position or angle; every limit above is higher"),
 )
 LIMITS = {row.quantity: row for row in ROWS}
