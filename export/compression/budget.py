@@ -49,8 +49,8 @@ class Assignment:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Scheme names in the order of the layers, which breaks ties."""
-        return tuple(candidate.scheme.name for candidate in self.chosen.values())
+        """Scheme names by name of the layer, which breaks ties whatever the order of a table."""
+        return tuple(self.chosen[layer].scheme.name for layer in sorted(self.chosen))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SizeBudget:
     def unmet(self, assignments: Sequence[Assignment]) -> str:
         """Says what was asked for and what can be had."""
         reach = _range([assignment.bits for assignment in assignments])
-        return f"the size budget is {self.bits:g} bits a weight, scales and tables included; this model reaches {reach}"
+        return f"the size budget is {self.bits:g} bits a weight, tables included; this model reaches {reach} bits"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class QualityBudget:
     def unmet(self, assignments: Sequence[Assignment]) -> str:
         """Says what was asked for and what can be had."""
         reach = _range([assignment.decibel for assignment in assignments])
-        return f"the quality budget is {self.decibel:g} dB of noise; this model reaches {reach}"
+        return f"the quality budget is {self.decibel:g} dB of noise; this model reaches {reach} dB"
 
 
 def choose(table: Table, budget: SizeBudget | QualityBudget) -> dict[str, Scheme]:

@@ -4,7 +4,7 @@ Notable choices:
 - a layer's noise is what reaches the residual stream behind its decoder layer, relative to the stream there,
   ‖y(Q) − y‖² / ‖y‖²: attention and activations are in it, and what follows sees the stream normed. Relative to what
   the layer adds, ‖y − x‖², it says nothing about the logits (benchmarks/sensitivity.py: log correlation with the KL of
-  the embedded checkpoint −0.03, so 0.76): the first layer adds nearly all that there is, the next ones little;
+  the embedded checkpoint −0.2, so 0.6): the first layer adds nearly all that there is, the next ones little;
 - the ratio is taken per position and averaged: the first position's massive activations (arXiv 2402.17762), thousands
   of times the others', would otherwise be the only ones that count;
 - the head is measured on its logits; its table is read in blocks of rows, so that (V, H) is never whole in memory;
@@ -35,7 +35,8 @@ from fastvlm_ref.threads import one_thread
 
 CANDIDATES: Mapping[str, tuple[str, ...]] = {"ane": ("int8", "lut6", "lut4"), "gpu": ("int8", "int4")}
 MOST_COMPARED = 64  # positions whose MLP runs once for each linear layer and scheme: with all 270, 7B would take 15 min
-BLOCK_ROWS = 2048  # rows compressed at a time: 155 MB of the widest layer of 7B (18,944 inputs)
+BLOCK_VALUES = 1 << 23  # weights compressed at a time: 34 MB in float32, a few times that while it lasts
+BLOCK_STEP = 128  # rows of a block are a multiple of it, so that no table is cut in two
 
 
 def candidates(target: str) -> tuple[Scheme, ...]:
@@ -89,10 +90,16 @@ def dequantised(name: str, weight: Tensor, scheme: Scheme, importance: Tensor | 
     if not bool(torch.isfinite(weight).all()):
         raise TensorError(f"decoder.{name} holds NaN or infinity; fetch the checkpoint again")
     out = torch.empty(weight.shape, dtype=torch.float32)
-    for start in range(0, len(weight), BLOCK_ROWS):
-        rows = weight[start : start + BLOCK_ROWS].float()
-        out[start : start + BLOCK_ROWS] = dense(scheme, compress(scheme, rows, importance))
+    count = block_rows(weight.shape[1])
+    for start in range(0, len(weight), count):
+        rows = weight[start : start + count].float()
+        out[start : start + count] = dense(scheme, compress(scheme, rows, importance))
     return out
+
+
+def block_rows(width: int) -> int:
+    """Returns how many rows of `width` inputs are compressed at a time."""
+    return max(1, BLOCK_VALUES // (width * BLOCK_STEP)) * BLOCK_STEP
 
 
 class Probe:
@@ -120,12 +127,15 @@ class Probe:
         out: Tensor = attended + layer.mlp(layer.post_attention_layernorm(attended))
         return out
 
-    def ratio(self, linear: str, weight: Tensor) -> float:
-        """Returns the mean noise-to-signal ratio when `linear` has another weight (n, K)."""
+    def noise(self, linear: str, weight: Tensor) -> Tensor:
+        """Returns ‖y(Q) − y‖² when `linear` has another weight (n, K), float64 (P,)."""
         with _replaced(cast(nn.Linear, self.visit.layer.get_submodule(linear)), weight):
             attended = self.attended() if linear.startswith("self_attn") else self.undisturbed
-            noise = power(self.leaving(attended) - self.reference)
-        return mean_ratio(f"{self.visit.name}.{linear}", noise, self.signal)
+            return power(self.leaving(attended) - self.reference)
+
+    def ratio(self, linear: str, weight: Tensor) -> float:
+        """Returns the mean noise-to-signal ratio of the same."""
+        return mean_ratio(f"{self.visit.name}.{linear}", self.noise(linear, weight), self.signal)
 
 
 def _rows(probe: Probe, schemes: Sequence[Scheme], known: Statistics) -> Iterator[Row]:
@@ -154,14 +164,15 @@ def _head_row(decoder: Decoder, leaving: Tensor, schemes: Sequence[Scheme], impo
 
 
 def row_blocks(pieces: Iterator[Tensor], width: int) -> Iterator[Tensor]:
-    """Returns float32 blocks (BLOCK_ROWS, K), the last one shorter, of flat pieces of any length and dtype."""
+    """Returns float32 blocks (`block_rows`, K), the last one shorter, of flat pieces of any length and dtype."""
+    size = block_rows(width) * width
     held: list[Tensor] = []
     count = 0
     for piece in pieces:
         held.append(piece.float())
         count += piece.numel()
-        if count >= BLOCK_ROWS * width:
-            *blocks, rest = torch.cat(held).split(BLOCK_ROWS * width)
+        if count >= size:
+            *blocks, rest = torch.cat(held).split(size)
             yield from (block.view(-1, width) for block in blocks)
             held, count = [rest], rest.numel()
     if count:

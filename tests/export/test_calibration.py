@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from heldout import held_out, inputs
 
 from export.compression.calibration import (
     HEAD,
@@ -30,6 +29,7 @@ from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.checkpoint.stream import ATTRIBUTE, WeightStream
 from fastvlm_ref.samples import Sample, samples_in, shipped_samples
 from fastvlm_ref.threads import one_thread
+from fastvlm_ref.training.held_out import held_out, inputs
 
 DOWN = "layers.0.mlp.down_proj"
 
