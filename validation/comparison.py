@@ -27,7 +27,7 @@ from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import encode_prompt, prompt_record
 from fastvlm_ref.samples import Sample
 from fastvlm_ref.tokenizer import Tokenizer
-from validation.limits import Measurement, worst
+from validation.limits import Measurement, limits_of, worst
 from validation.parity import DecoderParity, EncoderParity, compare_decoder, compare_encoder
 from validation.reference import Encoded, Transcript, encode, one_ahead, splice, transcribe
 from validation.session import build_session
@@ -56,6 +56,7 @@ class Comparison:
         self.image_size = self.package.image_size or model.config.vision.image_size
         self.reference = TorchEngine(model, build.context, self.image_size)
         self.stop_ids = model.config.prompt.stop_ids
+        self.limits = limits_of(build.manifest["compression"])
         self.peaks = self.package.watch_peaks() if backend == "mil" else {}
         self.encoder: dict[str, EncoderParity] = {}
         self.language: dict[str, DecoderParity] = {}
@@ -97,14 +98,20 @@ class Comparison:
             return
         name = f"{sample.name}: {sample.prompt}"
         self.differing_ids[sample.prompt] = self._count_differing_ids(sample.prompt)
-        self.language[name] = compare_decoder(truth.transcript, self.package, truth.transcript.embeds)
+        self.language[name] = self._compare_decoder("language", truth.transcript, truth.transcript.embeds)
         if self.build.encoder is None:
             return
         embeds = splice(self.package, self.ids(sample.prompt), own[self.image_size])
-        whole = self.whole[name] = compare_decoder(truth.transcript, self.package, embeds)
+        whole = self.whole[name] = self._compare_decoder("answer", truth.transcript, embeds)
         yield AnswerRow(
             sample.name, sample.prompt, self._own_answer(sample, whole), self._text(whole.reference_ids), sample.answer
         )
+
+    def _compare_decoder(self, quantity: str, transcript: Transcript, embeds: Features) -> DecoderParity:
+        return compare_decoder(transcript, self.package, embeds, self.limits[f"{quantity}.logit_error"])
+
+    def _worst(self, key: str, values: dict[str, float]) -> Measurement:
+        return worst(key, values, self.limits)
 
     def work_out(self, sample: Sample) -> tuple[Encoded, Transcript]:
         """Returns the reference's numbers for a sample, of the comparison if it was the first one there."""
@@ -154,31 +161,48 @@ class Comparison:
         true = [asdict(config.text), asdict(config.vision), config.image_rule, prompt_record(config.prompt)]
         return float(sum(_plain(mine) != _plain(theirs) for mine, theirs in zip(told, true, strict=True)))
 
-    def _embedding_error(self) -> float:
-        table = self.model.decoder.embed_tokens.weight.detach().numpy()
+    def _embedding_error(self) -> Measurement:
+        """How far the table's rows are from the checkpoint's: exact in fp16, the worst row where it has scales."""
+        table, file = self.model.decoder.embed_tokens.weight.detach().numpy(), self.package.embeddings
+        if file.scales is not None:
+            wanted, found = table.astype(np.float64), file.table.astype(np.float64) * file.scales[:, None]
+            noise, signal = ((wanted - found) ** 2).sum(1), (wanted**2).sum(1)
+            with np.errstate(divide="ignore"):
+                decibel = np.where(noise == 0, np.inf, 10 * np.log10(signal / np.where(noise == 0, 1, noise)))
+            return self._worst("embeddings.row_snr_db", {f"row {decibel.argmin()}": float(decibel.min())})
         limit = np.finfo(np.float16).max  # what is beyond was saturated by the export, which reported it
         expected = np.clip(table, -limit, limit).astype(np.float16).astype(np.float32)
-        return float(np.abs(expected - self.package.embeddings.table).max())
+        return self._worst("embeddings.max_error", {"all rows": float(np.abs(expected - file.table).max())})
 
     def _measurements(self) -> Iterator[Measurement]:
-        yield worst("manifest.differing_fields", {"model, image and prompt": self._count_differing_fields()})
+        yield worst(
+            "manifest.differing_fields", {"model, image and prompt": self._count_differing_fields()}, self.limits
+        )
         if self.encoder:
-            yield worst("encoder.psnr_db", {name: row.psnr_db for name, row in self.encoder.items()})
-            yield worst("encoder.snr_loss_db", {name: row.snr_loss_db for name, row in self.encoder.items()})
+            yield self._worst("encoder.psnr_db", {name: row.psnr_db for name, row in self.encoder.items()})
+            yield worst(
+                "encoder.snr_loss_db", {name: row.snr_loss_db for name, row in self.encoder.items()}, self.limits
+            )
         if self.language:
-            yield worst("language.kl", {name: row.mean_kl for name, row in self.language.items()})
-            yield worst("language.kl_step", {name: max(row.kl) for name, row in self.language.items()})
-            yield worst("language.logit_error", {name: max(row.logit_error) for name, row in self.language.items()})
-            yield worst("language.divergences", {name: row.divergences for name, row in self.language.items()})
-            yield worst("embeddings.max_error", {"all rows": self._embedding_error()})
-            yield worst("prompt.differing_ids", self.differing_ids)
+            yield self._worst("language.kl", {name: row.mean_kl for name, row in self.language.items()})
+            yield self._worst("language.kl_step", {name: max(row.kl) for name, row in self.language.items()})
+            yield worst(
+                "language.logit_error", {name: max(row.logit_error) for name, row in self.language.items()}, self.limits
+            )
+            yield worst(
+                "language.divergences", {name: row.divergences for name, row in self.language.items()}, self.limits
+            )
+            yield self._embedding_error()
+            yield self._worst("prompt.differing_ids", self.differing_ids)
         if self.whole:
-            yield worst("answer.kl", {name: row.mean_kl for name, row in self.whole.items()})
-            yield worst("answer.logit_error", {name: max(row.logit_error) for name, row in self.whole.items()})
-            yield worst("answer.divergences", {name: row.divergences for name, row in self.whole.items()})
+            yield self._worst("answer.kl", {name: row.mean_kl for name, row in self.whole.items()})
+            yield worst(
+                "answer.logit_error", {name: max(row.logit_error) for name, row in self.whole.items()}, self.limits
+            )
+            yield self._worst("answer.divergences", {name: row.divergences for name, row in self.whole.items()})
         for part, peak in self.peaks.items():
             if self.build.language if part == "language" else self.build.encoder:
-                yield worst(f"{part}.peak", {"every op": peak})
+                yield self._worst(f"{part}.peak", {"every op": peak})
 
 
 def _plain(value: Any) -> Any:

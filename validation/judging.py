@@ -30,7 +30,6 @@ from fastvlm_ref.samples import samples_in, shipped_samples
 from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.comparison import Comparison
-from validation.limits import TABLE
 from validation.selftest import FOLDER as SELFTEST
 from validation.selftest import SelfTest, is_selftest, worked_example, write_selftest
 from validation.verdict import FILE, Verdict
@@ -66,7 +65,7 @@ def validate(
         comparison = Comparison(opened, model, tokenizer, backend, steps, progress)
         rows, answers = comparison.run(samples)
         measured = {row.limit.key for row in rows}
-        missing = tuple(limit.key for limit in TABLE if limit.key not in measured)
+        missing = tuple(key for key in comparison.limits if key not in measured)
         hashes = {name: row["sha256"] for name, row in opened.source_files.items()}
         manifest_hash = sha256_file(folder / MANIFEST)
         verdict = Verdict(rows, answers, backend, steps, missing, manifest_hash, hashes, folder / FILE)
@@ -163,4 +162,5 @@ def _example(comparison: Comparison) -> SelfTest:
     """Always the first shipped picture: a user's own photo must not travel with the build."""
     sample = shipped_samples()[0]
     encoded, transcript = comparison.work_out(sample)
-    return worked_example(sample.prompt, encoded, transcript, comparison.ids(sample.prompt), comparison.stop_ids)
+    ids, limits = comparison.ids(sample.prompt), comparison.limits
+    return worked_example(sample.prompt, encoded, transcript, ids, comparison.stop_ids, limits)

@@ -10,8 +10,9 @@ are named there: what fp16 can hold, what must be exact, and what the design fix
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from fastvlm.manifest import significant
 
@@ -110,6 +111,48 @@ TABLE: tuple[Limit, ...] = (
 
 LIMITS: dict[str, Limit] = {limit.key: limit for limit in TABLE}
 
+# Compression loses what fp16 does not. A build is held to the rows of the coarsest scheme that it uses, in place of
+# those above: each measured on the embedded checkpoint, all of it in that scheme. scheme -> key -> (limit, measured).
+COARSEST_FIRST = ("lut4", "int4", "lut6", "int8")
+_LANGUAGE: dict[str, dict[str, tuple[float, float]]] = {
+    "int8": {"kl": (2e-3, 5e-4), "kl_step": (0.04, 8.72e-3), "logit_error": (0.6, 0.144)},
+    "lut6": {"kl": (8e-3, 1.81e-3), "kl_step": (0.08, 0.016), "logit_error": (1.5, 0.403)},
+    "int4": {"kl": (0.15, 0.0322), "kl_step": (2.0, 0.424), "logit_error": (4.0, 0.967)},
+    "lut4": {"kl": (0.7, 0.174), "kl_step": (16.0, 4.08), "logit_error": (10.0, 2.69)},
+}
+_ENCODER: dict[str, dict[str, tuple[float, float]]] = {
+    "int8": {"psnr_db": (45.0, 56.0), "snr_loss_db": (35.0, 23.2)},
+    "lut6": {"psnr_db": (33.0, 44.2), "snr_loss_db": (46.0, 34.2)},
+    "lut4": {"psnr_db": (18.0, 28.8), "snr_loss_db": (61.0, 49.6)},
+}
+EMBEDDINGS_INT8 = Limit(
+    "embeddings", "row_snr_db", "min", 30.0, 40.0,
+    "the worst row of embeddings.bin against the checkpoint's: 8 bits of a row that holds no outlier keep 40 dB",
+)  # fmt: skip
+
+
+def limits_of(compression: Mapping[str, Any]) -> dict[str, Limit]:
+    """Returns the limits that a build is held to, by key; `compression` is its manifest's entry."""
+    language, encoder = (_coarsest(compression.get(part)) for part in ("language", "encoder"))
+    whole = _coarsest(dict.fromkeys(filter(None, (language, encoder)), 1))
+    found = dict(LIMITS)
+    parts = (("language", language, _LANGUAGE), ("answer", whole, _LANGUAGE), ("encoder", encoder, _ENCODER))
+    for quantity, scheme, rows in parts:
+        for metric, (limit, measured) in rows.get(scheme or "", {}).items():
+            if (key := f"{quantity}.{metric}") in found:
+                reason = f"{scheme} weights: what they lose on the embedded checkpoint, with headroom"
+                found[key] = replace(found[key], limit=limit, measured=measured, reason=reason)
+    if compression.get("embeddings") == "int8":
+        del found["embeddings.max_error"]
+        found[EMBEDDINGS_INT8.key] = EMBEDDINGS_INT8
+    return found
+
+
+def _coarsest(counts: object) -> str | None:
+    """The coarsest scheme of {scheme: number of layers}; None where nothing is compressed."""
+    used = counts if isinstance(counts, dict) else {}
+    return next((scheme for scheme in COARSEST_FIRST if used.get(scheme)), None)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -143,9 +186,9 @@ def storable(value: float) -> float | str:
     return significant(value) if math.isfinite(value) else str(value)
 
 
-def worst(key: str, values: dict[str, float]) -> Measurement:
+def worst(key: str, values: dict[str, float], limits: Mapping[str, Limit] = LIMITS) -> Measurement:
     """Returns the measurement of limit `key` for the worst of `values` (subject -> value); NaN is the worst of all."""
-    limit = LIMITS[key]
+    limit = limits[key]
     sign = 1.0 if limit.bound == "max" else -1.0
     subject = max(values, key=lambda name: math.inf if math.isnan(values[name]) else sign * values[name])
     return Measurement(limit, values[subject], subject)

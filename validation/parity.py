@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm_ref.engine import Engine
-from validation.limits import LIMITS
+from validation.limits import LIMITS, Limit
 from validation.metrics import cosine, kl_divergence, margin, max_error, psnr_db, snr_db, worst_row_snr_db
 from validation.reference import Encoded, Transcript
 
@@ -61,6 +61,7 @@ class DecoderParity:
     logit_error: list[float] = field(default_factory=list)
     ties: int = 0  # differing tokens that a logit error of this size explains
     divergences: int = 0  # differing tokens that it does not
+    error_limit: Limit = LIMITS["language.logit_error"]
 
     @property
     def mean_kl(self) -> float:
@@ -78,7 +79,7 @@ class DecoderParity:
         if expected != said:
             # A tie: an error of this size on both tokens can swap them, so nothing is shown to be wrong. Only where
             # the error itself is within its limit: a large one would excuse every token.
-            small = LIMITS["language.logit_error"].holds(self.logit_error[-1])
+            small = self.error_limit.holds(self.logit_error[-1])
             tie = small and margin(reference) <= 2 * error
             self.ties += int(tie)
             self.divergences += int(not tie)
@@ -92,9 +93,17 @@ def relative_error(error: float, reference: NDArray[np.float32]) -> float:
     return error / spread
 
 
-def compare_decoder(reference: Transcript, package: Engine, embeds: NDArray[np.float32]) -> DecoderParity:
-    """Leads the package through the reference's transcript, behind the package's own prompt embeddings (S, H)."""
-    parity = DecoderParity()
+def compare_decoder(
+    reference: Transcript,
+    package: Engine,
+    embeds: NDArray[np.float32],
+    error_limit: Limit = LIMITS["language.logit_error"],
+) -> DecoderParity:
+    """Leads the package through the reference's transcript, behind the package's own prompt embeddings (S, H).
+
+    `error_limit` is what a logit error may be for a differing token to count as a tie.
+    """
+    parity = DecoderParity(error_limit=error_limit)
     package.reset()
     package.prefill(embeds[:-1])
     row = embeds[-1:]

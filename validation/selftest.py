@@ -9,8 +9,8 @@ The numbers come from the reference, not from the packages: a device is tested a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from PIL import Image
 from fastvlm.hashes import sha256_bytes
 from fastvlm.manifest import SELFTEST, SELFTEST_FILES, dump
 from fastvlm.publish import staged_folder
-from validation.limits import LIMITS, storable
+from validation.limits import LIMITS, Limit, storable
 from validation.reference import Encoded, Transcript
 
 FOLDER = SELFTEST
@@ -40,6 +40,7 @@ class SelfTest:
     ids_after: tuple[int, ...]
     greedy_ids: tuple[int, ...]
     top_logits: tuple[tuple[tuple[int, float], ...], ...]  # per step: (id, logit), best first
+    limits: Mapping[str, Limit] = field(default_factory=lambda: LIMITS)  # what the build is held to
 
     def as_json(self) -> dict[str, object]:
         """The content of selftest.json."""
@@ -54,8 +55,8 @@ class SelfTest:
             "greedy_ids": list(self.greedy_ids),
             "top_logits": [[[i, storable(value)] for i, value in step] for step in self.top_logits],
             "tolerances": {
-                "features_psnr_db": LIMITS["encoder.psnr_db"].limit,
-                "logit_error_over_spread": LIMITS["language.logit_error"].limit,
+                "features_psnr_db": self.limits["encoder.psnr_db"].limit,
+                "logit_error_over_spread": self.limits["language.logit_error"].limit,
             },
         }
 
@@ -72,13 +73,14 @@ def worked_example(
     transcript: Transcript,
     ids: tuple[Sequence[int], Sequence[int]],
     stop_ids: tuple[int, ...],
+    limits: Mapping[str, Limit] = LIMITS,
 ) -> SelfTest:
     """Returns what a device is to find for one picture and prompt: the reference's steps up to the first stop id."""
     ends = (step for step, chosen in enumerate(transcript.ids, 1) if chosen in stop_ids)
     steps = next(ends, len(transcript.ids))
     tops = tuple(top_logits(logits) for logits in transcript.logits[:steps])
     greedy = tuple(step[0][0] for step in tops)
-    return SelfTest(prompt, encoded.pixels, encoded.tokens, tuple(ids[0]), tuple(ids[1]), greedy, tops)
+    return SelfTest(prompt, encoded.pixels, encoded.tokens, tuple(ids[0]), tuple(ids[1]), greedy, tops, limits)
 
 
 def write_selftest(build: Path, test: SelfTest) -> None:

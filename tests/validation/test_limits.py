@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from validation.limits import LIMITS, TABLE, storable, worst
+from validation.limits import COARSEST_FIRST, LIMITS, TABLE, limits_of, storable, worst
 
 
 def test_keys_are_unique_and_every_row_gives_a_reason():
@@ -20,15 +20,38 @@ FIXED = {
 }
 
 
-@pytest.mark.parametrize("limit", TABLE, ids=lambda limit: limit.key)
+COMPRESSED = [
+    limit
+    for part, schemes in (("language", COARSEST_FIRST), ("encoder", ("lut4", "lut6", "int8")))
+    for scheme in schemes
+    for limit in limits_of({part: {scheme: 3}, "embeddings": "int8"}).values()
+    if limit not in TABLE
+]
+
+
+@pytest.mark.parametrize("limit", [*TABLE, *COMPRESSED], ids=lambda limit: f"{limit.key} {limit.limit}")
 def test_each_limit_is_above_what_was_measured_but_not_far(limit):
     assert limit.holds(limit.measured)
-    if limit.key in FIXED or limit.limit == 0:
+    if (limit.key in FIXED and limit in TABLE) or limit.limit == 0:
         return
-    if limit.bound == "min":
+    if limit.metric.endswith("_db"):
+        assert 9.5 <= abs(limit.measured - limit.limit) <= 20
+    elif limit.bound == "min":
         assert 10 <= limit.measured - limit.limit <= 20
     else:
         assert 3 <= limit.limit / limit.measured <= 15
+
+
+def test_a_compressed_build_is_held_to_its_coarsest_scheme():
+    mixed = limits_of({"scheme": "mixed", "language": {"int8": 40, "lut6": 1, "fp16": 2}, "encoder": {}})
+    assert mixed["language.kl"] == limits_of({"language": {"lut6": 1}})["language.kl"]
+    assert mixed["answer.kl"].limit == mixed["language.kl"].limit > LIMITS["language.kl"].limit
+    assert mixed["encoder.psnr_db"] == LIMITS["encoder.psnr_db"]
+    seeing = limits_of({"language": {}, "encoder": {"int8": 5}})
+    assert seeing["language.kl"] == LIMITS["language.kl"]
+    assert seeing["answer.kl"].limit > LIMITS["answer.kl"].limit
+    assert limits_of({"scheme": "fp16"}) == LIMITS == limits_of({"language": "damaged"})
+    assert "embeddings.max_error" not in limits_of({"embeddings": "int8"})
 
 
 def test_bounds_work_both_ways():
