@@ -24,10 +24,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from export.compression.codes import compress, dense  # noqa: E402
-from export.compression.recipe import is_compressible  # noqa: E402
-from export.compression.schemes import SCHEMES, Scheme  # noqa: E402
-from export.quiet import import_coremltools  # noqa: E402
+from export.compression.codes import compress, dense
+from export.compression.recipe import is_compressible
+from export.compression.schemes import SCHEMES, Scheme
+from export.quiet import import_coremltools
 
 SHAPES = ((896, 896), (4864, 896), (896, 4864))
 KINDS = {"gaussian": 0.0, "Student-t, 4": 4.0}
