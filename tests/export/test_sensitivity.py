@@ -204,7 +204,7 @@ def test_mixed_loses_less_than_the_same_schemes_elsewhere(
 ) -> None:
     """KL of the logits on unseen scenes, at the same size to the byte: schemes move among layers of one shape only.
 
-    Measured at 4.5, 5 and 6 bits: chosen 1.08e-2, 5.4e-3, 1.65e-3; the mean of three shufflings 1.30e-2, 7.0e-3, 2.76e-3;
+    Measured at 4.5, 5 and 6 bits: chosen 1.08e-2, 5.4e-3, 1.65e-3; three shufflings on average 1.30e-2, 7e-3, 2.8e-3;
     in the reversed order of sensitivity 1.35e-2, 9.1e-3, 4.0e-3.
     """
     _, table = measured
