@@ -33,9 +33,9 @@ from fastvlm_ref.prompt import encode_prompt
 from fastvlm_ref.samples import Sample
 from fastvlm_ref.threads import one_thread
 
-LARGEST_CALIBRATION_SIDE = 512  # 64 image tokens, 3 s a picture on one core; 1024 takes 12 s and 256 positions
-# 15.2 GFLOP a position on 7B, about 45 GFLOP/s on one core: 3 s for nine positions. The three shipped samples have
-# about 270 positions, 1.5 minutes; this many take 12.
+LARGEST_CALIBRATION_SIDE = 512  # 64 image tokens; 1024 takes 12 s a picture and 256 positions
+# 15.2 GFLOP a position on 7B. The three shipped samples have about 270 positions, which take one core 2.4 s a layer, a
+# minute in all; this many take nine.
 MOST_POSITIONS = 2048
 MANTISSA_BITS = 8  # what is kept of a mean square: 0.2 %, so that the last bits of a sum do not show
 DAMPING = 0.01  # of the mean, added to every channel: what is silent in a few pictures may speak in others (as GPTQ)

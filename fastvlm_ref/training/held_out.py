@@ -1,7 +1,7 @@
 """Unseen scenes as the embedded checkpoint's decoder gets them, and how far apart two decoders are on them.
 
 Exactly right answers (`evaluate`) count in steps of a question; the KL of the predictions tells a thousandth of that.
-All positions count, not the answers' alone: those are so sure on this checkpoint that three of them make up the mean.
+All positions count, not the answers' alone: those are so sure on this checkpoint that a few of them make up the mean.
 """
 
 from __future__ import annotations

@@ -114,11 +114,18 @@ def test_a_row_or_block_of_zeros_among_others_stays_zero(scheme: Scheme) -> None
     assert found[0, :32].any()
 
 
+@pytest.mark.parametrize("shift", [-0.5, 0.0, 0.5])
 @pytest.mark.parametrize("scheme", SCALED, ids=lambda scheme: scheme.name)
-def test_single_zeros_are_exact(scheme: Scheme) -> None:
-    weights = rows((32, 64)) + 0.5
+def test_single_zeros_are_exact(scheme: Scheme, shift: float) -> None:
+    """Also in a block whose other weights are all of one sign, where its window ends at zero."""
+    weights = rows((32, 64)) + shift
     weights[:, ::7] = 0
-    assert not dense(scheme, compress(scheme, weights))[:, ::7].any()
+    weights[1, 3] = 8 * shift
+    codes = compress(scheme, weights)
+    assert not dense(scheme, codes)[:, ::7].any()
+    assert all(
+        -8 <= int(table.min()) and int(table.max()) <= 7 for name, table in codes.tables.items() if name == "offset"
+    )
 
 
 @pytest.mark.parametrize("size", [1e-12, 3e-8, 1e-7, 1e-6])
@@ -226,6 +233,20 @@ def test_few_values_are_exact(scheme: Scheme) -> None:
     weights = torch.tensor([-2.0, 0.0, 0.25, 7.0])[torch.randint(4, (32, 50))]
     codes = compress(scheme, weights)
     assert torch.equal(dense(scheme, codes), weights)
+
+
+@pytest.mark.parametrize("scheme", [*PALETTES, SCHEMES["int4"]], ids=lambda scheme: scheme.name)
+def test_inputs_that_calibration_never_met_are_not_given_up(scheme: Scheme) -> None:
+    weights = rows((32, 128))
+    importance = torch.ones(128)
+    importance[32:64] = 0
+    found = dense(scheme, compress(scheme, weights, importance))[:, 32:64]
+    excess = weighted_error(weights[:, 32:64], found) / weighted_error(
+        weights[:, 32:64], dense(scheme, compress(scheme, weights))[:, 32:64]
+    )
+    assert excess < 1.2
+    all_zero = compress(scheme, weights, torch.zeros(128))
+    assert torch.equal(all_zero.codes, compress(scheme, weights).codes)
 
 
 def test_an_input_of_no_importance_does_not_break_a_palette() -> None:

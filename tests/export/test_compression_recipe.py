@@ -151,8 +151,8 @@ def test_an_alias_bomb_is_refused_before_it_grows() -> None:
         (
             Recipe("lut4"),
             "ane",
-            r"lut4 cannot hold language\.layers\.0\.self_attn\.k_proj and 2 more: it has 48 rows, not a multiple of 32; "
-            r"write `language\.layers\.\*\.self_attn\.k_proj: int8` as the last line under layers$",
+            r"lut4 cannot hold language\.layers\.0\.self_attn\.k_proj and 2 more: it has 48 rows, not a multiple of 32;"
+            r" write `language\.layers\.\*\.self_attn\.k_proj: int8` as the last line under layers$",
         ),
         (Recipe(encoder="int4"), "gpu", r"int4 cannot hold encoder\.network\.0\.conv: it has a kernel of 7×7"),
         (

@@ -204,8 +204,8 @@ def test_mixed_loses_less_than_the_same_schemes_elsewhere(
 ) -> None:
     """KL of the logits on unseen scenes, at the same size to the byte: schemes move among layers of one shape only.
 
-    Measured at 4.5, 5 and 6 bits: chosen 1.1e-2, 5.3e-3, 1.7e-3; four shufflings 1.3e-2, 6.8e-3, 2.1e-3 at best;
-    in the reversed order of sensitivity 1.4e-2, 9.2e-3, 4.0e-3.
+    Measured at 4.5, 5 and 6 bits: chosen 1.08e-2, 5.4e-3, 1.65e-3; three shufflings on average 1.30e-2, 7e-3, 2.8e-3;
+    in the reversed order of sensitivity 1.35e-2, 9.1e-3, 4.0e-3.
     """
     _, table = measured
     embeds = held_out(tiny_model, 24)
@@ -220,9 +220,8 @@ def test_mixed_loses_less_than_the_same_schemes_elsewhere(
 
     choice = choose(table, SizeBudget(bits))
     mixed = loss(choice)
-    assert mixed < loss(_reversed(table, choice))
-    for seed in range(3):
-        assert mixed < loss(_shuffled(table, choice, seed))
+    assert mixed < 0.95 * loss(_reversed(table, choice))
+    assert mixed < 0.95 * sum(loss(_shuffled(table, choice, seed)) for seed in range(3)) / 3
 
 
 def _alike(table: Table) -> list[list[str]]:

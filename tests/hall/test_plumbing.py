@@ -72,12 +72,8 @@ def test_every_direct_dependency_is_pinned(root: Path, metadata: configparser.Co
 
 
 ROOMS = ("fastvlm", "fastvlm_ref", "export", "validation", "ios_bundle")
-DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "google": "protobuf",
-    "pillow_heif": "pillow-heif",
-    "yaml": "pyyaml",
-}  # whose names differ
+# Those whose names differ.
+DISTRIBUTIONS = {"PIL": "pillow", "google": "protobuf", "pillow_heif": "pillow-heif", "yaml": "pyyaml"}
 
 
 def imported(source: str) -> set[str]:
