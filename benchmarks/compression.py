@@ -132,7 +132,8 @@ def main() -> None:
                 totals.setdefault(scheme.name, []).append(row(name, scheme, weights))
     for name, rows in totals.items():
         seconds, counts, ahead = zip(*rows, strict=True)
-        print(f"{name}: {sum(seconds) / sum(counts) * 1e9:.0f} s for 1e9 weights on one thread; least ahead {min(ahead):+.4f} dB")
+        pace = sum(seconds) / sum(counts) * 1e9
+        print(f"{name}: {pace:.0f} s for 1e9 weights on one thread; least ahead {min(ahead):+.4f} dB")
 
 
 if __name__ == "__main__":
