@@ -2,6 +2,6 @@
 
 `schemes` says what there is and what a weight must look like to be held; `codes.compress` and `codes.dense` are the two
 directions (`linear`: scales, `palette`: tables), `packing` makes bytes of codes, `recipe` says which weight gets what,
-`mixed` decides where a recipe leaves that to a budget.
+`calibration` and `sensitivity` measure on pictures, `budget` decides where a recipe leaves that to it.
 Nothing here knows Core ML's programs, files or calibration: errors are weighted by an importance that somebody gives.
 """

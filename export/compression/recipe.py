@@ -11,7 +11,7 @@
 What is not said stays fp16. A name alone, `lut4`, means `language: lut4`, `embeddings: int8`, `encoder: fp16`. Weights
 of one axis or fewer than 2,048 elements stay fp16 whatever a recipe says: there is nothing to gain.
 All that is wrong is said at once. Nothing is passed over: a pattern that fits no layer and a layer that cannot be held
-are errors. Which scheme a layer of `mixed` gets is `mixed.choose`'s, from errors that somebody measures.
+are errors. Which scheme a layer of `mixed` gets is `budget.choose`'s, from noises that somebody measures.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def assign(
 ) -> dict[str, Scheme | None]:
     """Returns the scheme of every weight, None for fp16, after `check`.
 
-    chosen: what `mixed.choose` found for the weights that `open_weights` names. KeyError for one it lacks.
+    chosen: what `budget.choose` found for the weights that `open_weights` names. KeyError for one it lacks.
     """
     check(recipe, target, shapes)
     found: dict[str, Scheme | None] = {}

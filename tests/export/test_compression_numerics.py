@@ -114,6 +114,15 @@ def test_a_row_or_block_of_zeros_among_others_stays_zero(scheme: Scheme) -> None
     assert found[0, :32].any()
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_window_ends_at_zero_where_all_weights_are_of_one_sign(sign: int) -> None:
+    weights = sign * (rows((32, 64)) + 0.5)
+    codes = compress(SCHEMES["int4"], weights)
+    assert -8 <= int(codes.tables["offset"].min())
+    assert int(codes.tables["offset"].max()) <= 7
+    assert weighted_error(weights, dense(SCHEMES["int4"], codes)) < 0.01 * weighted_error(weights, 0 * weights)
+
+
 @pytest.mark.parametrize("shift", [-0.5, 0.0, 0.5])
 @pytest.mark.parametrize("scheme", SCALED, ids=lambda scheme: scheme.name)
 def test_single_zeros_are_exact(scheme: Scheme, shift: float) -> None:
