@@ -185,6 +185,6 @@ def _importance(compression: Compression, known: Statistics) -> dict[str, Tensor
     """The importance for each layer of the language model whose scheme looks at it."""
     return {
         layer: known.importance(layer.removeprefix(LANGUAGE))
-        for layer in compression.schemes
-        if layer.startswith(LANGUAGE)
+        for layer, scheme in compression.schemes.items()
+        if layer.startswith(LANGUAGE) and scheme.weighted
     }

@@ -37,6 +37,11 @@ class Scheme:
     op: str
     targets: tuple[str, ...]
 
+    @property
+    def weighted(self) -> bool:
+        """Whether calibration is worth looking at: 256 values lose little anywhere, and inputs it never met would."""
+        return self.kind != "channel"
+
     def fits(self, target: str) -> bool:
         """Returns whether `target` ("ane" or "gpu") can run it."""
         return target in self.targets

@@ -95,7 +95,7 @@ def dequantised(name: str, weight: Tensor, scheme: Scheme, importance: Tensor | 
     count = block_rows(weight.shape[1])
     for start in range(0, len(weight), count):
         rows = weight[start : start + count].float()
-        out[start : start + count] = dense(scheme, compress(scheme, rows, importance))
+        out[start : start + count] = dense(scheme, compress(scheme, rows, importance if scheme.weighted else None))
     return out
 
 
