@@ -1,18 +1,13 @@
 """How a weight's numbers lie in the weight file and in the program: fp16, or codes with the tables that they refer to.
 
 A compressed weight is a `constexpr_*` op in place of a `const`, of the same name, type and shape: whoever reads it gets
-fp16 numbers, and the codes and tables lie in the weight file (coremltools writes the same ops, ct optimize). The rows
-are compressed in blocks on all cores and written in order, so the bytes depend on no core and no more than a few blocks
-are in memory.
+fp16 numbers, and the codes and tables lie in the weight file (the ops are those of coremltools' own compression).
 It does not choose who is compressed how (`export.choice`), nor how (`export.compression`).
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -20,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export.compression.blocks import in_order
 from export.compression.codes import compress
 from export.compression.packing import BLOB_DTYPES, pack, padding_bits
 from export.compression.schemes import Scheme
@@ -30,8 +26,6 @@ from export.weightfile import WeightWriter
 from fastvlm.errors import PackageError
 
 BLOB_FILE = "@model_path/weights/weight.bin"
-BLOCK_VALUES = 1 << 21  # of one block of rows: 8 MB in float32, and a few times that while it is worked on
-GROUP = 32  # rows that a palette may share: a block is a multiple
 CODES = {"constexpr_blockwise_shift_scale": "data", "constexpr_lut_to_dense": "indices"}  # by op, its input of codes
 
 
@@ -63,7 +57,7 @@ def _store_codes(writer: WeightWriter, weight: GraphWeight, scheme: Scheme, clam
     tables: dict[str, list[Tensor]] = {}
 
     def codes() -> Iterator[bytes]:
-        for made, packed in _in_order(lambda rows: _compressed(scheme, rows, weight), _blocks(weight, clamped)):
+        for made, packed in in_order(lambda rows: _compressed(scheme, rows, weight), weight.blocks(clamped)):
             for name, table in made.tables.items():
                 tables.setdefault(name, []).append(table)
             yield packed
@@ -83,30 +77,9 @@ def _store_codes(writer: WeightWriter, weight: GraphWeight, scheme: Scheme, clam
     return places
 
 
-def _blocks(weight: GraphWeight, clamped: dict[str, int]) -> Iterator[Tensor]:
-    rows = BLOCK_VALUES // prod(weight.shape[1:]) // GROUP * GROUP
-    return weight.blocks(max(rows, GROUP), clamped)
-
-
 def _compressed(scheme: Scheme, rows: Tensor, weight: GraphWeight) -> tuple[Codes, bytes]:
     made = compress(scheme, rows, weight.importance)
     return made, pack(made.codes, scheme.bits)
-
-
-def _in_order(work: Callable[[Tensor], tuple[Codes, bytes]], blocks: Iterable[Tensor]) -> Iterator[tuple[Codes, bytes]]:
-    """What `work` makes of each block, in order, on all cores; at most one block a core waits."""
-    cores = os.cpu_count() or 1
-    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
-    waiting: deque[Future[tuple[Codes, bytes]]] = deque()
-    try:
-        for block in blocks:
-            waiting.append(pool.submit(work, block))
-            if len(waiting) > cores:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _become_constexpr(op: Any, scheme: Scheme, shape: tuple[int, ...], places: dict[str, int]) -> None:

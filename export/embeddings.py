@@ -19,7 +19,6 @@ from fastvlm_ref.model.decoder import Decoder
 
 FILE = "embeddings.bin"
 TABLE = "embed_tokens.weight"
-ROWS = 2048  # quantised at a time
 
 
 def write_embeddings(path: Path, decoder: Decoder, dtype: str = "fp16") -> dict[str, int]:
@@ -35,7 +34,7 @@ def write_embeddings(path: Path, decoder: Decoder, dtype: str = "fp16") -> dict[
             handle.writelines(weight.halves(clamped))
             return clamped
         scales = []
-        for rows in weight.blocks(ROWS, clamped):
+        for rows in weight.blocks(clamped):
             made = compress(SCHEMES["int8"], rows)
             handle.write(made.codes.numpy().tobytes())
             scales.append(made.tables["scale"].numpy())

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.compression.blocks import row_blocks
 from export.compression.schemes import Scheme
 from export.weights import saturate
 from fastvlm_ref.checkpoint.stream import stored
@@ -46,32 +47,22 @@ class GraphWeight:
         part, _, rest = name.partition(".")
         return f"{ROOMS.get(part, part)}.{rest}"
 
-    def blocks(self, rows: int, clamped: dict[str, int]) -> Iterator[Tensor]:
-        """Its rows in order, float32 (n, ...), `rows` at a time, the last time fewer; `clamped` as `halves`."""
-        count, total = rows * prod(self.shape[1:]), 0
-        held: list[Tensor] = []
-        for piece in self.pieces():
-            values, large = saturate(self.name, piece)
-            total += large
-            held.append(values.float())
-            if sum(part.numel() for part in held) >= count:
-                *full, rest = torch.cat(held).split(count)
-                held = [rest]
-                if rest.numel() == count:
-                    full, held = [*full, rest], []
-                yield from (block.reshape(-1, *self.shape[1:]) for block in full)
-        if held:
-            yield torch.cat(held).reshape(-1, *self.shape[1:])
-        if total:
-            clamped[self.name] = total
+    def blocks(self, clamped: dict[str, int]) -> Iterator[Tensor]:
+        """Its rows in order, float32 (n, ...), block by block; `clamped` and TensorError as `halves`."""
+        for block in row_blocks(self._saturated(clamped), prod(self.shape[1:])):
+            yield block.reshape(-1, *self.shape[1:])
 
     def halves(self, clamped: dict[str, int]) -> Iterator[bytes]:
         """Its values as fp16 bytes; adds to `clamped` under its name how many were too large. TensorError as said."""
+        for values in self._saturated(clamped):
+            yield np.ascontiguousarray(values.half().numpy()).tobytes()
+
+    def _saturated(self, clamped: dict[str, int]) -> Iterator[Tensor]:
         total = 0
         for piece in self.pieces():
             values, count = saturate(self.name, piece)
             total += count
-            yield np.ascontiguousarray(values.half().numpy()).tobytes()
+            yield values
         if total:
             clamped[self.name] = total
 

@@ -21,6 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from export.compression.blocks import block_rows, in_order, row_blocks
 from export.compression.calibration import HEAD, LINEARS, Statistics, Visit, causal, embedded, statistics, walk
 from export.compression.codes import compress, dense
 from export.compression.schemes import SCHEMES, Scheme
@@ -37,8 +38,6 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = {"ane": ("int8", "lut6", "lut4"), "g
 # Positions whose MLP runs once for each linear layer and scheme. With 64, one scheme in one decoder layer of 7B takes a
 # busy core 12 s (int8) to 26 s (lut6), compressing included; 270 would add four times as many runs of the MLP.
 MOST_COMPARED = 64
-BLOCK_VALUES = 1 << 23  # weights compressed at a time: 34 MB in float32, a few times that while it lasts
-BLOCK_STEP = 128  # rows of a block are a multiple of it, so that no table is cut in two
 
 
 def candidates(target: str) -> tuple[Scheme, ...]:
@@ -85,23 +84,15 @@ def compared(lengths: Sequence[int]) -> list[Tensor]:
 
 
 def dequantised(name: str, weight: Tensor, scheme: Scheme, importance: Tensor | None) -> Tensor:
-    """Returns what a weight (n, K) is after compression, float32, made in blocks of rows.
+    """Returns what a weight (n, K) is after compression, float32.
 
     Raises TensorError where the weight holds NaN or infinity.
     """
     if not bool(torch.isfinite(weight).all()):
         raise TensorError(f"decoder.{name} holds NaN or infinity; fetch the checkpoint again")
-    out = torch.empty(weight.shape, dtype=torch.float32)
-    count = block_rows(weight.shape[1])
-    for start in range(0, len(weight), count):
-        rows = weight[start : start + count].float()
-        out[start : start + count] = dense(scheme, compress(scheme, rows, importance if scheme.weighted else None))
-    return out
-
-
-def block_rows(width: int) -> int:
-    """Returns how many rows of `width` inputs are compressed at a time."""
-    return max(1, BLOCK_VALUES // (width * BLOCK_STEP)) * BLOCK_STEP
+    weights = importance if scheme.weighted else None
+    blocks = weight.split(block_rows(weight.shape[1]))
+    return torch.cat(list(in_order(lambda rows: dense(scheme, compress(scheme, rows.float(), weights)), blocks)))
 
 
 class Probe:
@@ -163,22 +154,6 @@ def _head_row(decoder: Decoder, leaving: Tensor, schemes: Sequence[Scheme], impo
             noise += power(hidden @ (dequantised(HEAD, rows, scheme, importance) - rows).T)
     ratios = {scheme: mean_ratio(HEAD, noise, signal) for scheme, noise in noises.items()}
     return _as_row(HEAD, shape, ratios)
-
-
-def row_blocks(pieces: Iterator[Tensor], width: int) -> Iterator[Tensor]:
-    """Returns float32 blocks (`block_rows`, K), the last one shorter, of flat pieces of any length and dtype."""
-    size = block_rows(width) * width
-    held: list[Tensor] = []
-    count = 0
-    for piece in pieces:
-        held.append(piece.float())
-        count += piece.numel()
-        if count >= size:
-            *blocks, rest = torch.cat(held).split(size)
-            yield from (block.view(-1, width) for block in blocks)
-            held, count = [rest], rest.numel()
-    if count:
-        yield torch.cat(held).view(-1, width)
 
 
 def power(x: Tensor) -> Tensor:

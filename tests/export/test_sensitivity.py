@@ -15,7 +15,7 @@ from torch import nn
 from export.compression.budget import SizeBudget, choose
 from export.compression.calibration import HEAD, LINEARS, Statistics, calibrate, embedded
 from export.compression.schemes import SCHEMES, Scheme
-from export.compression.sensitivity import MOST_COMPARED, candidates, compared, dequantised, measure, row_blocks
+from export.compression.sensitivity import MOST_COMPARED, candidates, compared, dequantised, measure
 from export.compression.simulation import simulated
 from export.compression.table import Table, decibels
 from fastvlm.errors import TensorError, UsageError
@@ -109,7 +109,7 @@ def test_the_heads_noise_is_that_of_its_logits(
     noise = (hidden @ weights[HEAD, "lut4"].T).double() - logits
     expected = decibels(float((noise.square().sum(1) / logits.square().sum(1)).mean()))
     assert table.rows[-1].candidates[-1].decibel == pytest.approx(expected, abs=0.011)
-    monkeypatch.setattr("export.compression.sensitivity.BLOCK_VALUES", 1)  # 128 of 576 rows: four blocks and a half
+    monkeypatch.setattr("export.compression.blocks.VALUES", 1)  # 32 of 576 rows
     again, in_blocks = measure(tiny_model, shipped_samples(), [SCHEMES["lut4"]])
     assert again.as_json() == known.as_json()
     for one, other in zip(table.rows, in_blocks.rows, strict=True):
@@ -163,16 +163,6 @@ def test_compared_positions_are_spread_evenly(lengths: list[int]) -> None:
 
 def _starts(lengths: list[int]) -> list[int]:
     return [sum(lengths[:at]) for at in range(len(lengths))]
-
-
-def test_row_blocks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.compression.sensitivity.BLOCK_VALUES", 24)
-    monkeypatch.setattr("export.compression.sensitivity.BLOCK_STEP", 2)
-    whole = torch.randn(11, 6)
-    for size in (1, 5, 6, 24, 25, 66):
-        blocks = list(row_blocks(iter(whole.half().reshape(-1).split(size)), 6))
-        assert [len(block) for block in blocks] == [4, 4, 3]
-        assert torch.equal(torch.cat(blocks), whole.half().float())
 
 
 def test_schemes_that_do_not_fit(tiny_model: Any) -> None:
