@@ -1,122 +1,213 @@
 """Export beside the stock route, `torch.jit.trace` and `ct.convert` with default settings, a process for each.
 
-    python benchmarks/export.py language CHECKPOINT     # both functions and the embedding table / stock: one function
-    python benchmarks/export.py encoder  CHECKPOINT     # two sizes / stock: one size
-    python benchmarks/export.py whole    CHECKPOINT     # everything at two sizes; there is no stock route to a build
+    python -P benchmarks/export.py rows CHECKPOINT [CHECKPOINT …] [--schemes fp16,int8,lut4,lut6,int4,mixed]
+        [--only-rows encoder-one,encoder-two,language,everything] [--rounds N] [--no-stock] [--limit MINUTES]
+        [--plot FILE.svg] [--json FILE]
+    python -P benchmarks/export.py plot FIGURES.json [FIGURES.json …] FILE.svg    # what --json wrote, not measured anew
 
-Seconds are of the whole process, imports and reading the checkpoint included; memory is the most that was resident.
-The stock route converts an equivalent module with coremltools' defaults and saves it; it knows no embedding table, no
-second function, no second size. `--no-stock` leaves it out: it needs about seven gigabytes for 0.5B.
+`-P` keeps this folder off the path, where this file would hide the package `export`.
+
+Rows: the encoder at one size (1024) and at two (1024, 1152); the language model with both functions and the embedding
+table, as one file (`--target gpu`), because the stock route makes one; everything at two sizes, in fp16 and by every
+scheme of `--schemes` (int4 with `--target gpu`, the others for `ane`; the encoder stays fp16).
+
+Seconds are of the whole process, imports and reading the checkpoint included; memory is the most that was resident;
+disk is what the route leaves. Over `--rounds` the rows and routes take turns; what is printed are medians, and medians
+of the rounds' ratios. `× fp16` and `× stock` are seconds over those of the fp16 row and of the stock route.
+
+The stock route (`export_routes.py`) converts an equivalent module with coremltools' defaults, compresses it by
+`linear_quantize_weights` or `palettize_weights`, and saves it. It makes `decode` alone: no `prefill`, no embedding
+table. It is left out, and the table says why, for `mixed`, where it needs more memory than is free, where it takes
+longer than `--limit`, and where k-means meets groups of fewer than 10,000 weights and scikit-learn is missing.
+matplotlib and scikit-learn: `pip install -c constraints.txt -e '.[bench]'`; no other route gets to see scikit-learn.
+
+Targets are the design's (`export_targets.py`); the missed ones are listed at the end. The exit code is 1 when one of
+our exports failed, whatever the targets say. TMPDIR chooses the disk that is written to.
+
+What compression loses is measured elsewhere: `compression.py` has the SNR per layer beside coremltools',
+`accuracy.py` the right answers of every scheme.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import resource
-import shutil
+import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SIZES = (1024, 1152)
-PARTS = {"language": "language", "encoder": "encoder", "whole": None}
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE))  # last, so that the package `export` comes before this file
+
+from export_report import Figures, Measured, as_json, missed, table  # noqa: E402
+from export_targets import EVERYTHING, SCHEMES, TITLES, Row, rows_of  # noqa: E402
+
+KMEANS_1D = 10_000  # weights of a group from which on coremltools needs no scikit-learn
+GROUP = 32
+# The stock route's memory for 0.5B: 8.2 GB at 0.99 GB of fp16 weights (docs/benchmarks.md), 0.6 of it the imports.
+STOCK_BASE, STOCK_FACTOR = 0.6e9, 7.7
 
 
-def ours(what: str, checkpoint: str, folder: Path) -> None:
-    """`fastvlm export`, by its library call."""
-    from export.api import export
-
-    sizes = () if what == "language" else SIZES
-    export(checkpoint, folder / "build", image_sizes=sizes, only=PARTS[what])
-
-
-def stock(what: str, checkpoint: str, folder: Path) -> None:
-    """One function by trace (with its re-check, as by default) and convert."""
-    import coremltools as ct
-    import numpy as np
-    import torch
-
-    from export.decoder import LanguageGraph
-    from export.encoder import EncoderGraph
-    from export.plan import ExportPlan
-    from fastvlm_ref.checkpoint import load_checkpoint
-
-    model = load_checkpoint(checkpoint)
-    if what == "encoder":
-        example: tuple[Any, ...] = (torch.zeros(1, 3, SIZES[0], SIZES[0]),)
-        traced = torch.jit.trace(EncoderGraph(model).eval(), example)
-        options: dict[str, Any] = {"inputs": [ct.ImageType("image", example[0].shape, scale=1 / 255)]}
-    else:
-        from export.contract import language_functions
-
-        _, decode = language_functions(model.config.text, ExportPlan(SIZES, 2048, 64))
-        example = (*(torch.zeros(item.shape) for item in decode.inputs[:-1]), torch.zeros(1, dtype=torch.int32))
-        traced = torch.jit.trace(LanguageGraph(model.decoder, 1, 2048, head=True).eval(), example)
-        assert decode.state is not None
-        wrapped = ct.TensorType(shape=decode.state.shape, dtype=np.float16)
-        kinds = [np.int32 if item.dtype == "int32" else np.float16 for item in decode.inputs]
-        options = {
-            "inputs": [
-                ct.TensorType(item.name, item.shape, dtype=kind)
-                for item, kind in zip(decode.inputs, kinds, strict=True)
-            ],
-            "states": [ct.StateType(wrapped, decode.state.name)],
-        }
-    converted = ct.convert(
-        traced, minimum_deployment_target=ct.target.iOS18, skip_model_load=True, convert_to="mlprogram", **options
-    )
-    converted.save(str(folder / "stock.mlpackage"))
+def free_memory() -> float:
+    """Bytes that a new process can have; infinity where the system does not tell."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), float("inf"))
 
 
-def measured(route: str, what: str, checkpoint: str) -> dict[str, float]:
-    """Runs one route in a process of its own; seconds, bytes of memory, bytes on disk."""
+def left_out(row: Row, facts: dict[str, Any], free: float, sklearn: bool) -> str | None:
+    """Why the stock route of a row cannot run here, None where it can."""
+    if row.scheme == "mixed":
+        return "coremltools has no such scheme"
+    if row.scheme.startswith("lut") and facts["narrowest"] * GROUP < KMEANS_1D and not sklearn:
+        return "not measured: scikit-learn missing"
+    if row.key in ("language", EVERYTHING):
+        needed = STOCK_BASE + STOCK_FACTOR * facts["weights"]["language"]
+        if needed > free:
+            return f"left out: needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+    return None
+
+
+def child(*arguments: str, seconds: float | None = None) -> dict[str, Any]:
+    """Runs export_routes.py and returns its JSON; RuntimeError with its last line when it fails."""
+    command = [sys.executable, "-P", str(HERE / "export_routes.py"), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"stopped after {(seconds or 0) / 60:g} minutes") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"ended with {done.returncode}: {last[:300]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measured(route: str, row: Row, checkpoint: str, seconds: float | None = None) -> Figures:
+    """Runs one route of a row in a process of its own."""
     with tempfile.TemporaryDirectory() as place:
-        # -P: this file's folder stays off the path, where it would hide the package `export`
-        command = [sys.executable, "-P", __file__, what, checkpoint, "--route", route, "--folder", place]
         start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - start
-        if done.returncode:
-            raise SystemExit(f"Error: the {route} route ended with {done.returncode}: {done.stderr[-500:]}")
-        usage = json.loads(done.stdout.splitlines()[-1])
+        used = child(route, row.key, row.scheme, checkpoint, place, seconds=seconds)
+        elapsed = time.perf_counter() - start
         disk = sum(file.stat().st_size for file in Path(place).rglob("*") if file.is_file())
-    return {"seconds": seconds, "disk": disk, **usage}
+    figures = Figures(elapsed, used["cpu"], used["memory"], disk)
+    print(f"  {row.title:<30} {route:<6} {figures.line}", file=sys.stderr, flush=True)
+    return figures
 
 
-def one_route(arguments: argparse.Namespace) -> None:
-    """The process that is measured; prints its CPU seconds and most memory as JSON."""
-    {"ours": ours, "stock": stock}[arguments.route](arguments.what, arguments.checkpoint, Path(arguments.folder))
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    scale = 1 if sys.platform == "darwin" else 1024  # Linux counts kilobytes
-    print(json.dumps({"cpu": own.ru_utime + own.ru_stime, "memory": own.ru_maxrss * scale}))
+def turns(checkpoint: str, facts: dict[str, Any], rows: Sequence[Row], options: argparse.Namespace) -> list[Measured]:
+    """Every row by both routes, round by round; what failed once is not tried again."""
+    results = [Measured(row, row.weights(facts["weights"])) for row in rows]
+    sklearn = importlib.util.find_spec("sklearn") is not None
+    for _ in range(options.rounds):
+        for result in results:
+            if result.failed is None:
+                try:
+                    result.ours.append(measured("ours", result.row, checkpoint))
+                except RuntimeError as error:
+                    result.failed = str(error)
+            if not options.stock or result.left_out is not None:
+                continue
+            result.left_out = left_out(result.row, facts, free_memory(), sklearn)
+            if result.left_out is None:
+                try:
+                    result.stock.append(measured("stock", result.row, checkpoint, options.limit * 60))
+                except RuntimeError as error:
+                    result.left_out = str(error)
+    return results
 
 
-def main() -> None:
+def rows(options: argparse.Namespace) -> int:
+    """Measures, prints, writes; 1 when an export of ours failed."""
+    wanted = rows_of(options.only_rows, options.schemes)
+    found: list[dict[str, Any]] = []
+    for checkpoint in options.checkpoints:
+        try:
+            facts = child("facts", checkpoint)
+        except RuntimeError as error:
+            raise SystemExit(f"Error: {checkpoint}: {error}") from None
+        name = Path(checkpoint).name
+        print(f"{name}, {options.rounds} round(s)", file=sys.stderr, flush=True)
+        results = turns(checkpoint, facts, wanted, options)
+        record = as_json(name, facts, results)
+        print(table(record), flush=True)
+        found.append(record)
+    print(missed(found))
+    if options.json:
+        machine = {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()}
+        content = {"machine": machine, "rounds": options.rounds, "checkpoints": found}
+        options.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    if options.plot:
+        draw(found, options.plot)
+    return int(any(row["failed"] for record in found for row in record["rows"]))
+
+
+def plot(options: argparse.Namespace) -> int:
+    """Draws what earlier runs wrote."""
+    draw(
+        [record for file in options.figures for record in json.loads(file.read_text("utf-8"))["checkpoints"]],
+        options.plot,
+    )
+    return 0
+
+
+def draw(records: list[dict[str, Any]], file: Path) -> None:
+    """The plot; matplotlib is loaded here, after everything is measured and in no measured process."""
+    from export_plot import save
+
+    save(records, file)
+
+
+def listed(known: Sequence[str]) -> Any:
+    """A parser of names with commas between them."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(name for name in text.split(",") if name)
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown) or 'nothing'}; known are {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def positive(text: str) -> int:
+    """A count of at least one."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=PARTS)
-    parser.add_argument("checkpoint")
-    parser.add_argument("--no-stock", action="store_true", help="leave the stock route out")
-    parser.add_argument("--route", choices=("ours", "stock"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.route:
-        one_route(arguments)
-        return
-    routes = ["ours"] if arguments.no_stock or arguments.what == "whole" else ["ours", "stock"]
-    print(f"{arguments.what}, free disk {shutil.disk_usage(tempfile.gettempdir()).free / 1e9:.0f} GB")
-    for route in routes:
-        found = measured(route, arguments.what, arguments.checkpoint)
-        print(
-            f"  {route:<6} {found['seconds']:7.1f} s  {found['cpu']:7.1f} CPU s  {found['memory'] / 1e9:5.2f} GB memory"
-            f"  {found['disk'] / 1e9:5.2f} GB on disk",
-            flush=True,
-        )
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("rows", help="measure")
+    measure.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
+    measure.add_argument("--schemes", type=listed(SCHEMES), default=SCHEMES, help="of everything; default: all")
+    measure.add_argument("--only-rows", type=listed(tuple(TITLES)), default=tuple(TITLES), help="default: all")
+    measure.add_argument("--rounds", type=positive, default=1)
+    measure.add_argument("--no-stock", dest="stock", action="store_false", help="leave the stock route out")
+    measure.add_argument("--limit", type=positive, default=30, metavar="MINUTES", help="of one stock route; default 30")
+    measure.add_argument("--plot", type=Path, metavar="FILE.svg")
+    measure.add_argument("--json", type=Path, metavar="FILE")
+    again = commands.add_parser("plot", help="draw what `rows --json` wrote")
+    again.add_argument("figures", type=Path, nargs="+", metavar="FIGURES.json")
+    again.add_argument("plot", type=Path, metavar="FILE.svg")
+    options = parser.parse_args()
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("a plot needs matplotlib: pip install -c constraints.txt -e '.[bench]'")
+    for file in (options.plot, getattr(options, "json", None)):
+        if file is not None and not file.absolute().parent.is_dir():
+            parser.error(f"there is no folder {file.absolute().parent}")  # said before minutes are spent
+    return {"rows": rows, "plot": plot}[options.command](options)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
