@@ -35,13 +35,7 @@ LANGUAGE = "LanguageModel.mlpackage"
 
 
 @pytest.fixture(scope="module")
-def streamed() -> FastVLM:
-    """The embedded checkpoint, streaming; never changed."""
-    return load_checkpoint("tiny", stream=True)
-
-
-@pytest.fixture(scope="module")
-def cut(streamed: FastVLM) -> FastVLM:
+def cut() -> FastVLM:
     """Two layers of the embedded checkpoint, in memory: less to measure."""
     model = load_checkpoint("tiny")
     text = replace(model.config.text, layers=2)
