@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typed import Run
 
+from fastvlm.errors import UsageError
 from fastvlm.hashes import hash_tree
 
 Refused = Callable[..., None]
@@ -88,6 +89,16 @@ def test_a_bad_recipe_is_told_before_a_checkpoint_is_looked_for(
 ) -> None:
     monkeypatch.setattr("export.api.on_disk", lambda *_: pytest.fail("something was fetched"))
     refused("owner/name", "--quantize", recipe(text), says=says)
+
+
+@pytest.mark.parametrize("asked", [{"quantize": "nosuch"}, {"quantize": "int4"}, {"calibration": "missing"}])
+def test_the_library_refuses_as_early(asked: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from export import export
+
+    monkeypatch.setattr("export.api.on_disk", lambda *_: pytest.fail("something was fetched"))
+    with pytest.raises(UsageError):
+        export("owner/name", tmp_path / "out", **asked)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_without_pictures(refused: Refused, tmp_path: Path) -> None:

@@ -296,6 +296,17 @@ def test_cores_and_pieces_do_not_show(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(made[0]) > 6
 
 
+@pytest.mark.parametrize(("scheme", "target"), [("int4", "gpu"), ("lut4", "ane"), ("int8", "ane")])
+def test_tables_of_several_blocks_are_those_of_one(
+    scheme: str, target: str, built: Callable[..., Path], small: FastVLM, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole = hash_tree(built(scheme, target))
+    monkeypatch.setattr("export.constexpr.BLOCK_VALUES", 2048)  # 32 rows
+    build = export_model(small, tmp_path / "build", quantize=scheme, target=target, **ASKED)
+    assert hash_tree(build) == whole
+
+
 def test_a_streamed_checkpoint_is_compressed_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"quantize": recipe(tmp_path, "language: lut6\nembeddings: int8\n"), "only": "language"}
     made = []
