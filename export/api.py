@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.build import BuildWriter
-from export.choice import intended, measured
+from export.choice import intended, measured, smallest, unused
 from export.plan import check_options, make_plan
 from export.precheck import check_weights
+from export.sizes import check_files
 from export.space import check_space, part_bytes
 from fastvlm.errors import UsageError
 from fastvlm.progress import SILENT, Progress
@@ -56,7 +57,7 @@ def export(
     first conversion, PackageError when the converter did not make what the contract says. Nothing is left behind on
     failure; an interrupt leaves the finished packages, which the same call takes over, byte for byte.
     """
-    check_options(image_sizes, context, query_length, only, target, max_file_size)
+    check_options(image_sizes, context, query_length, only, target, max_file_size, quantize, calibration)
     place = check_output(output, overwrite)  # before gigabytes are fetched
     checkpoint, base = on_disk(checkpoint, progress), None if base is None else on_disk(base, progress)
     check_apart(place, [folder_of(path) for path in (checkpoint, base) if path is not None])
@@ -97,11 +98,14 @@ def export_model(
         progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")
     place = check_output(output, overwrite)
     check_apart(place, [source.folder, source.base.folder if source.base else None])
-    samples = samples_in(Path(calibration), "--calibration") if calibration else shipped_samples()
+    samples = shipped_samples() if calibration is None else samples_in(Path(calibration), "--calibration")
     intent = intended(model, plan, quantize)
+    check_files(model.config.text, plan, smallest(intent, model, plan))
     check_space(place, part_bytes(model, plan, intent), kept_bytes(place))
     check_weights(model, plan, progress)
     compression = measured(intent, model, plan, samples, progress)
+    for note in unused(compression, plan, calibration is not None):
+        progress.note(note)
     with staged_folder(place, overwrite, progress=progress, resume=True) as folder:
         BuildWriter(model, plan, folder, source, tokenizer, progress, compression).write()
     return place

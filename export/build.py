@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from export.choice import Compression
+from export.choice import LANGUAGE, Compression
 from export.chunks import Chunk, HeadSplit, chunks, head_split
 from export.contract import SCALE, FunctionSpec, encoder_functions, language_functions
 from export.convert import Converted
@@ -96,8 +96,10 @@ class BuildWriter:
         if plan.encoder:
             found[ENCODER] = encoder_key(model, plan, files) | self.compression.key("encoder")
         if plan.language:
-            key = language_key(model, plan, files) | self.compression.key("language")
-            found |= {chunk.package: key | {"chunk": asdict(chunk)} for chunk in self.chunks} | {EMBEDDINGS: key}
+            key = language_key(model, plan, files)
+            found[EMBEDDINGS] = key | {"dtype": self.compression.embeddings}
+            key |= self.compression.key("language")
+            found |= {chunk.package: key | {"chunk": asdict(chunk)} for chunk in self.chunks}
         return found
 
     @property
@@ -114,7 +116,10 @@ class BuildWriter:
         with self.progress.stage("Vision encoder", len(specs) + 1) as advance:  # each size, the hashes
             clamped = self.parts.make(
                 ENCODER, self.made_of[ENCODER],
-                lambda path: write_package(path, self._encoder_functions(specs, advance), specs[0].name, labels),
+                lambda path: write_package(
+                    path, self._encoder_functions(specs, advance), specs[0].name, labels,
+                    self.compression.layers("encoder."),
+                ),
             )  # fmt: skip
             advance(1)
         self._report(clamped)
@@ -139,9 +144,11 @@ class BuildWriter:
         specs = converter.functions(chunk)
         labels = self.labels(_chunk_text(chunk), specs)
         functions = (converter.convert(chunk, spec) for spec in specs)
+        layers = self.compression.layers(*_prefixes(chunk))
         clamped = self.parts.make(
-            chunk.package, self.made_of[chunk.package], lambda path: write_package(path, functions, "decode", labels)
-        )
+            chunk.package, self.made_of[chunk.package],
+            lambda path: write_package(path, functions, "decode", labels, layers),
+        )  # fmt: skip
         self._report(clamped)
 
     @cached_property
@@ -234,7 +241,7 @@ class BuildWriter:
             "functions": {},
             "packages": {},
             "tokenizer": {"folder": TOKENIZER},
-            "compression": self.compression.as_json(),
+            "compression": self.compression.as_json(plan.parts),
             "licence": config.licence,
             "licence_text": self.licence_text,
             "assumed": list(config.assumed),
@@ -259,6 +266,13 @@ class BuildWriter:
             _stage(language_functions(text, self.plan, chunk, self.split)) for chunk in self.chunks
         ]
         content["embeddings"] = table_record(text, self.compression.embeddings)
+
+
+def _prefixes(chunk: Chunk) -> Iterator[str]:
+    """How the names of the layers begin that a language package holds, as recipes call them."""
+    yield from (f"{LANGUAGE}layers.{index}." for index in range(chunk.first, chunk.last))
+    if chunk.parts:
+        yield f"{LANGUAGE}lm_head"
 
 
 def _chunk_text(chunk: Chunk) -> str:

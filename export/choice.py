@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -22,13 +22,13 @@ from torch import Tensor
 from export.chunks import HeadSplit, head_split
 from export.compression.budget import QualityBudget, SizeBudget, choose
 from export.compression.calibration import Statistics, calibrate
-from export.compression.recipe import FP16, MIXED, Recipe, assign, open_weights, read_recipe
+from export.compression.recipe import FP16, MIXED, Recipe, assign, open_weights, requested
 from export.compression.schemes import SCHEMES, Scheme, Shape
 from export.compression.sensitivity import candidates, measure
 from export.compression.table import Table
 from export.encoder import EncoderGraph
 from export.parameters import GraphWeight
-from export.plan import ExportPlan
+from export.plan import PARTS, ExportPlan
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.config import TextConfig
 from fastvlm_ref.model.decoder import Decoder
@@ -74,23 +74,33 @@ class Compression:
         scheme = self.schemes.get(layer)
         return 2 * prod(shape) if scheme is None else scheme.bytes(shape)
 
-    def key(self, part: str) -> dict[str, Any]:
-        """Returns what the bytes of a part ("language" or "encoder") depend on, as JSON."""
-        importance = hashlib.sha256()
-        for layer, values in sorted(self.importance.items()):
-            importance.update(layer.encode() + b"\0" + values.numpy().tobytes())
-        schemes = {layer: scheme.name for layer, scheme in self.schemes.items() if layer.startswith(f"{part}.")}
-        return {"schemes": schemes, "importance": importance.hexdigest(), "embeddings": self.embeddings}
+    def layers(self, *prefixes: str) -> set[str]:
+        """Returns the compressed layers whose names begin so."""
+        return {layer for layer in self.schemes if layer.startswith(prefixes)}
 
-    def as_json(self) -> dict[str, Any]:
-        """Returns the manifest's entry: what was asked for, how many layers got which scheme, and each of them."""
+    def key(self, part: str) -> dict[str, Any]:
+        """Returns what the packages of a part ("language" or "encoder") depend on, as JSON."""
+        importance = hashlib.sha256()
+        layers = sorted(self.layers(f"{part}."))
+        for layer in layers:
+            if layer in self.importance:
+                importance.update(layer.encode() + b"\0" + self.importance[layer].numpy().tobytes())
+        schemes = {layer: self.schemes[layer].name for layer in layers}
+        return {"schemes": schemes, "importance": importance.hexdigest()}
+
+    def as_json(self, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+        """Returns the manifest's entry: what was asked for, how many layers got which scheme, and each of them.
+
+        parts: those that the build has.
+        """
         record: dict[str, Any] = {"scheme": self.name}
         if self.name == FP16:
             return record
-        for part in ("language", "encoder"):
-            names = (scheme.name for layer, scheme in self.schemes.items() if layer.startswith(f"{part}."))
-            record[part] = dict(sorted(Counter(names).items()))
-        record |= {"embeddings": self.embeddings, "recipe": asdict(self.recipe)}
+        for part in parts:
+            record[part] = dict(sorted(Counter(self.schemes[layer].name for layer in self.layers(f"{part}.")).items()))
+        if "language" in parts:
+            record["embeddings"] = self.embeddings
+        record["recipe"] = asdict(self.recipe)
         record["layers"] = {layer: scheme.name for layer, scheme in self.schemes.items()}
         if self.calibration is not None:
             record["calibration"] = dict(self.calibration)
@@ -106,12 +116,35 @@ def intended(model: FastVLM, plan: ExportPlan, quantize: str | Path | None) -> C
     """
     if quantize is None or quantize == FP16:
         return Compression()
-    recipe = read_recipe(quantize)
+    recipe = requested(quantize, plan.target)
     shapes = weight_shapes(model, plan, recipe)
     pending = dict.fromkeys(open_weights(recipe, plan.target, shapes), LARGEST)
     schemes = _named(assign(recipe, plan.target, shapes, pending))
     name = str(quantize) if quantize in (*SCHEMES, MIXED) else "recipe"
     return Compression(name, recipe, schemes, _encoder_saving(shapes, schemes))
+
+
+def smallest(intent: Compression, model: FastVLM, plan: ExportPlan) -> Compression:
+    """Returns the compression in which `mixed` chooses the fewest bytes for every layer that it may choose for."""
+    if not plan.language or intent.recipe.language != MIXED:
+        return intent
+    shapes = language_shapes(model.config.text, head_split(model.config.text, plan.target))
+    least = {
+        name.removesuffix(".weight"): min(
+            (scheme for scheme in candidates(plan.target) if scheme.problem(shapes[name]) is None),
+            key=lambda scheme, name=name: scheme.bytes(shapes[name]),  # type: ignore[misc]
+        )
+        for name in open_weights(intent.recipe, plan.target, shapes)
+    }
+    return replace(intent, schemes={**intent.schemes, **least})
+
+
+def unused(compression: Compression, plan: ExportPlan, pictures: bool) -> Iterator[str]:
+    """Tells what was asked for and changes nothing; `pictures`: whether the user gave some to calibrate on."""
+    if pictures and compression.calibration is None:
+        yield "--calibration changes nothing here: language models of int4, lut4 and mixed are measured on pictures"
+    if compression.name != FP16 and not plan.language and not compression.schemes:
+        yield f"--quantize {compression.name} leaves the encoder fp16; a recipe that says `encoder: int8` does not"
 
 
 def measured(
@@ -123,7 +156,8 @@ def measured(
     shapes = weight_shapes(model, plan, intent.recipe)
     open_to_choice = open_weights(intent.recipe, plan.target, shapes)
     if open_to_choice:
-        known, table = measure(model, samples, candidates(plan.target), progress)
+        split = head_split(model.config.text, plan.target)
+        known, table = measure(model, samples, candidates(plan.target), progress, split.count * split.rows)
         rows = tuple(row for row in table.rows if f"{LANGUAGE}{row.layer}.weight" in open_to_choice)
         choice = choose(Table(rows), _budget(intent.recipe))
         chosen = {f"{LANGUAGE}{layer}.weight": scheme for layer, scheme in choice.items()}

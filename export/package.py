@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -42,8 +42,10 @@ class Labels:
     extra: dict[str, str] = field(default_factory=dict)
 
 
-def write_package(folder: Path, functions: Iterable[Converted], default: str, labels: Labels) -> dict[str, int]:
-    """Writes a package of several functions, taking them one at a time.
+def write_package(
+    folder: Path, functions: Iterable[Converted], default: str, labels: Labels, compressed: Collection[str] = ()
+) -> dict[str, int]:
+    """Writes a package of several functions, taking them one at a time; `compressed`: layers that must be in it so.
 
     Returns, by parameter, how many values were too large for fp16 and were clamped. Raises TensorError for a parameter
     of NaN or infinity, PackageError as `check_package`.
@@ -54,14 +56,14 @@ def write_package(folder: Path, functions: Iterable[Converted], default: str, la
     proto = import_coremltools().proto.Model_pb2.Model(specificationVersion=IOS18)
     specs = []
     clamped: dict[str, int] = {}
-    compressed: set[str] = set()
+    wanted: dict[str, str] = {}
     with weights.open("wb") as handle:
         writer = WeightWriter(handle)
         for converted in functions:
             _add_function(proto, converted, writer, clamped)
             specs.append(converted.spec)
-            compressed |= {weight.name for weight in converted.parameters.values() if weight.scheme}
-        _check_all_stored(compressed, writer)
+            wanted |= {weight.name: weight.layer for weight in converted.parameters.values() if weight.scheme}
+        _check_all_stored(wanted, compressed, writer)
         writer.finish()
     proto.description.defaultFunctionName = default
     _label(proto.description.metadata, labels)
@@ -92,9 +94,13 @@ def _add_function(proto: Any, converted: Converted, writer: WeightWriter, clampe
     _describe(proto.description.functions.add(name=converted.spec.name), converted)
 
 
-def _check_all_stored(wanted: set[str], writer: WeightWriter) -> None:
-    """Raises PackageError where a weight to be compressed is no constant of any function: nothing was done about it."""
+def _check_all_stored(wanted: Mapping[str, str], compressed: Collection[str], writer: WeightWriter) -> None:
+    """Raises PackageError where a weight to be compressed is no constant of any function: nothing was done about it.
+
+    wanted: layer by name of the weight, as the graphs have them; compressed: layers, as the recipe has them.
+    """
     lost = sorted(name for name in wanted if not writer.holds(codes_of(name)))
+    lost += sorted(set(compressed) - set(wanted.values()))
     if lost:
         raise PackageError(
             f"the converted package has no constants for {', '.join(lost[:5])}, which should be compressed; "

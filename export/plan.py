@@ -8,11 +8,14 @@ It does not know graphs or files.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from export.compression.recipe import requested
 from fastvlm.errors import UsageError
 from fastvlm_ref.config import LARGEST_SIDE, FastVLMConfig
+from fastvlm_ref.samples import samples_in
 
 STRIDE = 64  # FastViTHD's: an image side must be a multiple of it
 ALIGNMENT = 32  # the last axis of a state, and with it C where a graph keeps C last (ct#2631)
@@ -50,14 +53,16 @@ class ExportPlan:
 
 
 def check_options(
-    image_sizes: Sequence[int],
-    context: int,
-    query_length: int,
-    only: str | None,
+    image_sizes: Sequence[int] = (),
+    context: int = 2048,
+    query_length: int = 64,
+    only: str | None = None,
     target: str = "ane",
     max_file_size: int | None = None,
+    quantize: str | Path | None = None,
+    calibration: str | Path | None = None,
 ) -> None:
-    """Checks what can be checked without a checkpoint; raises UsageError that lists every problem."""
+    """Checks what can be checked without a checkpoint, torch or coremltools; UsageError that lists every problem."""
     problems = [p for side in image_sizes if (p := _side_problem(side))]
     if target not in TARGETS:
         problems.append(f"--target is {target!r}, expected {' or '.join(TARGETS)}")
@@ -74,6 +79,10 @@ def check_options(
             f"--context is {context}, expected a multiple of the query length {query_length} and of {ALIGNMENT}"
             f"{_nearest(context, query_length)}"
         )
+    if target in TARGETS:
+        problems += _refused(lambda: requested(quantize, target))
+    if calibration is not None:
+        problems += _refused(lambda: samples_in(Path(calibration), "--calibration"))
     if problems:
         raise UsageError("; ".join(problems))
 
@@ -109,6 +118,15 @@ def make_plan(
     if problems:
         raise UsageError("; ".join(problems))
     return plan
+
+
+def _refused(check: Callable[[], object]) -> list[str]:
+    """What a check says against, none or one."""
+    try:
+        check()
+    except UsageError as problem:
+        return [str(problem)]
+    return []
 
 
 def _side_problem(side: int) -> str | None:

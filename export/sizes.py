@@ -7,7 +7,8 @@ from math import prod
 import torch
 
 from export.choice import LANGUAGE, TABLE, Compression
-from export.chunks import HeadSplit
+from export.chunks import HeadSplit, chunks, head_split
+from export.plan import ExportPlan
 from fastvlm_ref.config import TextConfig
 from fastvlm_ref.model.decoder import Decoder
 
@@ -32,3 +33,9 @@ def language_bytes(text: TextConfig, split: HeadSplit, compression: Compression)
         elif not name.startswith(TABLE):
             found[name] = 2 * prod(shape)
     return found
+
+
+def check_files(text: TextConfig, plan: ExportPlan, compression: Compression) -> None:
+    """Raises UsageError where not even single layers fit into the largest file that `plan` allows."""
+    if plan.language:
+        chunks(text, plan, language_bytes(text, head_split(text, plan.target), compression))

@@ -139,6 +139,9 @@ def _embeddings(root: Path, fields: _Fields) -> Embeddings:
     file = fields.text("embeddings.file") or "embeddings.bin"
     dtype = fields.choice("embeddings.dtype", ("float16", "int8"))
     rows, width = fields.integer("embeddings.rows"), fields.integer("embeddings.width")
+    if dtype == "int8":
+        fields.fixed("embeddings.scales.dtype", "float16")
+        fields.fixed("embeddings.scales.offset", rows * width)
     return Embeddings(contained(root, file), rows, width, dtype)
 
 
@@ -181,6 +184,11 @@ class _Fields:
             return str(value)
         self._wrong(path, " or ".join(known))
         return known[0]
+
+    def fixed(self, path: str, expected: str | int) -> None:
+        value = self._find(path)
+        if value != expected or isinstance(value, bool):
+            self._wrong(path, str(expected))
 
     def integer(self, path: str) -> int:
         value = self._find(path)

@@ -34,6 +34,7 @@ PARTS: dict[str, tuple[str, ...]] = {  # key -> what it may say
     "encoder": (*SCHEMES, FP16),
     "embeddings": ("int8", FP16),
 }
+TABLE = "embeddings"  # of one file, which no pattern singles out
 LAYER = (*SCHEMES, FP16)
 KEYS = (*PARTS, "layers", "budget")
 NAMES = (*SCHEMES, MIXED)
@@ -82,6 +83,18 @@ def read_recipe(given: str | Path) -> Recipe:
     if isinstance(given, str) and not path.suffix and not path.exists():
         raise UsageError(f"{shown(given)} is no scheme and no file; known: {', '.join(NAMES)}; or a YAML file's path")
     return parse_recipe(read_text(path), f"recipe {path}")
+
+
+def requested(given: str | Path | None, target: str) -> Recipe:
+    """Returns the recipe that was asked for, None and "fp16" for none, after all that can be told without a model.
+
+    Raises UsageError as `read_recipe`, and for schemes that `target` cannot run.
+    """
+    recipe = Recipe() if given is None or given == FP16 else read_recipe(given)
+    problems = list(_wrong_target(recipe, target))
+    if problems:
+        raise UsageError(f"recipe: {'; '.join(problems)}")
+    return recipe
 
 
 def parse_recipe(text: str, title: str = "recipe") -> Recipe:
@@ -198,6 +211,9 @@ def _idle_patterns(recipe: Recipe, shapes: Mapping[str, Shape]) -> Iterator[str]
     parts = {layer.split(".")[0] for layer in layers}
     for pattern, _ in recipe.layers:
         part = pattern.split(".")[0]
+        if part == TABLE:
+            yield f"layers: {shown(pattern)} is no layer; write `{TABLE}: int8` on a line of its own"
+            continue
         if part in PARTS and part not in parts:
             continue
         fitting = [layer for layer in layers if fnmatchcase(layer, pattern)]

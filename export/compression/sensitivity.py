@@ -20,6 +20,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from export.compression.blocks import block_rows, in_order, row_blocks
 from export.compression.calibration import HEAD, LINEARS, Statistics, Visit, causal, embedded, statistics, walk
@@ -48,11 +49,16 @@ def candidates(target: str) -> tuple[Scheme, ...]:
 @one_thread()
 @torch.no_grad()
 def measure(
-    model: FastVLM, samples: Sequence[Sample], schemes: Sequence[Scheme], progress: Progress = SILENT
+    model: FastVLM,
+    samples: Sequence[Sample],
+    schemes: Sequence[Scheme],
+    progress: Progress = SILENT,
+    head_rows: int | None = None,
 ) -> tuple[Statistics, Table]:
     """Returns the statistics of `calibrate`, and for every linear layer of the decoder the noise of every scheme.
 
-    A scheme that does not fit a layer's shape is no candidate there. Raises what `calibrate` raises, and UsageError
+    head_rows: with how many rows the head is stored, V and zeros; None for V. A scheme that does not fit a layer's
+    shape is no candidate there. Raises what `calibrate` raises, and UsageError
     for a layer that no scheme fits.
     """
     states = embedded(model, samples, progress)
@@ -67,7 +73,7 @@ def measure(
             states = list(visit.after)
             advance(1)
         known = statistics(model, found, states)
-        rows.append(_head_row(model.decoder, picked(states, picks), schemes, known.importance(HEAD)))
+        rows.append(_head_row(model.decoder, picked(states, picks), schemes, known.importance(HEAD), head_rows))
         advance(1)
     return known, Table(tuple(rows))
 
@@ -142,16 +148,20 @@ def _rows(probe: Probe, schemes: Sequence[Scheme], known: Statistics) -> Iterato
         yield _as_row(layer, weight.shape, ratios)
 
 
-def _head_row(decoder: Decoder, leaving: Tensor, schemes: Sequence[Scheme], importance: Tensor) -> Row:
-    shape, pieces = stored(decoder, f"{HEAD}.weight")
+def _head_row(
+    decoder: Decoder, leaving: Tensor, schemes: Sequence[Scheme], importance: Tensor, stored_rows: int | None
+) -> Row:
+    (height, width), pieces = stored(decoder, f"{HEAD}.weight")
+    shape = (stored_rows or height, width)
     fitting = _fitting(HEAD, shape, schemes)
     hidden = decoder.norm(leaving)  # (P, H)
     signal = torch.zeros(len(hidden), dtype=torch.float64)
     noises = {scheme: torch.zeros_like(signal) for scheme in fitting}
-    for rows in row_blocks(pieces(), shape[1]):
+    for rows in row_blocks(pieces(), width):
         signal += power(hidden @ rows.T)
         for scheme, noise in noises.items():
-            noise += power(hidden @ (dequantised(HEAD, rows, scheme, importance) - rows).T)
+            filled = F.pad(rows, (0, 0, 0, -len(rows) % scheme.group)) if scheme.kind == "palette" else rows
+            noise += power(hidden @ (dequantised(HEAD, filled, scheme, importance)[: len(rows)] - rows).T)
     ratios = {scheme: mean_ratio(HEAD, noise, signal) for scheme, noise in noises.items()}
     return _as_row(HEAD, shape, ratios)
 

@@ -11,6 +11,9 @@ import click
 from fastvlm.commands import options
 from fastvlm.terminal import TerminalProgress
 
+# Options that are checked before the checkpoint is fetched and before libraries that take seconds are loaded.
+EARLY = ("image_sizes", "context", "only", "target", "max_file_size", "quantize", "calibration")
+
 
 @click.command(short_help="Make a Core ML build folder from a checkpoint.")
 @click.argument("checkpoint", callback=options.filled)
@@ -32,19 +35,34 @@ def export(checkpoint: str, output: str, context: int | None, overwrite: bool, *
     manifest.json, which says how to run them. It appears under its name only when it is complete. The same command
     goes on where an interrupted one stopped: packages that it finished are taken over.
     """
+    from export.plan import check_options
     from fastvlm.publish import check_output
 
+    if context is not None:
+        asked["context"] = context
+    check_options(**{name: asked[name] for name in EARLY if name in asked})
     check_output(output, overwrite)  # before the seconds that the imports below take
     progress = TerminalProgress()
     with progress.stage("Loading libraries"):
         from export import export as make_build
 
-    if context is not None:
-        asked["context"] = context
     build = make_build(checkpoint, Path(output), overwrite=overwrite, progress=progress, **asked)
+    show_table(build)
     click.echo(f"build folder: {build}")
     if asked["only"] is None:
         reference = "" if checkpoint == "tiny" else f" --reference {shlex.quote(checkpoint)}"
         options.next_step(f"fastvlm validate {shlex.quote(str(build))}{reference}")
     else:
         options.next_step(f"fastvlm inspect {shlex.quote(str(build))}")
+
+
+def show_table(build: Path) -> None:
+    """Shows, on stderr, what `mixed` chose for which layer and what that costs, where it chose."""
+    from rich.console import Console
+
+    from fastvlm.commands.compression import show_compression
+    from fastvlm.manifest import read_manifest
+
+    record = read_manifest(build)["compression"].get("sensitivity")
+    if record is not None:
+        show_compression(record, Console(stderr=True, highlight=False))

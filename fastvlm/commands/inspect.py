@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvlm.commands import options
+from fastvlm.commands.compression import in_words
 from fastvlm.errors import FastVLMError, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> N
         "image": f"rule {image.get('rule')}, sizes {_listed(image.get('sizes'), ', ')}",
         "prompt": f"template {prompt.get('template')}, stop ids {prompt.get('stop_ids')}",
         "context": manifest.get("context"),
-        "compression": manifest["compression"].get("scheme"),
+        "compression": in_words(manifest["compression"]),
         "licence": manifest["licence"],
         "assumed": _listed(manifest.get("assumed"), "; ") or "nothing",
         "files": f"{len(manifest['files'])}, {_bytes(size)}",

@@ -175,7 +175,7 @@ def test_decibels() -> None:
 def test_the_table_on_a_terminal() -> None:
     stream = io.StringIO()
     table = chosen(drawn(2), SizeBudget(6.0))
-    show_compression(table, Console(file=stream, width=80))
+    show_compression(table.as_json(), Console(file=stream, width=80))
     text = stream.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     assert f"{table.rows[0].chosen} {table.rows[0].choice.decibel:.0f}" in text
