@@ -114,18 +114,19 @@ def _half(scale: Tensor) -> Tensor:
 def _search(values: Tensor, weights: Tensor | None, candidates: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Best:
     """The best candidate for each column of values (M, N), weighted by (M, 1), (M, N) or None.
 
-    With whole multiples r and scale s, Σ h(w − s·r)² is Σ h·w² less s·(2·Σ h·w·r − s·Σ h·r²): the worth.
+    With whole multiples r and scale s, Σ h(w − s·r)² is Σ h·w² less s·(2·Σ h·w·r − s·Σ h·r²): the worth. Summed in
+    float64, because torch sums in another order when there are other columns beside: that must not show in fp16.
     """
     weighted = values if weights is None else values * weights
     found = torch.zeros_like(values[0])
-    best = Best(torch.full_like(found, -torch.inf), found, found.clone())
+    best = Best(torch.full_like(found, -torch.inf, dtype=torch.float64), found, found.clone())
     multiples, products = torch.empty_like(values), torch.empty_like(values)
     for wanted, low, high in candidates:
         scale = _half(wanted)
         _round(values, scale, low, high, multiples)
-        along = torch.mul(multiples, weighted, out=products).sum(0)
+        along = torch.mul(multiples, weighted, out=products).sum(0, dtype=torch.float64)
         torch.mul(multiples, multiples, out=products)
-        square = (products if weights is None else products.mul_(weights)).sum(0)
+        square = (products if weights is None else products.mul_(weights)).sum(0, dtype=torch.float64)
         fitted = _half(along / square.clamp(min=1e-30))
         reach = torch.maximum(-low, high)
         for fit in (scale, torch.where(fitted * reach <= FP16_MAX, fitted, scale)):

@@ -313,3 +313,14 @@ def test_scales_lose_less_than_coremltools_same_form(scheme: Scheme, tail: float
     )
     print(f"{scheme.name}, tail {tail}: {gain:.4f} dB better")
     assert LIMITS[f"{scheme.name}_gain"].holds(gain)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_where_a_block_of_rows_ends_changes_no_bit(name: str) -> None:
+    """torch sums in another order when there are other columns beside; a build's bytes must not show it."""
+    weights, importance = torch.randn(320, 1216), torch.rand(1216)
+    whole = compress(SCHEMES[name], weights, importance)
+    parts = [compress(SCHEMES[name], part, importance) for part in weights.split(96)]
+    assert torch.equal(whole.codes, torch.cat([part.codes for part in parts]))
+    for table, values in whole.tables.items():
+        assert torch.equal(values, torch.cat([part.tables[table] for part in parts]))
