@@ -160,9 +160,10 @@ def test_a_broken_connection_is_taken_up_where_it_broke(hub: Hub) -> None:
 
 
 def test_a_download_that_gives_up_keeps_what_is_complete(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.cut[WEIGHTS], hub.fails = 1, {WEIGHTS}
+    hub.cut[WEIGHTS], hub.fails, hub.pause = 1, {WEIGHTS}, 0.1  # the small files are complete before the weights fail
     with pytest.raises(HubError, match=rf"^{REPO} could not be fetched.*503.*same command again.*are kept"):
         load_checkpoint(REPO)
+    hub.pause = 0
     with monkeypatch.context() as patch:
         offline(patch)
         with pytest.raises(HubError, match="not whole in the cache"):
