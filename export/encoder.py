@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.norms import ChannelNorm
+from fastvlm_ref.checkpoint.tensors import own_memory
 from fastvlm_ref.model.attention import AttentionBlock
 from fastvlm_ref.model.convffn import ConvFFN
 from fastvlm_ref.model.fastvithd import LargeKernelConv, PatchEmbed
@@ -33,14 +34,16 @@ SMALLEST_FOLDED = 2.0**-10
 
 
 def make_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """Returns a convolution of `like`'s geometry with float32 copies of `weight` and `bias`."""
+    """Returns a convolution of `like`'s geometry with `weight` and `bias` in float32, shared where they are that."""
     channels, kernel = weight.shape[1] * like.groups, (weight.shape[2], weight.shape[3])
     with torch.device("meta"):
         conv = nn.Conv2d(
             channels, weight.shape[0], kernel, cast(tuple[int, int], like.stride), cast(tuple[int, int], like.padding),
             groups=like.groups, bias=bias is not None,
         )  # fmt: skip
-    conv.weight = nn.Parameter(weight.float(), requires_grad=False)
+    if weight.dtype == torch.float64:  # what was folded, in pages of its own: apart from the float64 that is given back
+        weight = own_memory(weight.numel()).view(weight.shape).copy_(weight)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         conv.bias = nn.Parameter(bias.float(), requires_grad=False)
     return conv
