@@ -18,8 +18,11 @@ import torch
 from small_export import CONTEXT, QUERY, small_model
 
 from export import api, parts_key
+from export.chunks import Chunk
+from export.language import LanguageConverter
 from export.parts_key import code_digest, encoder_key, language_key
 from export.plan import ExportPlan
+from fastvlm.build import read_build
 from fastvlm.hashes import hash_tree
 from fastvlm.manifest import check_files, read_manifest
 from fastvlm.progress import Progress
@@ -159,6 +162,31 @@ def changes(model: Any) -> dict[str, tuple[Any, ...]]:
         "a statistic of the encoder in memory": (statistics, PLAN, FILES, True, False),
         "a weight of the decoder in memory": (language, PLAN, FILES, False, True),
     }
+
+
+def test_a_chain_goes_on_behind_its_last_finished_package(
+    tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while the third of four packages is made; the bytes are those of a run that nobody interrupted."""
+    model, asked = small_model(layers=4), {"context": CONTEXT, "query_length": QUERY, "only": "language"}
+    convert = LanguageConverter.convert
+
+    def interrupted(self: LanguageConverter, chunk: Chunk, spec: Any) -> Any:
+        if chunk.number == 3:
+            raise KeyboardInterrupt
+        return convert(self, chunk, spec)
+
+    whole = api.export_model(model, tmp_path / "whole", max_file_size=130_000, **asked)
+    names = [stage.package.name for stage in read_build(whole).language]
+    assert len(names) == 4
+    monkeypatch.setattr(LanguageConverter, "convert", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        api.export_model(model, tmp_path / "build", max_file_size=130_000, **asked)
+    monkeypatch.setattr(LanguageConverter, "convert", convert)
+    made.clear()
+    build = api.export_model(model, tmp_path / "build", max_file_size=130_000, **asked)
+    assert made == [*names[2:], "embeddings.bin"]
+    assert hash_tree(build) == hash_tree(whole)
 
 
 def test_keys_change_with_what_makes_a_part(model: Any) -> None:
