@@ -27,10 +27,11 @@ from export.compression.budget import SizeBudget, choose
 from export.compression.calibration import Statistics, calibrate
 from export.compression.codes import compress, dense
 from export.compression.recipe import is_compressible
-from export.compression.schemes import SCHEMES, TARGETS, Scheme
+from export.compression.schemes import SCHEMES, Scheme
 from export.compression.sensitivity import candidates, dequantised, measure
 from export.compression.simulation import simulated
 from export.encoder import EncoderGraph
+from fastvlm.build import TARGETS
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.samples import shipped_samples

@@ -238,6 +238,7 @@ class BuildWriter:
             "prompt": prompt_record(config.prompt),
             "context": plan.context,
             "query_length": plan.query_length,
+            "target": plan.target,
             "functions": {},
             "packages": {},
             "tokenizer": {"folder": TOKENIZER},

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.compression.recipe import requested
+from fastvlm.build import TARGETS
 from fastvlm.errors import UsageError
 from fastvlm_ref.config import LARGEST_SIDE, FastVLMConfig
 from fastvlm_ref.samples import samples_in
@@ -23,7 +24,6 @@ PARTS = ("encoder", "language")
 # Most bytes of a package's weight file, by target: coremltools' guide on large models says that iOS takes about 1 GB a
 # program (beyond 1.0 to 1.4 GB the Neural Engine silently hands over to the GPU, John Rocky's CoreML-LLM). None: any.
 FILE_SIZES: dict[str, int | None] = {"ane": 1_000_000_000, "gpu": None}
-TARGETS = tuple(FILE_SIZES)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fastvlm.manifest import NAME, read_manifest
 from fastvlm.paths import contained
 
 IMAGE_RULES = ("pad", "crop")
+TARGETS = ("ane", "gpu")
 SOURCE_OPTIONS = ("image_rule", "template", "system")
 LARGEST = 1 << 24  # no side, context, vocabulary or width of any model comes near; a larger number is damage
 
@@ -65,6 +66,7 @@ class Build:
     vocab_size: int  # V
     encoder: Path | None
     language: tuple[Stage, ...]
+    target: str  # what the language model was made for: "ane" | "gpu"
     embeddings: Embeddings | None
     tokenizer: Path
 
@@ -93,6 +95,7 @@ def read_build(folder: str | Path) -> Build:
         fields.integer("model.text.vocab_size"),
         contained(root, encoder) if encoder else None,
         language,
+        fields.choice("target", TARGETS) if fields.has("target") else TARGETS[0],
         _embeddings(root, fields) if language else None,
         contained(root, fields.text("tokenizer.folder") or "tokenizer"),
     )

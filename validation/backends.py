@@ -36,12 +36,13 @@ def check_backend(backend: str) -> None:
 
 
 def open_package(
-    package: Path, function: str, backend: str, precision: str = "fp16", beside: Predictor | None = None
-) -> Predictor:
+    package: Path, function: str, backend: str, precision: str = "fp16", beside: Predictor | None = None,
+    target: str = "ane",
+) -> Predictor:  # fmt: skip
     """Opens `function` of the .mlpackage with a backend of BACKENDS.
 
     `precision` is the MIL runtime's alone; `beside` is another function of the package, opened alike: the MIL runtime
-    shares its weights.
+    shares its weights. `target` is what the package was made for, "ane" or "gpu": Core ML runs it there.
     """
     check_backend(backend)
     if backend == "mil":
@@ -53,6 +54,6 @@ def open_package(
     import coremltools
 
     # not ALL: Core ML then chooses per op and may hand values back and forth between the GPU and the Neural Engine
-    units = coremltools.ComputeUnit.CPU_AND_NE
+    units = {"ane": coremltools.ComputeUnit.CPU_AND_NE, "gpu": coremltools.ComputeUnit.CPU_AND_GPU}[target]
     model: Predictor = coremltools.models.MLModel(str(package), compute_units=units, function_name=function)
     return model

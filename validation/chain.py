@@ -23,8 +23,8 @@ Predict = Callable[[Predictor, dict[str, Any], Any], dict[str, Any]]
 class Chain:
     """The packages of one build, executed by one backend with one precision."""
 
-    def __init__(self, stages: Sequence[Stage], backend: str, precision: str) -> None:
-        self.stages, self.backend, self.precision = stages, backend, precision
+    def __init__(self, stages: Sequence[Stage], backend: str, precision: str, target: str) -> None:
+        self.stages, self.backend, self.precision, self.target = stages, backend, precision, target
         self._functions: list[dict[str, Predictor]] = [{} for _ in stages]
 
     def make_states(self) -> list[Any]:
@@ -55,5 +55,6 @@ class Chain:
         opened = self._functions[index]
         if name not in opened:
             beside = next(iter(opened.values()), None)
-            opened[name] = open_package(self.stages[index].package, name, self.backend, self.precision, beside)
+            package = self.stages[index].package
+            opened[name] = open_package(package, name, self.backend, self.precision, beside, self.target)
         return opened[name]

@@ -53,7 +53,7 @@ class PackageEngine:
         self.states: list[Any] | None = None
         self.position = 0
         self._encoders: dict[int, Any] = {}
-        self._chain = Chain(build.language, backend, precision)
+        self._chain = Chain(build.language, backend, precision, build.target)
         self._embeddings: EmbeddingTable | None = None
 
     def encoder(self, size: int) -> Any:

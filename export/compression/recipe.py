@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from export.compression.recipe_text import load_mapping, read_text, shown
-from export.compression.schemes import SCHEMES, TARGETS, Scheme, Shape
+from export.compression.schemes import SCHEMES, Scheme, Shape
+from fastvlm.build import TARGETS
 from fastvlm.errors import UsageError
 
 FP16, MIXED = "fp16", "mixed"

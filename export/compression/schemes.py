@@ -15,7 +15,6 @@ from typing import Literal
 
 Kind = Literal["channel", "block", "palette"]
 Shape = tuple[int, ...]
-TARGETS = ("ane", "gpu")
 HALF_BYTES = 2
 
 

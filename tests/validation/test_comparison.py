@@ -233,16 +233,20 @@ def test_core_ml_is_named_where_it_is_missing(exported_tiny, monkeypatch):
         open_session(exported_tiny, "coreml")
 
 
-def test_core_ml_runs_behind_the_same_interface(exported_tiny, monkeypatch):
+@pytest.mark.parametrize("chain", [False, True])
+def test_core_ml_runs_behind_the_same_interface(chain, exported_tiny, tmp_path, monkeypatch):
     """A stand-in for coremltools' MLModel whose predict is the MIL runtime: same calls, same answers."""
     import coremltools
 
+    from export import export
     from fastvlm_ref.samples import shipped_samples
     from validation.mil import MILModel
 
     class StandIn:
         def __init__(self, path, compute_units, function_name=None):
-            assert compute_units == coremltools.ComputeUnit.CPU_AND_NE
+            gpu = chain and "LanguageModel" in path
+            assert compute_units == coremltools.ComputeUnit[f"CPU_AND_{'GPU' if gpu else 'NE'}"]
+            opened.add(path)
             self._model = MILModel(path, function_name=function_name)
 
         def predict(self, data, state=None):
@@ -251,9 +255,14 @@ def test_core_ml_runs_behind_the_same_interface(exported_tiny, monkeypatch):
         def make_state(self):
             return self._model.make_state()
 
+    opened = set()
+    built = exported_tiny
+    if chain:
+        built = export("tiny", tmp_path / "chain", target="gpu", max_file_size=1_500_000)
     sample = shipped_samples()[0]
     expected = open_session(exported_tiny).answer(sample.picture, sample.prompt, 16).text
     monkeypatch.setattr("sys.platform", "darwin")
     monkeypatch.setattr(coremltools.models, "MLModel", StandIn)
-    session = open_session(exported_tiny, "coreml")
+    session = open_session(built, "coreml")
     assert session.answer(sample.picture, sample.prompt, 16).text == expected
+    assert len(opened) == (5 if chain else 2)
