@@ -27,7 +27,7 @@ INK = "#767d86"
 COLOURS = {"ours": "#1f7ae0", "stock": "#c2620a"}
 MARKS = {"ours": "o", "stock": "s"}
 PANELS = {"seconds": ("seconds, elapsed", 1.0), "memory": ("peak memory, GB", 1e9)}
-SHORT = {"encoder-one": "encoder, one size", "encoder-two": "encoder, two sizes", "language": "language"}
+SHORT = {"encoder-one": "encoder", "encoder-two": "encoder ×2", "language": "language"}
 STYLE: Any = {
     "font.family": "sans-serif", "font.size": 9.0, "svg.fonttype": "none", "svg.hashsalt": "export",
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
@@ -60,7 +60,13 @@ def drawn(records: list[dict[str, Any]]) -> Figure:
     figure.subplots_adjust(left=0.06, right=0.985, top=0.82, bottom=0.145, wspace=0.14)
     figure.text(0.06, 0.945, "Time and memory of an export", fontsize=12, weight="bold")
     figure.text(0.35, 0.945, "● fastvlm export", color=COLOURS["ours"], fontsize=10, weight="bold")
-    figure.text(0.985, 0.02, "fp16, int8, …: everything, by scheme of the language model", ha="right", fontsize=8)
+    figure.text(
+        0.985,
+        0.02,
+        "encoder ×2: at two sizes; fp16, int8, …: everything, by scheme of the language model",
+        ha="right",
+        fontsize=8,
+    )
     known = list(series(records))
     if any(one.route == "stock" for one in known):
         note = "■ stock route: torch.jit.trace, ct.convert, coremltools.optimize"

@@ -31,18 +31,17 @@ from fastvlm_ref.model.repmixer import RepMixer, RepMixerBlock
 # Below 2⁻¹⁴ fp16 is subnormal and rounds by up to 2⁻²⁵ absolute. In a channel whose largest weight is 2⁻¹⁰ that is at
 # most 2⁻¹⁵ of the largest, below the 2⁻¹² by which fp16 rounds the largest itself.
 SMALLEST_FOLDED = 2.0**-10
+ROWS = 64  # of a weight that are folded at a time
 
 
 def make_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """Returns a convolution of `like`'s geometry with `weight` and `bias` in float32, shared where they are that."""
+    """Returns a convolution of `like`'s geometry with a float32 `weight` and `bias` in float32."""
     channels, kernel = weight.shape[1] * like.groups, (weight.shape[2], weight.shape[3])
     with torch.device("meta"):
         conv = nn.Conv2d(
             channels, weight.shape[0], kernel, cast(tuple[int, int], like.stride), cast(tuple[int, int], like.padding),
             groups=like.groups, bias=bias is not None,
         )  # fmt: skip
-    if weight.dtype == torch.float64:  # what was folded, in pages of its own: apart from the float64 that is given back
-        weight = own_memory(weight.numel()).view(weight.shape).copy_(weight)
     conv.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         conv.bias = nn.Parameter(bias.float(), requires_grad=False)
@@ -54,13 +53,24 @@ def pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     return make_conv(nn.Conv2d(1, 1, 1), weight[:, :, None, None], bias)
 
 
+def folded(weight: Tensor, gain: Tensor) -> Tensor:
+    """Returns weight · gain (broadcast) in float32, computed in float64 and rounded once.
+
+    A few rows at a time, into pages of its own: float64 copies of whole weights would stay with malloc, 0.2 GB of them.
+    """
+    out = own_memory(weight.numel()).view(weight.shape)
+    for into, rows, gains in zip(*(each.split(ROWS) for each in (out, weight, gain.expand_as(weight))), strict=True):
+        into.copy_(rows.double() * gains.double())
+    return out
+
+
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """Returns one convolution that computes norm(conv(x)); conv has no bias."""
     assert norm.running_mean is not None  # only a norm without statistics has none; Apple's all have
     assert norm.running_var is not None
     gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     bias = norm.bias.double() - norm.running_mean.double() * gain
-    return make_conv(conv, conv.weight.double() * gain[:, None, None, None], bias)
+    return make_conv(conv, folded(conv.weight, gain[:, None, None, None]), bias)
 
 
 def folds(weight: Tensor) -> bool:
@@ -74,7 +84,7 @@ class Scaled(nn.Module):
     def __init__(self, conv: nn.Conv2d, scale: Tensor) -> None:
         super().__init__()
         gain = scale.double().reshape(-1)
-        weight = conv.weight.double() * gain[:, None, None, None]
+        weight = folded(conv.weight, gain[:, None, None, None])
         self.scale: nn.Parameter | None = None
         if folds(weight):
             assert conv.bias is not None
@@ -124,14 +134,12 @@ class AttentionGraph(nn.Module):
         mixer, norm = block.token_mixer, block.norm
         self.heads, self.head_dim = mixer.heads, mixer.head_dim
         self.norm = ChannelNorm(norm.eps)
-        weight = mixer.qkv.weight.double()  # (3C, C): rows are q, k, v, each head by head
-        bias = weight @ norm.bias.double()
-        weight = weight * norm.weight.double()
-        width = weight.shape[0] // 3
-        root = self.head_dim**-0.5
-        self.q = pointwise(weight[:width] * root, bias[:width] * root)
-        self.k = pointwise(weight[width : 2 * width], bias[width : 2 * width])
-        self.v = pointwise(weight[2 * width :], bias[2 * width :])
+        root, gain = self.head_dim**-0.5, norm.weight.double()
+        q, k, v = mixer.qkv.weight.chunk(3)  # each (C, C), its rows head by head
+        bias = [torch.cat([rows.double() @ norm.bias.double() for rows in part.split(ROWS)]) for part in (q, k, v)]
+        self.q = pointwise(folded(q, gain * root), bias[0] * root)
+        self.k = pointwise(folded(k, gain), bias[1])
+        self.v = pointwise(folded(v, gain), bias[2])
         self.proj = Scaled(pointwise(mixer.proj.weight, mixer.proj.bias), block.layer_scale_1)
 
     def split(self, x: Tensor) -> Tensor:  # (1, C, h, w) -> (1, heads, D, P), P = h·w
