@@ -234,6 +234,20 @@ def test_an_interrupt_keeps_what_is_finished_and_says_where(tmp_path: Path, end:
     assert all_in(tmp_path / "a") == WHOLE
 
 
+def test_a_second_interrupt_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever presses Ctrl-C twice meets the run while it removes what is unfinished."""
+
+    def impatient(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "tidy", impatient)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "build", end=KeyboardInterrupt(), after=1)
+    assert build(tmp_path / "build") == ["two"]
+    assert all_in(tmp_path) == WHOLE
+
+
 @pytest.mark.parametrize("end", INTERRUPTS, ids=repr)
 def test_an_interrupt_before_any_part_leaves_nothing(tmp_path: Path, end: BaseException) -> None:
     with pytest.raises(type(end)) as caught:
