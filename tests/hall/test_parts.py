@@ -79,6 +79,16 @@ def _damage_record(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], 
     return damage
 
 
+def _forge(field: str, value: Any) -> Callable[[Path], None]:
+    """A record that agrees with its own hash."""
+
+    def change(said: dict[str, Any]) -> dict[str, Any]:
+        record = {**said["record"], field: value}
+        return {"record": record, "sha256": digest(record)}
+
+    return _damage_record(change)
+
+
 def _truncate_record(stage: Path) -> None:
     path = stage / RECORDS / "one.json"
     path.write_bytes(path.read_bytes()[:-1])
@@ -121,6 +131,16 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "a record that is deep": lambda stage: (stage / RECORDS / "one.json").write_text("[" * 100_000),
     "a record of another result": _damage_record(lambda said: {**said, "record": {**said["record"], "result": {}}}),
     "a record without fields": _damage_record(lambda _: {"record": {}, "sha256": digest({})}),
+    **{
+        f"a record whose {field} is {value}": _forge(field, value)
+        for field, value in (
+            ("files", 3),
+            ("files", [1]),
+            ("files", {"one/a": 4}),
+            ("files", {"one/a": {}}),
+            ("result", 3),
+        )
+    },
     "a record that is a link": _link_record,
     "a record that is a folder": lambda stage: (
         (stage / RECORDS / "one.json").unlink(),
