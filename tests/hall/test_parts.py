@@ -16,7 +16,7 @@ import pytest
 
 from fastvlm import publish
 from fastvlm.parts import RECORDS, Parts, digest, tidy
-from fastvlm.publish import staged_folder
+from fastvlm.publish import kept_bytes, staged_folder
 
 MANIFEST = '{"schema": "0.1", "fastvlm_version": "0", "files": {"one/a": {}, "one/b/c": {}, "two": {}}}'
 MADE_OF = {"of": "this"}
@@ -374,9 +374,11 @@ def test_a_living_run_keeps_its_own(root: Path, tmp_path: Path) -> None:
         assert living.stdout.readline() == "ready\n"
         (stage,) = tmp_path.iterdir()
         before = all_in(stage)
+        assert kept_bytes(tmp_path / "build") == 0  # what it holds is not to be had
         assert build(tmp_path / "build") == ["one", "two"]
         assert all_in(stage) == before
         living.send_signal(signal.SIGKILL)
+    assert kept_bytes(tmp_path / "build") == sum(file.stat().st_size for file in stage.rglob("*") if file.is_file()) > 0
     assert build(tmp_path / "build", overwrite=True) == ["two"]
     assert all_in(tmp_path) == WHOLE
 
