@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.chunks import HeadSplit, head_split
+from export.chunks import BLOB_BYTES, HeadSplit, head_split
 from export.compression.budget import QualityBudget, SizeBudget, choose
 from export.compression.calibration import Statistics, calibrate
 from export.compression.recipe import FP16, MIXED, Recipe, assign, open_weights, requested
@@ -70,9 +70,11 @@ class Compression:
         )
 
     def bytes(self, layer: str, shape: Shape) -> int:
-        """Returns what a weight of that layer and shape takes in a weight file."""
+        """Returns what a weight of that layer and shape takes in a weight file, where its tables are blobs too."""
         scheme = self.schemes.get(layer)
-        return 2 * prod(shape) if scheme is None else scheme.bytes(shape)
+        if scheme is None:
+            return 2 * prod(shape)
+        return scheme.bytes(shape) + BLOB_BYTES * len(scheme.table_shapes(shape))
 
     def layers(self, *prefixes: str) -> set[str]:
         """Returns the compressed layers whose names begin so."""

@@ -21,7 +21,8 @@ from fastvlm_ref.config import TextConfig
 NAME = "LanguageModel"
 HEAD_CAP = 16_384  # rows of one output for `--target ane` stay below it (hollance/neural-engine; Anemll)
 HEAD_STEP = 32
-BLOB_BYTES = 128  # of a weight file for each tensor: its metadata and, at most, the padding behind it
+BLOB_BYTES = 128  # of a weight file for each blob: its metadata and, at most, the padding behind it
+HEADER_BYTES = 64  # of a weight file
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,12 @@ def chunks(text: TextConfig, plan: ExportPlan, sizes: Mapping[str, int]) -> tupl
     layers = [_bytes(sizes, f"layers.{index}.") for index in range(text.layers)]
     split, tail = head_split(text, plan.target), _bytes(sizes, "norm.") + BLOB_BYTES
     head = _bytes(sizes, "lm_head.")
-    limit = plan.max_file_size
-    if limit is None:
+    part, besides = -(-head // split.count), _besides(text, split)
+    if plan.max_file_size is None:
         limit = sum(layers) + head + tail
-    part = -(-head // split.count)
-    _check(max(layers), part + tail, limit)
+    else:
+        _check(max(layers) + besides, part + tail + besides, plan.max_file_size)
+        limit = plan.max_file_size - besides
     if head + tail <= limit:
         runs = even_runs([*layers, head + tail], limit)
         ends = [(first, min(last, text.layers), last > text.layers) for first, last in runs]
@@ -101,6 +103,22 @@ def chunks(text: TextConfig, plan: ExportPlan, sizes: Mapping[str, int]) -> tupl
 
 def _bytes(sizes: Mapping[str, int], prefix: str) -> int:
     return sum(size + BLOB_BYTES for name, size in sizes.items() if name.startswith(prefix))
+
+
+def _besides(text: TextConfig, split: HeadSplit) -> int:
+    """At most what a weight file holds beside the weights: its header, and zeros as the bias of each linear layer.
+
+    They lie there once for each number of rows: of o_proj and down_proj, gate_proj and up_proj, the head, and, where a
+    model has no such biases of its own, q_proj, k_proj and v_proj.
+    """
+    rows = (
+        text.hidden_size,
+        text.intermediate_size,
+        split.rows,
+        text.heads * text.head_dim,
+        text.kv_heads * text.head_dim,
+    )
+    return HEADER_BYTES + sum(2 * count + BLOB_BYTES for count in rows)
 
 
 def _check(layer: int, head: int, limit: int) -> None:

@@ -7,7 +7,7 @@ A build that was exported with `--only` lacks one part: then `encoder` is None, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fastvlm.paths import contained
 IMAGE_RULES = ("pad", "crop")
 TARGETS = ("ane", "gpu")
 SOURCE_OPTIONS = ("image_rule", "template", "system")
+HIDDEN = "hiddenStates"  # what a package of the language model hands to the next
 LARGEST = 1 << 24  # no side, context, vocabulary or width of any model comes near; a larger number is damage
 
 
@@ -78,6 +79,7 @@ def read_build(folder: str | Path) -> Build:
     fields = _Fields(manifest)
     language = _stages(root, fields)
     encoder = fields.text("packages.encoder", optional=True)
+    vocabulary = fields.integer("model.text.vocab_size")
     build = Build(
         root,
         manifest,
@@ -92,11 +94,11 @@ def read_build(folder: str | Path) -> Build:
         fields.integer("model.vision.stride"),
         fields.integer("model.text.head_dim"),
         fields.number("model.text.rope_theta"),
-        fields.integer("model.text.vocab_size"),
+        vocabulary,
         contained(root, encoder) if encoder else None,
         language,
         fields.choice("target", TARGETS) if fields.has("target") else TARGETS[0],
-        _embeddings(root, fields) if language else None,
+        _embeddings(root, fields, vocabulary) if language else None,
         contained(root, fields.text("tokenizer.folder") or "tokenizer"),
     )
     if encoder and not build.image_sizes:
@@ -117,9 +119,27 @@ def _stages(root: Path, fields: _Fields) -> tuple[Stage, ...]:
         )
         for name, each in zip(names, functions, strict=True)
     )  # fmt: skip
-    if stages and not any(stage.logits for stage in stages):
-        fields.problems.append("functions.language names no output logits, expected at least one")
+    if stages:
+        fields.problems += _broken_chain(stages, functions)
     return stages
+
+
+def _broken_chain(stages: Sequence[Stage], functions: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What no chain can be: called in this order, it would skip layers or hand on something else than hidden states."""
+    told = "functions.language"
+    if any(stage.prefill != stage.state for stage in stages):
+        yield f"{told} has a package with one of prefill and state alone, expected both or neither"
+    depth = sum(stage.state for stage in stages)
+    if depth == 0 or not all(stage.state for stage in stages[:depth]):
+        yield f"{told} has a package without state before one with it, expected layers first, then the head"
+    makers = [("decode", functions[: min(depth, len(stages) - 1)]), ("prefill", functions[: max(depth - 1, 0)])]
+    if any(HIDDEN not in _outputs(function.get(name)) for name, before in makers for function in before):
+        yield f"{told} has a package that hands no {HIDDEN} to the one behind it"
+    names = [name for stage in stages for name in stage.logits]
+    if not names:
+        yield f"{told} names no output logits, expected at least one"
+    elif names not in (["logits"], [f"logits{part}" for part in range(len(names))]):
+        yield f"{told} gives {', '.join(names)[:60]}, expected logits, or logits0, logits1, … in order"
 
 
 def _outputs(function: Any) -> Iterator[str]:
@@ -138,13 +158,16 @@ def _prompt(fields: _Fields) -> dict[str, Any]:
     return fields.mapping("prompt")
 
 
-def _embeddings(root: Path, fields: _Fields) -> Embeddings:
+def _embeddings(root: Path, fields: _Fields, vocabulary: int) -> Embeddings:
     file = fields.text("embeddings.file") or "embeddings.bin"
     dtype = fields.choice("embeddings.dtype", ("float16", "int8"))
     rows, width = fields.integer("embeddings.rows"), fields.integer("embeddings.width")
+    fields.fixed("embeddings.rows", vocabulary)
     if dtype == "int8":
         fields.fixed("embeddings.scales.dtype", "float16")
         fields.fixed("embeddings.scales.offset", rows * width)
+    if (dtype == "int8") != (fields.has("compression.embeddings") and fields.text("compression.embeddings") == "int8"):
+        fields.problems.append(f"embeddings.dtype is {dtype}, and compression.embeddings says otherwise")
     return Embeddings(contained(root, file), rows, width, dtype)
 
 

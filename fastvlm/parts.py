@@ -145,7 +145,8 @@ class Parts:
                 return None
             read = json.loads(path.read_bytes())
             record: dict[str, Any] = read["record"]
-            return record if read["sha256"] == digest(record) and record.keys() == _FIELDS else None
+            whole = read["sha256"] == digest(record) and record.keys() == _FIELDS and isinstance(record["result"], dict)
+            return record if whole and all(type(e["bytes"]) is int for e in record["files"].values()) else None
         except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
             return None
 

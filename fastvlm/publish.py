@@ -113,7 +113,9 @@ def staged_folder(
             sync(place.parent)
             made = []
         except BaseException as end:
-            kept = resume and not isinstance(end, Exception) and _keep(stage, end)
+            kept = resume and not isinstance(end, Exception) and holds_parts(stage)
+            if kept:
+                _keep(stage, end)
             raise
         finally:
             if not kept:
@@ -281,14 +283,11 @@ def _when_recorded(stage: Path) -> int:
         return 0
 
 
-def _keep(stage: Path, end: BaseException) -> bool:
-    """Whether an interrupt leaves the stage; then it keeps the finished parts alone, and `end` says where."""
-    if not holds_parts(stage):
-        return False
-    with suppress(OSError):  # what cannot be removed now, the next run tries again
-        tidy(stage)
+def _keep(stage: Path, end: BaseException) -> None:
+    """Leaves the finished parts alone in the stage of an interrupted run; `end` says where they are."""
     end.add_note(f"the finished parts are kept in {stage}, and the same command goes on with them")
-    return True
+    with suppress(OSError):  # what cannot be removed now, nor after a second interrupt, the next run removes
+        tidy(stage)
 
 
 def _remove_stale(place: Path, kind: str) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvlm.build import Stage
+from fastvlm.build import HIDDEN, Stage
+from fastvlm.errors import BuildError
 from validation.backends import Predictor, open_package
 
-EMBEDS, HIDDEN = "inputsEmbeds", "hiddenStates"
+EMBEDS = "inputsEmbeds"
 Predict = Callable[[Predictor, dict[str, Any], Any], dict[str, Any]]
 
 
@@ -47,6 +48,11 @@ class Chain:
         for index, stage in enumerate(self.stages):
             taken = inputs if stage.state else {EMBEDS: inputs[EMBEDS]}
             outputs = predict(self._function(index, "decode"), taken, states[index])
+            missing = [name for name in stage.logits if name not in outputs]
+            if missing:
+                raise BuildError(
+                    f"{stage.package} gives no {', '.join(missing)}, which the manifest lists; export the build again"
+                )
             logits += [np.asarray(outputs[name], np.float32).reshape(-1) for name in stage.logits]
             inputs = {**inputs, EMBEDS: outputs.get(HIDDEN, inputs[EMBEDS])}
         return np.concatenate(logits)

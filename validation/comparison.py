@@ -27,6 +27,7 @@ from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import encode_prompt, prompt_record
 from fastvlm_ref.samples import Sample
 from fastvlm_ref.tokenizer import Tokenizer
+from validation.embeddings import table_error, worst_scaled_row
 from validation.limits import Measurement, limits_of, worst
 from validation.parity import DecoderParity, EncoderParity, compare_decoder, compare_encoder
 from validation.reference import Encoded, Transcript, encode, one_ahead, splice, transcribe
@@ -164,15 +165,10 @@ class Comparison:
     def _embedding_error(self) -> Measurement:
         """How far the table's rows are from the checkpoint's: exact in fp16, the worst row where it has scales."""
         table, file = self.model.decoder.embed_tokens.weight.detach().numpy(), self.package.embeddings
-        if file.scales is not None:
-            wanted, found = table.astype(np.float64), file.table.astype(np.float64) * file.scales[:, None]
-            noise, signal = ((wanted - found) ** 2).sum(1), (wanted**2).sum(1)
-            with np.errstate(divide="ignore"):
-                decibel = np.where(noise == 0, np.inf, 10 * np.log10(signal / np.where(noise == 0, 1, noise)))
-            return self._worst("embeddings.row_snr_db", {f"row {decibel.argmin()}": float(decibel.min())})
-        limit = np.finfo(np.float16).max  # what is beyond was saturated by the export, which reported it
-        expected = np.clip(table, -limit, limit).astype(np.float16).astype(np.float32)
-        return self._worst("embeddings.max_error", {"all rows": float(np.abs(expected - file.table).max())})
+        if file.scales is None:
+            return self._worst("embeddings.max_error", {"all rows": table_error(table, file.table)})
+        row, decibel = worst_scaled_row(table, file.table, file.scales)
+        return self._worst("embeddings.row_snr_db", {f"row {row}": decibel})
 
     def _measurements(self) -> Iterator[Measurement]:
         yield worst(

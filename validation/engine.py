@@ -132,6 +132,11 @@ class PackageEngine:
         inputs = self._inputs(embed, 1)
         logits = self.chain.decode(inputs, self._states(), partial(self._predict, "language"))
         self.position += 1
+        if len(logits) < self.build.vocab_size:
+            raise BuildError(
+                f"{self.build.folder} gives {len(logits)} logits for a vocabulary of {self.build.vocab_size}; "
+                "export the build again"
+            )
         return logits[: self.build.vocab_size]  # the last output of a head that is split has rows beyond V
 
     def _states(self) -> list[Any]:

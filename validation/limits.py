@@ -123,6 +123,7 @@ _LANGUAGE: dict[str, dict[str, tuple[float, float]]] = {
 _ENCODER: dict[str, dict[str, tuple[float, float]]] = {
     "int8": {"psnr_db": (45.0, 56.0), "snr_loss_db": (35.0, 23.2)},
     "lut6": {"psnr_db": (33.0, 44.2), "snr_loss_db": (46.0, 34.2)},
+    "int4": {"psnr_db": (22.5, 33.7), "snr_loss_db": (56.0, 44.8)},  # in the 37 layers that blocks can hold
     "lut4": {"psnr_db": (18.0, 28.8), "snr_loss_db": (61.0, 49.6)},
 }
 EMBEDDINGS_INT8 = Limit(

@@ -1,4 +1,4 @@
-"""Weights in blocks of whole rows: cut from flat pieces as they come from a file, and worked on by all cores, in order.
+"""Weights in blocks of whole rows: cut from flat pieces as they come from a file, worked on by many cores, in order.
 
 A block is a multiple of the 32 rows that may share a palette, so where it ends changes no number; and each is worked on
 by one thread, so neither does the number of cores. No more than a few blocks are in memory.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 STEP = 32  # rows
 VALUES = 1 << 21  # of one block: 8 MB in float32, and a few times that while it is worked on
+MOST_THREADS = 16  # each has a block in memory: with those of 64 cores, memory would pass what a 7B export may take
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,8 +46,8 @@ def row_blocks(pieces: Iterable[Tensor], width: int) -> Iterator[Tensor]:
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Returns what `work` makes of each item, in order, on all cores with one thread each; a few items wait."""
-    cores = os.cpu_count() or 1
+    """Returns what `work` makes of each item, in order, on up to 16 cores with one thread each; a few items wait."""
+    cores = min(os.cpu_count() or 1, MOST_THREADS)
     pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future[Result]] = deque()
     try:

@@ -88,9 +88,9 @@ class QualityBudget:
         return assignment.bytes, assignment.decibel, assignment.names
 
     def unmet(self, assignments: Sequence[Assignment]) -> str:
-        """Says what was asked for and what can be had."""
-        reach = _range([assignment.decibel for assignment in assignments])
-        return f"the quality budget is {self.decibel:g} dB of noise; this model reaches {reach} dB"
+        """Says what was asked for and what can be had, as a recipe says it: how far the noise is below the signal."""
+        reach = _range([assignment.decibel for assignment in assignments], sign=-1)
+        return f"the quality budget is snr_db {-self.decibel:g}; this model reaches {reach} dB"
 
 
 def choose(table: Table, budget: SizeBudget | QualityBudget) -> dict[str, Scheme]:
@@ -136,7 +136,7 @@ def _gain(old: Candidate, new: Candidate) -> float:
     return (old.noise - new.noise) / (new.bytes - old.bytes)
 
 
-def _range(values: Sequence[float]) -> str:
-    """Two decimals, rounded up, so that what a message offers can be had."""
-    low, high = (math.ceil(value * 100) / 100 for value in (min(values), max(values)))
+def _range(values: Sequence[float], sign: int = 1) -> str:
+    """Two decimals, rounded up, so that what a message offers can be had; then the sign, the lesser first."""
+    low, high = sorted(sign * math.ceil(value * 100) / 100 for value in (min(values), max(values)))
     return f"{low:.2f} to {high:.2f}"

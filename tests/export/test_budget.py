@@ -147,10 +147,12 @@ def test_a_size_that_cannot_be_met_names_the_range(bits: float) -> None:
 @pytest.mark.parametrize("decibel", [-150.0, math.nan, math.inf, -math.inf])
 def test_a_quality_that_cannot_be_met_names_the_range(decibel: float) -> None:
     table = drawn(5)
-    with pytest.raises(UsageError, match=r"quality budget is .* dB of noise.* this model reaches") as error:
+    with pytest.raises(UsageError, match=r"quality budget is snr_db .* this model reaches") as error:
         choose(table, QualityBudget(decibel))
-    low = float(str(error.value).split("reaches ")[1].split(" to ")[0])
-    assert choose(table, QualityBudget(low))
+    most = float(str(error.value).split(" to ")[1].split(" dB")[0])
+    assert choose(table, QualityBudget(-most))
+    with pytest.raises(UsageError):
+        choose(table, QualityBudget(-most - 0.02))
 
 
 def test_the_table_as_a_manifest_holds_it() -> None:

@@ -266,10 +266,25 @@ def test_compression_makes_fewer_packages_and_none_beyond_the_limit(tmp_path: Pa
     assert counts == {"fp16": 3, "int8": 2, "lut4": 1}
 
 
+@pytest.mark.parametrize("quantize", [None, "int8", "int4", "lut6"])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_not_even_the_least_limit_is_gone_beyond(quantize: str | None, qkv_bias: bool, tmp_path: Path) -> None:
+    """Tables and the zeros that stand for biases are blobs as well; with the least limit every file is full."""
+    model = small_model(layers=3, vocab_size=320, qkv_bias=qkv_bias)
+    asked: dict[str, Any] = {**ASKED, "quantize": quantize, "target": "gpu" if quantize == "int4" else "ane"}
+    with pytest.raises(UsageError, match="--max-file-size is 1 bytes") as refused:
+        export_model(model, tmp_path / "refused", max_file_size=1, **asked)
+    least = int(str(refused.value).partition(" takes ")[2].partition(";")[0].replace(",", ""))
+    build = export_model(model, tmp_path / "build", max_file_size=least, **asked)
+    sizes = [(stage.package / WEIGHT_FILE).stat().st_size for stage in read_build(build).language]
+    assert len(sizes) > 1
+    assert 0.8 * least < max(sizes) <= least
+
+
 def test_a_chain_of_compressed_packages_is_one_package(built: Callable[..., Path], tmp_path: Path) -> None:
     """Bit for bit; the head in packages of its own."""
     model = small_model(layers=2, vocab_size=ROWS)
-    chain = export_model(model, tmp_path / "chain", quantize="lut4", max_file_size=26_000, **ASKED)
+    chain = export_model(model, tmp_path / "chain", quantize="lut4", max_file_size=28_000, **ASKED)
     assert [stage.state for stage in read_build(chain).language] == [True, True, False]
     engines = [PackageEngine(read_build(build)) for build in (built("lut4"), chain)]
     rows = model.decoder.embed_tokens(torch.arange(20)).numpy()

@@ -16,7 +16,7 @@ import pytest
 
 from fastvlm import publish
 from fastvlm.parts import RECORDS, Parts, digest, tidy
-from fastvlm.publish import staged_folder
+from fastvlm.publish import kept_bytes, staged_folder
 
 MANIFEST = '{"schema": "0.1", "fastvlm_version": "0", "files": {"one/a": {}, "one/b/c": {}, "two": {}}}'
 MADE_OF = {"of": "this"}
@@ -79,6 +79,16 @@ def _damage_record(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], 
     return damage
 
 
+def _forge(field: str, value: Any) -> Callable[[Path], None]:
+    """A record that agrees with its own hash."""
+
+    def change(said: dict[str, Any]) -> dict[str, Any]:
+        record = {**said["record"], field: value}
+        return {"record": record, "sha256": digest(record)}
+
+    return _damage_record(change)
+
+
 def _truncate_record(stage: Path) -> None:
     path = stage / RECORDS / "one.json"
     path.write_bytes(path.read_bytes()[:-1])
@@ -121,6 +131,16 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "a record that is deep": lambda stage: (stage / RECORDS / "one.json").write_text("[" * 100_000),
     "a record of another result": _damage_record(lambda said: {**said, "record": {**said["record"], "result": {}}}),
     "a record without fields": _damage_record(lambda _: {"record": {}, "sha256": digest({})}),
+    **{
+        f"a record whose {field} is {value}": _forge(field, value)
+        for field, value in (
+            ("files", 3),
+            ("files", [1]),
+            ("files", {"one/a": 4}),
+            ("files", {"one/a": {}}),
+            ("result", 3),
+        )
+    },
     "a record that is a link": _link_record,
     "a record that is a folder": lambda stage: (
         (stage / RECORDS / "one.json").unlink(),
@@ -234,6 +254,20 @@ def test_an_interrupt_keeps_what_is_finished_and_says_where(tmp_path: Path, end:
     assert all_in(tmp_path / "a") == WHOLE
 
 
+def test_a_second_interrupt_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever presses Ctrl-C twice meets the run while it removes what is unfinished."""
+
+    def impatient(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "tidy", impatient)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "build", end=KeyboardInterrupt(), after=1)
+    assert build(tmp_path / "build") == ["two"]
+    assert all_in(tmp_path) == WHOLE
+
+
 @pytest.mark.parametrize("end", INTERRUPTS, ids=repr)
 def test_an_interrupt_before_any_part_leaves_nothing(tmp_path: Path, end: BaseException) -> None:
     with pytest.raises(type(end)) as caught:
@@ -340,9 +374,11 @@ def test_a_living_run_keeps_its_own(root: Path, tmp_path: Path) -> None:
         assert living.stdout.readline() == "ready\n"
         (stage,) = tmp_path.iterdir()
         before = all_in(stage)
+        assert kept_bytes(tmp_path / "build") == 0  # what it holds is not to be had
         assert build(tmp_path / "build") == ["one", "two"]
         assert all_in(stage) == before
         living.send_signal(signal.SIGKILL)
+    assert kept_bytes(tmp_path / "build") == sum(file.stat().st_size for file in stage.rglob("*") if file.is_file()) > 0
     assert build(tmp_path / "build", overwrite=True) == ["two"]
     assert all_in(tmp_path) == WHOLE
 

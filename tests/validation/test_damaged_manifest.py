@@ -88,3 +88,58 @@ def test_unknown_keys_are_ignored(told):
     damage(told, "source.options", {"nosuch": 1})
     damage(told, "novelty", {"x": 1})
     assert read_build(told).source_options == {}
+
+
+def _function(*outputs):
+    return {"inputs": [], "outputs": [{"name": name} for name in outputs]}
+
+
+LAYERS = {"state": {}, "prefill": _function("hiddenStates"), "decode": _function("hiddenStates")}
+FILLING = {"state": {}, "prefill": _function("done"), "decode": _function("hiddenStates")}
+WHOLE = {"state": {}, "prefill": _function("done"), "decode": _function("logits")}
+HEAD = {"decode": _function("logits")}
+
+
+@pytest.mark.parametrize("chain", [[WHOLE], [LAYERS, WHOLE], [FILLING, HEAD], [LAYERS, LAYERS, FILLING, HEAD]])
+def test_chains_as_export_makes_them(told, chain):
+    damage(told, "functions.language", chain)
+    damage(told, "packages.language", [f"{number}.mlpackage" for number in range(len(chain))])
+    assert len(read_build(told).language) == len(chain)
+
+
+@pytest.mark.parametrize(
+    ("chain", "said"),
+    [
+        ([{**LAYERS, "prefill": 3} | {"state": None}], "names no output logits"),
+        ([{key: LAYERS[key] for key in ("state", "decode")}, WHOLE], "one of prefill and state alone"),
+        ([{key: LAYERS[key] for key in ("prefill", "decode")}, WHOLE], "one of prefill and state alone"),
+        ([HEAD, LAYERS], "without state before one with it"),
+        ([{"decode": _function("hiddenStates")}, WHOLE], "without state before one with it"),
+        ([HEAD], "without state before one with it"),
+        ([FILLING, WHOLE], "hands no hiddenStates"),
+        ([{**LAYERS, "decode": _function("other")}, WHOLE], "hands no hiddenStates"),
+        ([WHOLE, HEAD], "hands no hiddenStates"),
+        ([FILLING, HEAD, HEAD], "gives logits, logits, expected"),
+        ([{**WHOLE, "decode": _function("logits1", "logits0")}], "gives logits1, logits0, expected"),
+        ([{**WHOLE, "decode": _function("logitsX")}], "gives logitsX, expected"),
+    ],
+)
+def test_a_chain_that_cannot_be_is_named(told, chain, said):
+    """Each of these would run and give numbers of another model, or end in the middle."""
+    damage(told, "functions.language", chain)
+    damage(told, "packages.language", [f"{number}.mlpackage" for number in range(len(chain))])
+    with pytest.raises(BuildError, match=said):
+        read_build(told)
+
+
+@pytest.mark.parametrize("compression", [{"scheme": "int8", "embeddings": "int8"}, {"embeddings": 5}])
+def test_a_table_that_two_fields_tell_apart_is_named(told, compression):
+    damage(told, "compression", compression)
+    with pytest.raises(BuildError, match=r"compression\.embeddings"):
+        read_build(told)
+
+
+def test_a_vocabulary_of_another_size_than_the_table_is_named(told):
+    damage(told, "model.text.vocab_size", 570)
+    with pytest.raises(BuildError, match=r"embeddings\.rows is 576, expected 570"):
+        read_build(told)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from export.compression.schemes import SCHEMES
 from validation.limits import COARSEST_FIRST, LIMITS, TABLE, limits_of, storable, worst
 
 
@@ -22,8 +23,8 @@ FIXED = {
 
 COMPRESSED = [
     limit
-    for part, schemes in (("language", COARSEST_FIRST), ("encoder", ("lut4", "lut6", "int8")))
-    for scheme in schemes
+    for part in ("language", "encoder")
+    for scheme in COARSEST_FIRST
     for limit in limits_of({part: {scheme: 3}, "embeddings": "int8"}).values()
     if limit not in TABLE
 ]
@@ -52,6 +53,16 @@ def test_a_compressed_build_is_held_to_its_coarsest_scheme():
     assert seeing["answer.kl"].limit > LIMITS["answer.kl"].limit
     assert limits_of({"scheme": "fp16"}) == LIMITS == limits_of({"language": "damaged"})
     assert "embeddings.max_error" not in limits_of({"embeddings": "int8"})
+
+
+@pytest.mark.parametrize(("part", "key"), [("language", "language.kl"), ("encoder", "encoder.psnr_db")])
+def test_no_scheme_is_held_to_the_limits_of_fp16(part, key):
+    """A recipe may give any scheme to any layer that can hold it."""
+    assert set(COARSEST_FIRST) == set(SCHEMES)
+    limits = [limits_of({part: {scheme: 1}})[key].limit for scheme in COARSEST_FIRST]
+    looser = sorted(limits, reverse=key == "language.kl")
+    assert limits == looser
+    assert LIMITS[key].limit not in limits
 
 
 def test_bounds_work_both_ways():
