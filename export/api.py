@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.build import BuildWriter
-from export.choice import intended, measured, smallest, unused
+from export.choice import cautions, intended, measured, smallest, unused
 from export.plan import check_options, make_plan
 from export.precheck import check_weights
 from export.sizes import check_files
@@ -104,7 +104,8 @@ def export_model(
     check_space(place, part_bytes(model, plan, intent), kept_bytes(place))
     check_weights(model, plan, progress)
     compression = measured(intent, model, plan, samples, progress)
-    for note in unused(compression, plan, calibration is not None):
+    check_files(model.config.text, plan, compression)  # `mixed` may have chosen more than the fewest bytes
+    for note in (*unused(compression, plan, calibration is not None), *cautions(compression)):
         progress.note(note)
     with staged_folder(place, overwrite, progress=progress, resume=True) as folder:
         BuildWriter(model, plan, folder, source, tokenizer, progress, compression).write()

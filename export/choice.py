@@ -120,7 +120,7 @@ def intended(model: FastVLM, plan: ExportPlan, quantize: str | Path | None) -> C
         return Compression()
     recipe = requested(quantize, plan.target)
     shapes = weight_shapes(model, plan, recipe)
-    pending = dict.fromkeys(open_weights(recipe, plan.target, shapes), LARGEST)
+    pending = dict.fromkeys(open_weights(recipe, shapes), LARGEST)
     schemes = _named(assign(recipe, plan.target, shapes, pending))
     name = str(quantize) if quantize in (*SCHEMES, MIXED) else "recipe"
     return Compression(name, recipe, schemes, _encoder_saving(shapes, schemes))
@@ -136,7 +136,7 @@ def smallest(intent: Compression, model: FastVLM, plan: ExportPlan) -> Compressi
             (scheme for scheme in candidates(plan.target) if scheme.problem(shapes[name]) is None),
             key=lambda scheme, name=name: scheme.bytes(shapes[name]),  # type: ignore[misc]
         )
-        for name in open_weights(intent.recipe, plan.target, shapes)
+        for name in open_weights(intent.recipe, shapes)
     }
     return replace(intent, schemes={**intent.schemes, **least})
 
@@ -149,6 +149,15 @@ def unused(compression: Compression, plan: ExportPlan, pictures: bool) -> Iterat
         yield f"--quantize {compression.name} leaves the encoder fp16; a recipe that says `encoder: int8` does not"
 
 
+def cautions(compression: Compression) -> Iterator[str]:
+    """Tells what is known of a scheme on devices before it is shipped."""
+    if any(scheme.name == "lut4" for layer, scheme in compression.schemes.items() if layer.startswith(LANGUAGE)):
+        yield (
+            "4-bit palettes in a model with state are reported to crash or to compute wrong numbers on devices "
+            "(apple/coremltools#2716, #2688): try lut4 on yours before you ship it, or take lut6 or int8"
+        )
+
+
 def measured(
     intent: Compression, model: FastVLM, plan: ExportPlan, samples: Sequence[Sample], progress: Progress = SILENT
 ) -> Compression:
@@ -156,7 +165,7 @@ def measured(
     if not plan.language:
         return intent
     shapes = weight_shapes(model, plan, intent.recipe)
-    open_to_choice = open_weights(intent.recipe, plan.target, shapes)
+    open_to_choice = open_weights(intent.recipe, shapes)
     if open_to_choice:
         split = head_split(model.config.text, plan.target)
         known, table = measure(model, samples, candidates(plan.target), progress, split.count * split.rows)

@@ -29,7 +29,7 @@ from fastvlm_ref.model.fastvlm import FastVLM
 LIBRARIES = ("coremltools", "torch", "numpy", "protobuf")
 ROOMS = ("export", "fastvlm_ref")
 ENCODER_OPTIONS = {"image_sizes"}
-LANGUAGE_OPTIONS = {"context", "query_length"}
+LANGUAGE_OPTIONS = {"context", "query_length", "target", "max_file_size"}
 
 
 def encoder_key(model: FastVLM, plan: ExportPlan, files: Mapping[str, FileHash]) -> dict[str, Any]:

@@ -104,6 +104,8 @@ def staged_folder(
             yield stage
             with progress.stage("Bringing it to the disk"):
                 sync_tree(stage)
+            if os.path.lexists(place):
+                _check_existing(place, overwrite, is_ours)  # before the records of what is finished go
             forget(stage)
             if os.path.lexists(place):
                 _check_existing(place, overwrite, is_ours)

@@ -180,13 +180,9 @@ def assign(
     return found
 
 
-def open_weights(recipe: Recipe, target: str, shapes: Mapping[str, Shape]) -> dict[str, tuple[Scheme, ...]]:
-    """Returns the weights that the recipe leaves to `mixed`, with the schemes that can hold each, least bytes first."""
-    return {
-        name: tuple(sorted(_suitable(target, shape), key=lambda scheme: scheme.bytes(shape)))
-        for name, shape in shapes.items()
-        if is_compressible(shape) and recipe.choice(name) == MIXED
-    }
+def open_weights(recipe: Recipe, shapes: Mapping[str, Shape]) -> tuple[str, ...]:
+    """Returns the names of the weights that the recipe leaves to `mixed`."""
+    return tuple(name for name, shape in shapes.items() if is_compressible(shape) and recipe.choice(name) == MIXED)
 
 
 def _suitable(target: str, shape: Shape) -> list[Scheme]:

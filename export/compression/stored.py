@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 FP16_MAX = 65504.0
+FP16_NORMAL = 2.0**-14  # below it fp16 has fewer bits
 FP16_LEAST = 2.0**-24  # the smallest positive fp16; a scale is never less
 
 

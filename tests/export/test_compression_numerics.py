@@ -324,3 +324,11 @@ def test_where_a_block_of_rows_ends_changes_no_bit(name: str) -> None:
     assert torch.equal(whole.codes, torch.cat([part.codes for part in parts]))
     for table, values in whole.tables.items():
         assert torch.equal(values, torch.cat([part.tables[table] for part in parts]))
+
+
+@pytest.mark.parametrize("peak", [7.6e-6, 9e-6, 1.2e-5])
+def test_a_scale_between_two_subnormals_does_not_clip(peak: float) -> None:
+    """As rows of tokens that were never trained have it: where the nearest is too small, the next is tried."""
+    rows = torch.linspace(-1, 1, 896).repeat(4, 1) * peak
+    error = (dense(SCHEMES["int8"], compress(SCHEMES["int8"], rows)) - rows).abs().max()
+    assert error <= 2.0**-24  # half a step of a scale of 2⁻²³
