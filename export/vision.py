@@ -2,7 +2,7 @@
 
 Its graph holds no size, and its programs at two sizes differ in nothing but the sides of the feature maps. So it is
 converted at a side of 64 · p pixels, p a prime: every map's side is then p times a power of two and the number of image
-tokens p², which marks where the numbers of a real side belong. Weights hold one value, and the MLPs' widths are primes
+tokens p², which marks where the numbers of a real side belong. Weights hold one value, and the MLPs' widths, the projector's among them, are primes
 (`export.standin`): reading weights is most of the converter's time.
 """
 
@@ -66,7 +66,7 @@ def _stand_in(model: FastVLM, graph: nn.Module) -> _StandIn:
     vision = model.config.vision
     taken |= {width // vision.head_dim for width in vision.widths} | {vision.head_dim}
     free = (prime for prime in primes(211) if prime not in taken)
-    widths = {next(free): width for width in sorted(set(vision.mlp_widths))}
+    widths = {next(free): width for width in sorted({*vision.mlp_widths, model.config.text.hidden_size})}
     for prime in primes(11):
         lengths = _StandIn(STRIDE * prime, widths).lengths(STRIDE).keys()
         if not lengths & (taken | widths.keys()):
@@ -75,9 +75,9 @@ def _stand_in(model: FastVLM, graph: nn.Module) -> _StandIn:
 
 
 def _shrunk(name: str, shape: tuple[int, ...], widths: Mapping[int, int]) -> tuple[int, ...]:
-    """The shape of an MLP's parameter at its stand-in width: the outputs of fc1 and the inputs of fc2."""
-    if ".convffn.fc1." in name:
+    """The shape of an MLP's or the projector's parameter at its stand-in width: outputs of the first, inputs of the second."""
+    if ".convffn.fc1." in name or name.startswith("projector_0."):
         return (widths[shape[0]], *shape[1:])
-    if name.endswith(".convffn.fc2.conv.weight"):
+    if name.endswith(".convffn.fc2.conv.weight") or name == "projector_2.weight":
         return (shape[0], widths[shape[1]], *shape[2:])
     return shape
