@@ -2,8 +2,8 @@
 
 Its graph holds no size, and its programs at two sizes differ in nothing but the sides of the feature maps. So it is
 converted at a side of 64 · p pixels, p a prime: every map's side is then p times a power of two and the number of image
-tokens p², which marks where the numbers of a real side belong. Weights hold one value, and the MLPs' widths, the projector's among them, are primes
-(`export.standin`): reading weights is most of the converter's time.
+tokens p², which marks where the numbers of a real side belong. Weights hold one value, and the widths inside MLPs and
+projector are primes (`export.standin`): reading weights is most of the converter's time and memory.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _stand_in(model: FastVLM, graph: nn.Module) -> _StandIn:
 
 
 def _shrunk(name: str, shape: tuple[int, ...], widths: Mapping[int, int]) -> tuple[int, ...]:
-    """The shape of an MLP's or the projector's parameter at its stand-in width: outputs of the first, inputs of the second."""
+    """The shape of a parameter of an MLP or the projector at its stand-in width: first outputs, second inputs."""
     if ".convffn.fc1." in name or name.startswith("projector_0."):
         return (widths[shape[0]], *shape[1:])
     if name.endswith(".convffn.fc2.conv.weight") or name == "projector_2.weight":
