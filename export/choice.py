@@ -147,6 +147,8 @@ def unused(compression: Compression, plan: ExportPlan, pictures: bool) -> Iterat
         yield "--calibration changes nothing here: language models of int4, lut4 and mixed are measured on pictures"
     if compression.name != FP16 and not plan.language and not compression.schemes:
         yield f"--quantize {compression.name} leaves the encoder fp16; a recipe that says `encoder: int8` does not"
+    if plan.language and compression.recipe.language == MIXED and compression.table is None:
+        yield "mixed has no layer left to choose for, and the budget no effect: the recipe's lines name all of them"
 
 
 def cautions(compression: Compression) -> Iterator[str]:
@@ -174,7 +176,7 @@ def measured(
         chosen = {f"{LANGUAGE}{layer}.weight": scheme for layer, scheme in choice.items()}
         schemes = _named(assign(intent.recipe, plan.target, shapes, chosen))
         intent = replace(intent, schemes=schemes, table=Table(rows).with_choice(choice))
-    elif any(scheme.name in CALIBRATED for scheme in intent.schemes.values()):
+    elif any(intent.schemes[layer].name in CALIBRATED for layer in intent.layers(LANGUAGE)):
         known = calibrate(model, samples, progress)
     else:
         return intent

@@ -127,7 +127,7 @@ def _check(layer: int, head: int, limit: int) -> None:
         what = "one decoder layer" if layer == most else "one output of the head with its norm"
         raise UsageError(
             f"--max-file-size is {limit:,} bytes, and {what} takes {most:,}; "
-            f"give at least {most}, or store it in fewer bits with --quantize"
+            f"give at least {most}, or store it in fewer bits: --quantize, a smaller scheme, a smaller budget"
         )
 
 

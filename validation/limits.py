@@ -135,6 +135,8 @@ EMBEDDINGS_INT8 = Limit(
 def limits_of(compression: Mapping[str, Any]) -> dict[str, Limit]:
     """Returns the limits that a build is held to, by key; `compression` is its manifest's entry."""
     language, encoder = (_coarsest(compression.get(part)) for part in ("language", "encoder"))
+    if compression.get("embeddings") == "int8":
+        language = language or "int8"  # the decoder starts from rows of eight bits
     whole = _coarsest(dict.fromkeys(filter(None, (language, encoder)), 1))
     found = dict(LIMITS)
     parts = (("language", language, _LANGUAGE), ("answer", whole, _LANGUAGE), ("encoder", encoder, _ENCODER))

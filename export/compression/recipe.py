@@ -82,7 +82,9 @@ def read_recipe(given: str | Path) -> Recipe:
         return Recipe(name, FP16, "int8", budget=DEFAULT_BUDGET if name == MIXED else None)
     path = Path(given)
     if isinstance(given, str) and not path.suffix and not path.exists():
-        raise UsageError(f"{shown(given)} is no scheme and no file; known: {', '.join(NAMES)}; or a YAML file's path")
+        raise UsageError(
+            f"{shown(given)} is no scheme and no file; known: {', '.join((*NAMES, FP16))}; or a YAML file's path"
+        )
     return parse_recipe(read_text(path), f"recipe {path}")
 
 
@@ -199,7 +201,8 @@ def _wrong_target(recipe: Recipe, target: str) -> Iterator[str]:
         scheme = SCHEMES.get(choice)
         if scheme is not None and not scheme.fits(target):
             able = scheme.targets[0]
-            yield f"{place}: {choice} {scheme.kind}s run on {able} only; use --target {able}, or lut4 on {target}"
+            other = f"use --target {able}, or lut6 or int8 on {target}"
+            yield f"{place}: {choice} {scheme.kind}s run on {able} only; {other}"
 
 
 def _idle_patterns(recipe: Recipe, shapes: Mapping[str, Shape]) -> Iterator[str]:

@@ -38,7 +38,8 @@ def show_compression(record: Mapping[str, Any], console: Console) -> None:
         if not row["layer"].startswith(LAYERS):
             console.print(f"{row['layer']}: {_cell(row)} dB")
     bits, noise = record["bits"], record["noise_db"]
-    console.print(f"{bits:.2f} bits a weight, scales and tables included; noise {noise:.1f} dB in all")
+    sums = f"{bits:.2f} bits a weight, scales and palettes included, and noise {noise:.1f} dB"
+    console.print(f"{sums} over the layers left to mixed")
 
 
 def _cell(row: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ def test_a_mixed_chain_from_export_to_verdict(run: Run, tmp_path: Path, tiny: Pa
     (head,) = [row for row in record["sensitivity"]["layers"] if row["layer"] == "lm_head"]
     assert "Schemes, and noise in dB" in result.stderr
     assert f"lm_head: {head['scheme']} {head['noise_db'][head['scheme']]:.0f} dB" in result.stderr
-    assert f"{record['sensitivity']['bits']:.2f} bits a weight, scales and tables included" in result.stderr
+    assert f"{record['sensitivity']['bits']:.2f} bits a weight, scales and palettes included" in result.stderr
 
     inspected = run("inspect", build)
     assert inspected.exit_code == 0

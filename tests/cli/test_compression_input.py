@@ -53,7 +53,7 @@ def recipe(tmp_path: Path) -> Callable[[str], Path]:
         (("--quantize", "missing.yaml"), "recipe missing.yaml: no such file; expected a YAML file"),
         (("--quantize", ""), "it is empty, expected a name"),
         (("--quantize", "int4"), "language: int4 blocks run on gpu only"),
-        (("--quantize", "int4", "--target", "ane"), "use --target gpu, or lut4 on ane"),
+        (("--quantize", "int4", "--target", "ane"), "use --target gpu, or lut6 or int8 on ane"),
         (("--quantize", "int8", "--target", "x"), "'x' is not one of 'ane', 'gpu'"),
         (("--calibration", "missing"), "--calibration missing is not a folder"),
         (("--max-file-size", "large"), "'large' is no size, expected a number with B, kB, MB, GB or GiB"),

@@ -132,7 +132,7 @@ def test_an_alias_bomb_is_refused_before_it_grows() -> None:
     ("recipe", "target", "said"),
     [
         (Recipe("lut4"), "npu", "unknown target 'npu'; known: ane, gpu"),
-        (Recipe("int4"), "ane", "language: int4 blocks run on gpu only; use --target gpu, or lut4 on ane"),
+        (Recipe("int4"), "ane", "language: int4 blocks run on gpu only; use --target gpu, or lut6 or int8 on ane"),
         (Recipe(encoder="int4"), "ane", "encoder: int4 blocks run on gpu only"),
         (Recipe(layers=(("language.lm_head", "int4"),)), "ane", "layers: language.lm_head: int4 blocks run on gpu"),
         (
@@ -178,7 +178,7 @@ def test_patterns_for_a_part_that_is_not_built_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("int5", "'int5' is no scheme and no file; known: int8, int4, lut6, lut4, mixed; or a YAML file's path"),
+        ("int5", "'int5' is no scheme and no file; known: int8, int4, lut6, lut4, mixed, fp16; or a YAML file's path"),
         ("missing.yaml", "recipe .*missing.yaml: no such file"),
         ("folder.yaml", "not a file"),
         ("large.yaml", "larger than 1,048,576 bytes"),

@@ -212,3 +212,21 @@ def test_int8_and_fp16_measure_nothing(cut: FastVLM, tmp_path: Path, monkeypatch
         monkeypatch.setattr(f"export.choice.{step}", lambda *_: pytest.fail("something was measured"))
     record = read_manifest(export_model(cut, tmp_path / "build", quantize="int8", **ASKED))["compression"]
     assert "calibration" not in record
+
+
+def test_few_bits_in_the_encoder_alone_measure_nothing(
+    cut: FastVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What calibration finds is the decoder's; the encoder is compressed without."""
+    monkeypatch.setattr("export.choice.calibrate", None)  # calling it would fail
+    asked = ASKED | {"only": None}
+    build = export_model(cut, tmp_path / "build", quantize=recipe(tmp_path, "encoder: lut4\n"), **asked)
+    record = read_manifest(build)["compression"]
+    assert set(record["encoder"]) == {"lut4"}
+    assert "calibration" not in record
+
+
+def test_mixed_without_a_layer_left_is_told(cut: FastVLM, tmp_path: Path, heard: Any) -> None:
+    path = recipe(tmp_path, "language: mixed\nbudget: {bits: 4.5}\nlayers: {language.*: int8}\n")
+    export_model(cut, tmp_path / "build", quantize=path, progress=heard, **ASKED)
+    assert any(note.startswith("mixed has no layer left to choose for") for note in heard.notes)

@@ -52,7 +52,10 @@ def test_a_compressed_build_is_held_to_its_coarsest_scheme():
     assert seeing["language.kl"] == LIMITS["language.kl"]
     assert seeing["answer.kl"].limit > LIMITS["answer.kl"].limit
     assert limits_of({"scheme": "fp16"}) == LIMITS == limits_of({"language": "damaged"})
-    assert "embeddings.max_error" not in limits_of({"embeddings": "int8"})
+    rows_alone = limits_of({"language": {}, "encoder": {}, "embeddings": "int8"})
+    assert "embeddings.max_error" not in rows_alone
+    for key in ("language.kl", "language.kl_step", "language.logit_error", "answer.kl"):
+        assert rows_alone[key].limit == limits_of({"language": {"int8": 1}, "embeddings": "int8"})[key].limit
 
 
 @pytest.mark.parametrize(("part", "key"), [("language", "language.kl"), ("encoder", "encoder.psnr_db")])
