@@ -22,9 +22,9 @@ from export.convert import Converted
 from export.embeddings import FILE as EMBEDDINGS
 from export.embeddings import table_record, write_embeddings
 from export.language import LanguageConverter
-from export.package import Labels, write_package
+from export.package import WEIGHTS, Labels, write_package
 from export.parts_key import encoder_key, language_key
-from export.plan import ExportPlan
+from export.plan import IOS_FILE, ExportPlan
 from export.quiet import import_coremltools
 from export.sizes import language_bytes
 from export.vision import converted_encoder
@@ -40,10 +40,9 @@ from fastvlm_ref.prompt import prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
 
 ENCODER, TOKENIZER = "VisionEncoder.mlpackage", "tokenizer"
-WEIGHT_FILE = "Data/com.apple.CoreML/weights/weight.bin"
+WEIGHT_FILE = f"Data/{WEIGHTS}/weight.bin"
 LICENCE = "licence"
 APPLE = "apple-amlr"
-PROGRAM_BYTES = 1 << 30  # coremltools' guide on multifunction and chunked models
 AUTHOR = f"fastvlm {__version__}"
 APPLE_SENTENCE = (
     "Apple Machine Learning Research Model is licensed under the "
@@ -166,7 +165,7 @@ class BuildWriter:
         """Tells where a file is larger than iOS is said to take; it still runs on a Mac."""
         sizes = {chunk.package: (self.folder / chunk.package / WEIGHT_FILE).stat().st_size for chunk in self.chunks}
         package, size = max(sizes.items(), key=lambda item: item[1])
-        if size > PROGRAM_BYTES:
+        if size > IOS_FILE:
             self.progress.note(f"{package} holds {size / 1e9:.1f} GB in one program; iOS is said to take about 1 GB")
 
     def write_embeddings(self) -> None:

@@ -23,7 +23,8 @@ ALIGNMENT = 32  # the last axis of a state, and with it C where a graph keeps C 
 PARTS = ("encoder", "language")
 # Most bytes of a package's weight file, by target: coremltools' guide on large models says that iOS takes about 1 GB a
 # program (beyond 1.0 to 1.4 GB the Neural Engine silently hands over to the GPU, John Rocky's CoreML-LLM). None: any.
-FILE_SIZES: dict[str, int | None] = {"ane": 1_000_000_000, "gpu": None}
+IOS_FILE = 1_000_000_000
+FILE_SIZES: dict[str, int | None] = {"ane": IOS_FILE, "gpu": None}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,14 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="session")
+def tiny_model() -> Any:
+    """The embedded checkpoint, held in memory; never changed."""
+    from fastvlm_ref.checkpoint import load_checkpoint
+
+    return load_checkpoint("tiny")
+
+
+@pytest.fixture(scope="session")
 def build(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model exported at two sizes; never written to."""
     from small_export import CONTEXT, QUERY, SIZES

@@ -41,12 +41,6 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def tiny_model() -> Any:
-    """Held in memory; never changed."""
-    return load_checkpoint("tiny")
-
-
-@pytest.fixture(scope="module")
 def known(tiny_model: Any) -> Statistics:
     return calibrate(tiny_model, shipped_samples())
 

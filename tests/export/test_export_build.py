@@ -168,7 +168,7 @@ def test_saturation_is_told_and_written_down(tmp_path: Path, heard: Any, monkeyp
 
 def test_what_goes_beyond_a_devices_limits_is_told(tmp_path: Path, heard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
-    monkeypatch.setattr("export.build.PROGRAM_BYTES", 1000)
+    monkeypatch.setattr("export.build.IOS_FILE", 1000)
 
     def write_package(folder: Path, *_: object) -> dict[str, int]:
         (folder / WEIGHT_FILE).parent.mkdir(parents=True)

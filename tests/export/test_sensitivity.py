@@ -33,12 +33,6 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def tiny_model() -> Any:
-    """Held in memory; never changed."""
-    return load_checkpoint("tiny")
-
-
-@pytest.fixture(scope="module")
 def measured(tiny_model: Any) -> tuple[Statistics, Table]:
     return measure(tiny_model, shipped_samples(), candidates("ane"))
 

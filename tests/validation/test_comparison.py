@@ -238,7 +238,6 @@ def test_core_ml_runs_behind_the_same_interface(chain, exported_tiny, tmp_path, 
     """A stand-in for coremltools' MLModel whose predict is the MIL runtime: same calls, same answers."""
     import coremltools
 
-    from export import export
     from fastvlm_ref.samples import shipped_samples
     from validation.mil import MILModel
 
@@ -266,3 +265,14 @@ def test_core_ml_runs_behind_the_same_interface(chain, exported_tiny, tmp_path, 
     session = open_session(built, "coreml")
     assert session.answer(sample.picture, sample.prompt, 16).text == expected
     assert len(opened) == (5 if chain else 2)
+
+
+def test_an_answer_s_ties_are_judged_by_its_own_limit(tmp_path):
+    """Only the encoder is compressed: the decoder keeps fp16's limit, answers from its image tokens have their own."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("encoder: lut4\n")
+    verdict = validate(export("tiny", tmp_path / "build", quantize=recipe))
+    rows = {row.limit.key: row for row in verdict.rows}
+    assert rows["language.logit_error"].limit.limit < rows["answer.logit_error"].value
+    assert rows["answer.divergences"].value == 0
+    assert verdict.passed
