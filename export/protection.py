@@ -1,0 +1,53 @@
+"""What an export does so that no value of a checkpoint leaves fp16: exact powers of two, and forms safe in themselves.
+
+A tensor with exponent e is stored as x · 2^−e: the weights that write it are scaled by 2^−e, those that read it by
+2^e, both exact. Exponents come from the ranges that a scan measured (`export.ranges`); without one they are 0. The
+safe forms (norms that divide by the largest value first, pooling that cannot overflow, keys without their constant
+part) need no measuring and are always on; a test switches them off to see checkpoints fail.
+It knows neither graphs nor files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# No scanned value may be stored beyond this: a factor of 2 below 32,768, which no value may exceed anywhere, and of 4
+# below fp16's end.
+LARGEST_STORED = 16_384.0
+
+
+@dataclass(frozen=True)
+class Protection:
+    """Exponents e ≥ 0 by tensor, and whether the safe forms are used.
+
+    encoder: by site of the encoder's graph (`export.encoder`), those that are not 0. residual: of the decoder's
+    residual stream. scores: of the attention scores. mlp, values: of a layer's MLP and of its values, by layer;
+    where a list is shorter, 0.
+    """
+
+    safe_forms: bool = True
+    encoder: Mapping[str, int] = field(default_factory=dict)
+    residual: int = 0
+    scores: int = 0
+    mlp: Sequence[int] = ()
+    values: Sequence[int] = ()
+
+    def mlp_of(self, layer: int) -> int:
+        """The exponent of silu(gate) · up in a decoder layer."""
+        return self.mlp[layer] if layer < len(self.mlp) else 0
+
+    def values_of(self, layer: int) -> int:
+        """The exponent of the values of a decoder layer."""
+        return self.values[layer] if layer < len(self.values) else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what the manifest records: the exponents that are not 0."""
+        found: dict[str, Any] = {"encoder": dict(sorted(self.encoder.items())), "residual": self.residual}
+        found |= {"scores": self.scores, "mlp": list(self.mlp), "values": list(self.values)}
+        return {name: value for name, value in found.items() if (any(value) if isinstance(value, list) else value)}
+
+
+PROTECTED = Protection()
+UNPROTECTED = Protection(safe_forms=False)
