@@ -18,6 +18,7 @@ import json
 import resource
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +85,21 @@ def stock_decode(model: Any) -> Any:
     from export.choice import Compression
     from export.chunks import chunks, head_split
     from export.contract import language_functions
-    from export.language import graph_of
+    from export.decoder import filled
+    from export.language import chunk_weight, graph_of, whole_sizes
     from export.plan import make_plan
     from export.sizes import language_bytes
 
     text = model.config.text
     plan = make_plan(model.config, only="language", target="gpu")
     split = head_split(text, plan.target)
-    (chunk,) = chunks(text, plan, language_bytes(text, split, Compression()))
+    (chunk,) = chunks(text, plan, language_bytes(text, plan, Compression()))
     spec = language_functions(text, plan, chunk, split)[-1]
-    graph = graph_of(model.decoder, spec, chunk, split, context=plan.context)
+    sizes = whole_sizes(model.decoder, plan)
+    graph = filled(
+        graph_of(replace(sizes, query=1), plan.target, spec, chunk, split),
+        lambda name: chunk_weight(model.decoder, sizes, plan.target, chunk, split, name),
+    )
     *tensors, position = spec.inputs
     example = (*(torch.zeros(item.shape) for item in tensors), torch.zeros(1, dtype=torch.int32))
     inputs = [ct.TensorType(item.name, item.shape, dtype=np.float16) for item in tensors]

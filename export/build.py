@@ -21,6 +21,7 @@ from export.contract import SCALE, FunctionSpec, encoder_functions, language_fun
 from export.convert import Converted
 from export.embeddings import FILE as EMBEDDINGS
 from export.embeddings import table_record, write_embeddings
+from export.key_shift import shifts_keys
 from export.language import LanguageConverter
 from export.package import WEIGHTS, Labels, write_package
 from export.parts_key import encoder_key, language_key
@@ -159,7 +160,8 @@ class BuildWriter:
     def chunks(self) -> tuple[Chunk, ...]:
         """The language model's packages, in order."""
         text = self.model.config.text
-        return chunks(text, self.plan, language_bytes(text, self.split, self.compression))
+        shifts = shifts_keys(self.model.decoder, self.plan.context)
+        return chunks(text, self.plan, language_bytes(text, self.plan, self.compression, shifts_keys=shifts))
 
     def _note_device_limits(self) -> None:
         """Tells where a file is larger than iOS is said to take; it still runs on a Mac."""

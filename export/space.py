@@ -15,7 +15,6 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from export.choice import Compression
-from export.chunks import head_split
 from export.embeddings import table_bytes
 from export.plan import ExportPlan
 from export.sizes import language_bytes
@@ -36,7 +35,7 @@ def part_bytes(model: FastVLM, plan: ExportPlan, compression: Compression) -> di
         plain = _stored_bytes([*_unfolded(model.vision_encoder), *model.projector.parameters()])
         parts["encoder"] = plain - compression.encoder_saving
     if plan.language:
-        sizes = language_bytes(text, head_split(text, plan.target), compression)
+        sizes = language_bytes(text, plan, compression)
         parts["language"] = sum(sizes.values()) + BLOB_BYTES * len(sizes)
         parts["embeddings"] = table_bytes(text, compression.embeddings)
     return parts

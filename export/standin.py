@@ -22,6 +22,7 @@ from export.repeat import CONVERTED, REPEATED, replace_integers
 from fastvlm_ref.config import TextConfig
 
 VALUE = 0.015625  # not 0, not 1: those could be left out as having no effect
+VALUES = 1024  # as many numbers from VALUE to twice that fp16 tells apart
 FIRST_PRIME = 71  # the stand-in of the state is a tensor in memory: its lengths are small
 
 
@@ -82,11 +83,14 @@ def primes(start: int) -> Iterator[int]:
 def without_weights(graph: nn.Module, shape_of: Callable[[str, tuple[int, ...]], tuple[int, ...]] | None = None) -> Any:
     """Returns a copy of a graph, on any device, whose parameters hold one value each and take no memory.
 
-    `shape_of` gives a parameter, by name and shape, another shape. Buffers become zeros.
+    Each holds a value of its own: an op on the same input with an equal constant would be taken for the same op, and
+    one layer then read what belongs to another. `shape_of` gives a parameter, by name and shape, another shape.
+    Buffers become zeros.
     """
-    value, known = torch.full((), VALUE), {}
-    for name, parameter in graph.named_parameters(remove_duplicate=False):
+    known = {}
+    for index, (name, parameter) in enumerate(graph.named_parameters(remove_duplicate=False)):
         shape = tuple(parameter.shape) if shape_of is None else shape_of(name, tuple(parameter.shape))
+        value = torch.full((), VALUE * (1 + index % VALUES / VALUES))
         known[id(parameter)] = nn.Parameter(value.expand(shape), requires_grad=False)
     buffers = {id(buffer): torch.zeros(buffer.shape) for buffer in graph.buffers()}
     return copy.deepcopy(graph, {**known, **buffers})

@@ -20,7 +20,6 @@ sys.path.insert(0, str(DATA.parent.parent))
 from seeded_weights import seeded_tensor  # noqa: E402
 
 from export.choice import Compression  # noqa: E402
-from export.chunks import head_split  # noqa: E402
 from export.plan import ExportPlan  # noqa: E402
 from export.sizes import language_bytes  # noqa: E402
 from fastvlm_ref.checkpoint.source import Source  # noqa: E402
@@ -58,7 +57,7 @@ def small_model(**text: Any) -> FastVLM:
 
 def sizes_of(text: TextConfig, plan: ExportPlan) -> dict[str, int]:
     """Bytes of each tensor of a decoder that is not compressed."""
-    return language_bytes(text, head_split(text, plan.target), Compression())
+    return language_bytes(text, plan, Compression())
 
 
 def snr(reference: Any, actual: Any) -> float:

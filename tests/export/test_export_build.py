@@ -40,7 +40,7 @@ def test_manifest(build: Path, model: Any) -> None:
         {"name": "imageFeatures", "kind": "tensor", "shape": [1, 4, 64], "dtype": "float16"}
     ]
     (package,) = manifest["functions"]["language"]
-    assert package["state"]["shape"] == [4, 2, CONTEXT, 32]
+    assert package["state"]["shape"] == [4, 2, 32, CONTEXT]
     decode = package["decode"]
     assert [entry["name"] for entry in decode["inputs"]] == [
         "inputsEmbeds", "ropeCos", "ropeSin", "causalMask", "position",

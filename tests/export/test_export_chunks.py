@@ -92,10 +92,10 @@ def test_a_chain_gives_the_numbers_of_one_package(
     limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit: prefill in chunks, `decode` at the end of the context and behind it; no file beyond the limit."""
-    monkeypatch.setattr("export.chunks.HEAD_CAP", 1000)
     model = small_model(layers=5, vocab_size=3001)
     asked: dict[str, Any] = {"context": CONTEXT, "query_length": QUERY, "only": "language"}
-    whole = export_model(model, tmp_path / "whole", target="gpu", **asked)
+    whole = export_model(model, tmp_path / "whole", **asked)
+    monkeypatch.setattr("export.chunks.HEAD_CAP", 1000)
     chain = export_model(model, tmp_path / "chain", max_file_size=limit, **asked)
     packages = read_build(chain).language
     assert len(packages) == {None: 1, 500_000: 2, 210_000: 5}[limit]

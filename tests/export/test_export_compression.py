@@ -42,6 +42,8 @@ ROWS = 300  # no multiple of 32: as four outputs of 96 rows it ends in 84 rows o
 ASKED: dict[str, Any] = {"context": CONTEXT, "query_length": QUERY, "only": "language"}
 WAYS = [("int8", "ane"), ("lut6", "ane"), ("lut4", "ane"), ("int4", "gpu"), ("int8", "gpu")]
 LANGUAGE = "LanguageModel.mlpackage"
+# Queries in the Neural Engine's order: of 2 heads of keys the 2 queries of each side by side, channel by channel of 32.
+ORDER = torch.arange(128).view(2, 2, 32).transpose(1, 2).reshape(-1)
 
 
 def statistics(model: FastVLM) -> Statistics:
@@ -86,9 +88,12 @@ def expected(model: FastVLM, scheme: Scheme, target: str) -> dict[str, torch.Ten
     """Every compressed weight by its name in the package, float32, from the checkpoint's own."""
     known = statistics(model) if scheme.name in ("int4", "lut4") else None
 
-    def through(name: str, rows: torch.Tensor) -> torch.Tensor:
+    def through(name: str, rows: torch.Tensor, reordered: bool = False) -> torch.Tensor:
         importance = known.importance(name) if known is not None and scheme.weighted else None
-        return dense(scheme, compress(scheme, rows, importance))
+        if reordered:
+            rows, importance = rows[:, ORDER], None if importance is None else importance[ORDER]
+        made = dense(scheme, compress(scheme, rows, importance))
+        return made[:, :, None, None] if target == "ane" else made
 
     found = {}
     for index in range(model.config.text.layers):
@@ -97,7 +102,8 @@ def expected(model: FastVLM, scheme: Scheme, target: str) -> dict[str, torch.Ten
             weight = model.decoder.get_submodule(name).weight
             if linear.endswith("q_proj"):
                 weight = weight * model.config.text.head_dim**-0.5
-            found[f"{name}.weight"] = through(name, weight)
+                weight = weight[ORDER] if target == "ane" else weight
+            found[f"{name}.weight"] = through(name, weight, target == "ane" and linear.endswith("o_proj"))
     split, head = head_split(model.config.text, target), model.decoder.lm_head.weight
     filled = torch.cat((head, torch.zeros(split.count * split.rows - len(head), head.shape[1])))
     for part, rows in enumerate(filled.split(split.rows)):
@@ -154,8 +160,8 @@ def test_ops_and_bytes_are_those_of_the_manifest(
     split = head_split(small.config.text, target)
     assert op_counts(build / LANGUAGE, "decode")[SCHEMES[scheme].op] == 14 + split.count
     plan = make_plan(small.config, (), CONTEXT, QUERY, "language", target)
-    most = sum(language_bytes(small.config.text, split, intended(small, plan, scheme)).values())
-    count = len(language_bytes(small.config.text, split, Compression())) + split.count
+    most = sum(language_bytes(small.config.text, plan, intended(small, plan, scheme)).values())
+    count = len(language_bytes(small.config.text, plan, Compression())) + split.count
     assert 0 < (build / LANGUAGE / WEIGHT_FILE).stat().st_size - most <= 64 + 3 * 128 * count
 
 
@@ -166,12 +172,13 @@ def test_a_compressed_package_computes_what_the_simulation_does(
     known = statistics(small) if scheme in ("int4", "lut4") else None
     layers = [f"layers.{index}.{linear}" for index in range(2) for linear in LINEARS]
     model = simulated(small, dict.fromkeys(layers, SCHEMES[scheme]), known)
-    wanted = expected(small, SCHEMES[scheme], target)
+    wanted = {name: value.flatten(1) for name, value in expected(small, SCHEMES[scheme], target).items()}
     head = [value for name, value in wanted.items() if name.startswith("lm_head")]
     model.decoder.lm_head.weight = nn.Parameter(torch.cat(head)[:ROWS], requires_grad=False)
     for index in range(2):
         attention = model.decoder.layers[index].self_attn  # compressed after 1/√D went into it
         folded = wanted[constant_name(f"layers.{index}.self_attn.q_proj.weight")] * small.config.text.head_dim**0.5
+        folded = folded[ORDER.argsort()] if target == "ane" else folded
         print(f"{scheme} q_proj {index}: {snr(folded, attention.q_proj.weight):.3g} dB between before and after")
         attention.q_proj.weight.copy_(folded)
     engine = PackageEngine(read_build(built(scheme, target)))

@@ -15,16 +15,22 @@ from export_limits import check
 from small_export import CONTEXT, QUERY, sizes_of, small_model
 
 from export.api import export_model
+from export.choice import Compression
 from export.chunks import Chunk, chunks, head_split
+from export.compression.schemes import SCHEMES
 from export.contract import FunctionSpec, encoder_functions, language_functions
 from export.convert import PASSES, Converted, constant_name, converted, trace
+from export.decoder import filled
+from export.decoder_weights import decoder_weight
 from export.encoder import EncoderGraph
-from export.language import LanguageConverter, graph_of
+from export.language import LanguageConverter, chunk_weight, graph_of, whole_sizes
+from export.layout import GraphSizes
 from export.names import rename
 from export.package import Labels, blobs, write_package
-from export.parameters import decoder_weight, graph_weights
+from export.parameters import graph_weights
 from export.plan import ExportPlan
 from export.postcheck import operations
+from export.protection import Protection
 from export.quiet import import_coremltools
 from export.repeat import repeat_layers
 from export.standin import stand_in
@@ -33,7 +39,6 @@ from fastvlm.build import read_build
 from fastvlm.errors import PackageError, TensorError
 from fastvlm.manifest import read_manifest
 from fastvlm_ref.checkpoint import load_checkpoint
-from fastvlm_ref.model.decoder import Decoder
 from validation.engine import PackageEngine
 from validation.mil.blob import BlobFile
 from validation.mil.dtypes import BY_NAME
@@ -61,13 +66,15 @@ def streamed(decoder: Any, plan: ExportPlan) -> Iterator[Any]:
 @contextmanager
 def direct(decoder: Any, plan: ExportPlan) -> Iterator[Any]:
     """The whole graph with its own weights through coremltools."""
-    split = head_split(decoder.config, plan.target)
+    split, whole = head_split(decoder.config, plan.target), whole_sizes(decoder, plan)
 
     def convert(chunk: Chunk, spec: FunctionSpec) -> Converted:
-        with torch.device("meta"):
-            part = Decoder(replace(decoder.config, layers=chunk.layers, tied_head=False)).requires_grad_(False)
-        part.layers, part.norm, part.lm_head = decoder.layers[chunk.first : chunk.last], decoder.norm, decoder.lm_head
-        graph = graph_of(part, spec, chunk, split, context=plan.context)
+        text = replace(decoder.config, layers=chunk.layers, tied_head=False)
+        sizes = replace(whole, text=text, query=spec.inputs[0].shape[1], first=chunk.number == 1)
+        graph = filled(
+            graph_of(sizes, plan.target, spec, chunk, split),
+            lambda name: chunk_weight(decoder, whole, plan.target, chunk, split, name),
+        )
         shapes = tuple(tensor.shape for tensor in spec.inputs if tensor.dtype == "float16")
         weights = {constant_name(name): weight for name, weight in graph_weights(graph, "decoder").items()}
         function = opened.enter_context(converted(trace(graph, shapes, position=bool(chunk.layers)), spec))
@@ -277,6 +284,15 @@ def test_what_fp16_cannot_hold_is_clamped_and_told(tmp_path: Path, heard: Any) -
     assert read_manifest(build)["saturated"] == {name: 2}
 
 
+@pytest.mark.parametrize("target", ["ane", "gpu"])
+def test_keys_that_lose_their_bias(tmp_path: Path, target: str) -> None:
+    """Every layer reads its own constants, though all are multiplied with the same tables of angles."""
+    model = small_model(layers=6)
+    for index, layer in enumerate(model.decoder.layers):
+        layer.self_attn.k_proj.bias.data.view(2, 32)[:, 12::16] = 100.0 + index
+    check_same(model, tmp_path, target=target)
+
+
 def test_a_parameter_of_another_shape_is_refused(tmp_path: Path) -> None:
     model = small_model()
 
@@ -290,7 +306,7 @@ def test_a_parameter_of_another_shape_is_refused(tmp_path: Path) -> None:
         changed = replace(function.parameters[name], shape=(64, 63))
         return replace(function, parameters={**function.parameters, name: changed})
 
-    with pytest.raises(PackageError, match=r"o_proj.weight of shape \[64, 128\], expected \[64, 63\]"):
+    with pytest.raises(PackageError, match=r"o_proj.weight of shape \[64, 128, 1, 1\], expected \[64, 63\]"):
         written(other, model, tmp_path / "package")
 
 
@@ -303,16 +319,50 @@ def test_a_streamed_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
     assert one == other
 
 
-def test_pieces_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small_model()
-    monkeypatch.setattr("fastvlm_ref.checkpoint.stream.PIECE", 400)
-    for name in ("layers.0.self_attn.q_proj.weight", "norm.weight", "lm_head.weight"):
-        weight = decoder_weight(model.decoder, name)
-        halves = np.frombuffer(b"".join(weight.halves({})), np.float16)
-        whole = model.decoder.get_parameter(name).numpy()
+@pytest.mark.parametrize("target", ["ane", "gpu"])
+def test_pieces_add_up(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """What is folded piece by piece is what numpy makes of whole tensors; pieces end anywhere."""
+    model = small_model(heads=6)  # groups of three
+    text, decoder = model.config.text, model.decoder
+    protection = Protection(residual=1, scores=2, mlp=(0, 3), values=(4,))
+    sizes = GraphSizes(text, QUERY, CONTEXT, protection)
+    monkeypatch.setattr("fastvlm_ref.checkpoint.stream.PIECE", 404)
+    order = np.arange(6 * 32).reshape(2, 3, 32).transpose(0, 2, 1).reshape(-1) if target == "ane" else slice(None)
+    factors = {
+        "layers.0.self_attn.q_proj.weight": np.float32(32**-0.5 / 4), "layers.1.self_attn.q_proj.bias": 32**-0.5 / 4,
+        "layers.0.self_attn.v_proj.weight": 1 / 16, "layers.1.self_attn.v_proj.weight": 1.0,
+        "layers.0.self_attn.o_proj.weight": 8.0, "layers.1.mlp.up_proj.weight": 1 / 8,
+        "layers.1.mlp.down_proj.weight": 4.0, "layers.0.mlp.down_proj.weight": 0.5, "norm.weight": 1.0,
+        "lm_head.weight": 1.0, "layers.0.mlp.gate_proj.weight": 1.0,
+    }  # fmt: skip
+    for name, factor in factors.items():
+        weight = decoder_weight(decoder, name, sizes, target)
+        whole = decoder.get_parameter(name).numpy() * np.float32(factor)
         if "q_proj" in name:
-            whole = whole * np.float32(model.config.text.head_dim**-0.5)
-        whole = np.tile(whole, 2) if "norm" in name else whole
-        assert weight.shape == whole.shape
-        assert np.array_equal(halves, whole.astype(np.float16).reshape(-1))
-        assert sum(1 for _ in weight.pieces()) > 1 or whole.size <= 100
+            whole = whole[order]
+        elif "o_proj" in name:
+            whole = whole[:, order]
+        elif "norm" in name:
+            whole = np.tile(whole, 2) if target == "gpu" else whole[None, :, None, None]
+        if target == "ane" and whole.ndim == 2:
+            whole = whole[:, :, None, None]
+        halves = np.frombuffer(b"".join(weight.halves({})), np.float16)
+        assert weight.shape == whole.shape, name
+        assert np.array_equal(halves, whole.astype(np.float16).reshape(-1)), name
+
+
+def test_importance_follows_the_columns() -> None:
+    """What o_proj's columns weigh comes in their order, which for the Neural Engine is not the checkpoint's."""
+    model = small_model(heads=6)
+    sizes = GraphSizes(model.config.text, QUERY, CONTEXT)
+    name = "layers.0.self_attn.o_proj.weight"
+    importance = torch.arange(6 * 32).float()
+    scheme = SCHEMES["int4"]
+    layer = "language.layers.0.self_attn.o_proj"
+    compression = Compression(schemes={layer: scheme}, importance={layer: importance})
+    found = {
+        target: compression.of(decoder_weight(model.decoder, name, sizes, target)).importance
+        for target in ("ane", "gpu")
+    }
+    assert found["gpu"].equal(importance)
+    assert found["ane"].equal(importance.view(2, 3, 32).transpose(1, 2).reshape(-1))
