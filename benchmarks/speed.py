@@ -4,6 +4,7 @@
     python benchmarks/speed.py encoder BUILD CHECKPOINT         # one picture, package beside float32 PyTorch
     python benchmarks/speed.py decode  BUILD CHECKPOINT         # one token behind --past positions, the same
     python benchmarks/speed.py memory  BUILD CHECKPOINT         # the most memory of each route while decoding
+    python benchmarks/speed.py layout                           # one step of both decoder layouts, without a head
 
 Notable choices:
 - the two routes take turns, so that whatever else the machine does meets both; what is printed are medians and the
@@ -17,10 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -127,6 +131,31 @@ def decode(arguments: argparse.Namespace) -> None:
     table(f"decode behind {arguments.past} positions", seconds, ("reading fp16 weights once", best), 0.9)
 
 
+def layout(arguments: argparse.Namespace) -> None:
+    """One step of `--layers` layers in both layouts, side by side, at the end of a full context."""
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # it says which torch it was tested with
+    from layouts import LAYOUTS, SIZES, decoder, row_at
+
+    from validation.metrics import snr_db
+    from validation.mil import MILModel
+
+    sizes = replace(SIZES[arguments.width], layers=arguments.layers)
+    models = {name: MILModel(decoder(name, sizes)) for name in LAYOUTS}
+    states = {name: model.make_state() for name, model in models.items()}
+    given, results = row_at(sizes, sizes.context - 1), {}
+
+    def step(name: str) -> None:
+        results[name] = next(iter(models[name].predict(given, states[name]).values()))
+
+    seconds = in_turns({name: partial(step, name) for name in models}, arguments.rounds)
+    ratio = median(one / other for one, other in zip(seconds["ane"], seconds["gpu"], strict=True))
+    agreement = snr_db(*(results[name].reshape(-1).astype(np.float32) for name in ("gpu", "ane")))
+    print(f"{arguments.width}, {sizes.layers} layers, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
+    for name, values in seconds.items():
+        print(f"  {name:<10} {median(values) * 1e3:8.2f} ms  ({len(models[name].plan.body.steps)} calls)")
+    print(f"  ane / gpu  {ratio:8.2f}     (target 1.05); their results agree to {agreement:.0f} dB")
+
+
 def opening(arguments: argparse.Namespace) -> None:
     """What opening `decode` adds to a process that has imported the runtime."""
     from validation.mil import MILModel
@@ -167,20 +196,25 @@ def memory(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("open", "encoder", "decode", "memory", "route"))
-    parser.add_argument("build")
+    parser.add_argument("what", choices=("open", "encoder", "decode", "memory", "layout", "route"))
+    parser.add_argument("build", nargs="?")
     parser.add_argument("checkpoint", nargs="?")
     parser.add_argument("--size", type=int, default=None, help="image side; the first exported by default")
     parser.add_argument("--past", type=int, default=300, help="positions before the token")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--width", choices=("0.5b", "1.5b", "7b"), default="0.5b", help="whose widths `layout` builds")
+    parser.add_argument("--layers", type=int, default=4, help="layers that `layout` builds")
     parser.add_argument("--route", choices=("package", "reference"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.what != "open" and arguments.checkpoint is None:
+    if arguments.what != "layout" and arguments.build is None:
+        parser.error(f"{arguments.what} needs a build folder")
+    if arguments.what not in ("open", "layout") and arguments.checkpoint is None:
         parser.error(f"{arguments.what} needs the checkpoint that the build was made from")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    chosen = {"open": opening, "encoder": encoder, "decode": decode, "memory": memory, "route": one_route}
+    chosen = {"open": opening, "encoder": encoder, "decode": decode, "memory": memory}
+    chosen |= {"layout": layout, "route": one_route}
     chosen[arguments.what](arguments)
 
 
