@@ -4,7 +4,7 @@
     python benchmarks/speed.py encoder BUILD CHECKPOINT         # one picture, package beside float32 PyTorch
     python benchmarks/speed.py decode  BUILD CHECKPOINT         # one token behind --past positions, the same
     python benchmarks/speed.py memory  BUILD CHECKPOINT         # the most memory of each route while decoding
-    python benchmarks/speed.py layout                           # one step of both decoder layouts, without a head
+    python benchmarks/speed.py layout  [BUILD OTHER_BUILD]      # one step of both decoder layouts, --target ane and gpu
 
 Notable choices:
 - the two routes take turns, so that whatever else the machine does meets both; what is printed are medians and the
@@ -36,6 +36,7 @@ from fastvlm.build import read_build
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.engine import TorchEngine
 from validation.engine import PackageEngine
+from validation.metrics import snr_db
 
 
 def resident(field: str) -> int:
@@ -132,28 +133,42 @@ def decode(arguments: argparse.Namespace) -> None:
 
 
 def layout(arguments: argparse.Namespace) -> None:
-    """One step of `--layers` layers in both layouts, side by side, at the end of a full context."""
-    logging.getLogger("coremltools").setLevel(logging.ERROR)  # it says which torch it was tested with
-    from layouts import LAYOUTS, SIZES, decoder, row_at
+    """One step of the decoder in both layouts, side by side: of two builds, or of layers that are built here."""
+    steps = built_steps(arguments) if arguments.build else drawn_steps(arguments)
+    results: dict[str, Any] = {}
 
-    from validation.metrics import snr_db
-    from validation.mil import MILModel
+    def run(name: str) -> None:
+        results[name] = steps[name]()
 
-    sizes = replace(SIZES[arguments.width], layers=arguments.layers)
-    models = {name: MILModel(decoder(name, sizes)) for name in LAYOUTS}
-    states = {name: model.make_state() for name, model in models.items()}
-    given, results = row_at(sizes, sizes.context - 1), {}
-
-    def step(name: str) -> None:
-        results[name] = next(iter(models[name].predict(given, states[name]).values()))
-
-    seconds = in_turns({name: partial(step, name) for name in models}, arguments.rounds)
+    seconds = in_turns({name: partial(run, name) for name in steps}, arguments.rounds)
     ratio = median(one / other for one, other in zip(seconds["ane"], seconds["gpu"], strict=True))
-    agreement = snr_db(*(results[name].reshape(-1).astype(np.float32) for name in ("gpu", "ane")))
-    print(f"{arguments.width}, {sizes.layers} layers, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
+    what = "two builds" if arguments.build else f"{arguments.layers} layers of {arguments.width} without a head"
+    print(f"one step of {what}, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
     for name, values in seconds.items():
-        print(f"  {name:<10} {median(values) * 1e3:8.2f} ms  ({len(models[name].plan.body.steps)} calls)")
-    print(f"  ane / gpu  {ratio:8.2f}     (target 1.05); their results agree to {agreement:.0f} dB")
+        print(f"  {name:<10} {median(values) * 1e3:8.1f} ms")
+    print(f"  ane / gpu  {ratio:8.2f}     (target 1.05)")
+    print(f"  the two agree to {snr_db(results['gpu'], results['ane']):.0f} dB")
+
+
+def built_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """A token behind `--past` others, of the builds of both targets."""
+    engines: dict[str, PackageEngine] = {}
+    for folder in (arguments.build, arguments.checkpoint):
+        build = read_build(Path(folder))
+        engines[build.target] = PackageEngine(build)
+    if set(engines) != {"ane", "gpu"}:
+        raise SystemExit(f"Error: builds for {', '.join(engines)} given, expected one for ane and one for gpu")
+    for engine in engines.values():
+        engine.prefill(np.repeat(engine.embed([1]), arguments.past, 0))
+    return {name: partial(engine.decode, engine.embed([1])) for name, engine in sorted(engines.items())}
+
+
+def drawn_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Layers with weights of a seed, see `layouts`."""
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # it says which torch it was tested with
+    from layouts import SIZES, steps
+
+    return steps(replace(SIZES[arguments.width], layers=arguments.layers))
 
 
 def opening(arguments: argparse.Namespace) -> None:
@@ -209,6 +224,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what != "layout" and arguments.build is None:
         parser.error(f"{arguments.what} needs a build folder")
+    if arguments.what == "layout" and arguments.build and not arguments.checkpoint:
+        parser.error("layout needs two builds, one for each target, or none")
     if arguments.what not in ("open", "layout") and arguments.checkpoint is None:
         parser.error(f"{arguments.what} needs the checkpoint that the build was made from")
     if arguments.threads:
