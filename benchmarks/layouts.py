@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import coremltools as ct
 import numpy as np
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import types
+
+from validation.mil import MILModel
 
 STATE = "kvCache"
 EPS = np.float16(1e-6)
@@ -247,3 +250,15 @@ def row_at(sizes: Sizes, position: int) -> dict[str, np.ndarray]:
         "mask": np.where(np.arange(sizes.context) <= position, 0, -1e4).astype(np.float16).reshape(1, 1, 1, -1),
         "position": np.array([position], np.int32),
     }
+
+
+def steps(sizes: Sizes) -> dict[str, Callable[[], np.ndarray]]:
+    """One step of each layout at the last position of its state; each gives the row (H,) that leaves the layers."""
+    given = row_at(sizes, sizes.context - 1)
+
+    def step(model: MILModel, state: Any) -> np.ndarray:
+        (row,) = model.predict(given, state).values()
+        return np.asarray(row, np.float32).reshape(-1)
+
+    models = {name: MILModel(decoder(name, sizes)) for name in LAYOUTS}
+    return {name: partial(step, model, model.make_state()) for name, model in models.items()}

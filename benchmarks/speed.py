@@ -4,6 +4,7 @@
     python benchmarks/speed.py encoder BUILD CHECKPOINT         # one picture, package beside float32 PyTorch
     python benchmarks/speed.py decode  BUILD CHECKPOINT         # one token behind --past positions, the same
     python benchmarks/speed.py memory  BUILD CHECKPOINT         # the most memory of each route while decoding
+    python benchmarks/speed.py layout  [BUILD OTHER_BUILD]      # one step of both decoder layouts, --target ane and gpu
 
 Notable choices:
 - the two routes take turns, so that whatever else the machine does meets both; what is printed are medians and the
@@ -17,10 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +36,7 @@ from fastvlm.build import read_build
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.engine import TorchEngine
 from validation.engine import PackageEngine
+from validation.metrics import snr_db
 
 
 def resident(field: str) -> int:
@@ -127,6 +132,45 @@ def decode(arguments: argparse.Namespace) -> None:
     table(f"decode behind {arguments.past} positions", seconds, ("reading fp16 weights once", best), 0.9)
 
 
+def layout(arguments: argparse.Namespace) -> None:
+    """One step of the decoder in both layouts, side by side: of two builds, or of layers that are built here."""
+    steps = built_steps(arguments) if arguments.build else drawn_steps(arguments)
+    results: dict[str, Any] = {}
+
+    def run(name: str) -> None:
+        results[name] = steps[name]()
+
+    seconds = in_turns({name: partial(run, name) for name in steps}, arguments.rounds)
+    ratio = median(one / other for one, other in zip(seconds["ane"], seconds["gpu"], strict=True))
+    what = "two builds" if arguments.build else f"{arguments.layers} layers of {arguments.width} without a head"
+    print(f"one step of {what}, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
+    for name, values in seconds.items():
+        print(f"  {name:<10} {median(values) * 1e3:8.1f} ms")
+    print(f"  ane / gpu  {ratio:8.2f}     (target 1.05)")
+    print(f"  the two agree to {snr_db(results['gpu'], results['ane']):.0f} dB")
+
+
+def built_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """A token behind `--past` others, of the builds of both targets."""
+    engines: dict[str, PackageEngine] = {}
+    for folder in (arguments.build, arguments.checkpoint):
+        build = read_build(Path(folder))
+        engines[build.target] = PackageEngine(build)
+    if set(engines) != {"ane", "gpu"}:
+        raise SystemExit(f"Error: builds for {', '.join(engines)} given, expected one for ane and one for gpu")
+    for engine in engines.values():
+        engine.prefill(np.repeat(engine.embed([1]), arguments.past, 0))
+    return {name: partial(engine.decode, engine.embed([1])) for name, engine in sorted(engines.items())}
+
+
+def drawn_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Layers with weights of a seed, see `layouts`."""
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # it says which torch it was tested with
+    from layouts import SIZES, steps
+
+    return steps(replace(SIZES[arguments.width], layers=arguments.layers))
+
+
 def opening(arguments: argparse.Namespace) -> None:
     """What opening `decode` adds to a process that has imported the runtime."""
     from validation.mil import MILModel
@@ -167,20 +211,27 @@ def memory(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("open", "encoder", "decode", "memory", "route"))
-    parser.add_argument("build")
+    parser.add_argument("what", choices=("open", "encoder", "decode", "memory", "layout", "route"))
+    parser.add_argument("build", nargs="?")
     parser.add_argument("checkpoint", nargs="?")
     parser.add_argument("--size", type=int, default=None, help="image side; the first exported by default")
     parser.add_argument("--past", type=int, default=300, help="positions before the token")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--width", choices=("0.5b", "1.5b", "7b"), default="0.5b", help="whose widths `layout` builds")
+    parser.add_argument("--layers", type=int, default=4, help="layers that `layout` builds")
     parser.add_argument("--route", choices=("package", "reference"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.what != "open" and arguments.checkpoint is None:
+    if arguments.what != "layout" and arguments.build is None:
+        parser.error(f"{arguments.what} needs a build folder")
+    if arguments.what == "layout" and arguments.build and not arguments.checkpoint:
+        parser.error("layout needs two builds, one for each target, or none")
+    if arguments.what not in ("open", "layout") and arguments.checkpoint is None:
         parser.error(f"{arguments.what} needs the checkpoint that the build was made from")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    chosen = {"open": opening, "encoder": encoder, "decode": decode, "memory": memory, "route": one_route}
+    chosen = {"open": opening, "encoder": encoder, "decode": decode, "memory": memory}
+    chosen |= {"layout": layout, "route": one_route}
     chosen[arguments.what](arguments)
 
 

@@ -42,10 +42,15 @@ def layouts(model: MILModel) -> list[PackedLinear]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 700), st.sampled_from([(1,), (1, 1), (2,), (1, 5), (3, 2)]), st.booleans())
-def test_every_result_is_one_sum_rounded_once(blocks: int, inputs: int, rows: tuple[int, ...], biased: bool) -> None:
-    weight, x = halves(blocks * BLOCK, inputs), halves(*rows, inputs, seed=1)
-    bias = halves(blocks * BLOCK, seed=2) if biased else None
+@given(
+    st.sampled_from([1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 300, 3 * BLOCK]),
+    st.integers(1, 700),
+    st.sampled_from([(1,), (1, 1), (2,), (1, 5), (3, 2)]),
+    st.booleans(),
+)
+def test_every_result_is_one_sum_rounded_once(outputs: int, inputs: int, rows: tuple[int, ...], biased: bool) -> None:
+    weight, x = halves(outputs, inputs), halves(*rows, inputs, seed=1)
+    bias = halves(outputs, seed=2) if biased else None
     got = packed.linear(x, PackedLinear(weight, bias))
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     rounding = exact.abs() * 2**-11 + 2**-25
@@ -179,6 +184,8 @@ def test_a_bias_of_another_length_is_named(bias: int) -> None:
     assert not packed.LINEAR.suits(row, square, half_type(bias))
     assert not packed.LINEAR.suits(row, square, half_type(1, WIDE))
     assert packed.LINEAR.suits(row, square, half_type(WIDE))
+    assert packed.LINEAR.suits(row, half_type(WIDE + 1, WIDE)), "the last block may be part of one"
+    assert not packed.LINEAR.suits(row, half_type(BLOCK - 1, 1 << 20))
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how much of a mapping is in memory")

@@ -51,7 +51,7 @@ def _folded(many: Tensor, one: Tensor) -> Tensor | None:
 def _equal_batches(left: Tensor, right: Tensor) -> Tensor:
     """left (*batch, M, K) times right (*batch, K, N)."""
     batch, rows, columns = left.shape[:-2], left.shape[-2], right.shape[-1]
-    lefts, rights = left.reshape(-1, *left.shape[-2:]), right.reshape(-1, *right.shape[-2:])
+    lefts, rights = (x if x.ndim == 3 else x.reshape(-1, *x.shape[-2:]) for x in (left, right))
     if columns <= FEW < rows:
         return _few_rows(rights.mT, lefts.mT).mT.reshape(*batch, rows, columns)
     if rows <= FEW:

@@ -18,27 +18,37 @@ from validation.mil.registry import Packing, Tensor
 from validation.mil.values import TensorType
 
 BLOCK = 128  # results: 256 bytes of a table row, eight registers of sums
-LEAST = 1 << 18  # weights; below, the call costs more than it saves
+LEAST = 1 << 16  # weights; below, the call costs more than it saves
 _HALF = torch.float16
 
 
 class PackedLinear:
-    """weight (D_out, D_in) and bias (D_out,) or None, fp16, as a table of D_out / 128 blocks.
+    """weight (D_out, D_in) and bias (D_out,) or None, fp16, as a table of D_out / 128 blocks, the last filled up.
 
-    A block has D_in rows of 128 weights and, where there is a bias, a row of that.
+    A block has D_in rows of 128 weights and, where there is a bias, a row of that; zeros fill the last one.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.outputs, self.inputs = weight.shape
-        self.blocks = self.outputs // BLOCK
+        self.blocks = -(-self.outputs // BLOCK)
         rows = self.inputs + (bias is not None)
         table = torch.empty(self.blocks, rows, BLOCK, dtype=_HALF)
-        table[:, : self.inputs] = weight.view(self.blocks, BLOCK, self.inputs).transpose(1, 2)
+        _fill(table[:, : self.inputs], weight)
         if bias is not None:
-            table[:, -1] = bias.view(self.blocks, BLOCK)
+            _fill(table[:, self.inputs :], bias[:, None])
         self.table = table.view(-1, BLOCK)
         self.one = None if bias is None else torch.ones(1, dtype=_HALF)
         self.indices, self.starts = _places(self.blocks, rows)
+
+
+def _fill(table: Tensor, values: Tensor) -> None:
+    """Writes values (D_out, K) into table (blocks, K, 128), zeros behind the last."""
+    whole = len(values) // BLOCK
+    table[:whole] = values[: whole * BLOCK].view(whole, BLOCK, values.shape[1]).transpose(1, 2)
+    if whole < len(table):
+        rest = values[whole * BLOCK :]
+        table[whole, :, : len(rest)] = rest.T
+        table[whole, :, len(rest) :] = 0
 
 
 def linear(x: Tensor, packed: PackedLinear) -> Tensor:
@@ -47,7 +57,7 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
         raise ValueError(f"x has {x.shape[-1]} values in its last axis, the weight takes {packed.inputs}")
     one_row = x.numel() == packed.inputs
     result = _one_row(x.reshape(-1), packed) if one_row else _many_rows(x.reshape(-1, packed.inputs), packed)
-    return result.view(*x.shape[:-1], packed.outputs)
+    return result.view(*x.shape[:-1], -1)[..., : packed.outputs]
 
 
 def _one_row(row: Tensor, packed: PackedLinear) -> Tensor:
@@ -80,8 +90,8 @@ def sums_in_float32() -> bool:
 
 
 def is_large(outputs: int | None, inputs: int | None) -> bool:
-    """Whether a weight of that shape is worth laying out, and can be."""
-    return (outputs or 0) * (inputs or 0) >= LEAST and (outputs or 0) % BLOCK == 0
+    """Whether a weight of that shape is worth laying out."""
+    return (outputs or 0) * (inputs or 0) >= LEAST and (outputs or 0) >= BLOCK
 
 
 def is_here() -> bool:

@@ -74,7 +74,7 @@ def few_blocked(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None
 
 def _packed(x: Tensor, layout: packed.PackedLinear) -> Tensor:
     if x.numel() == layout.inputs:
-        return packed.linear(x.reshape(-1), layout).view(-1, layout.outputs, *x.shape[2:])
+        return packed.linear(x.reshape(-1), layout).view(x.shape[0], -1, *x.shape[2:])
     return packed.linear(x.movedim(1, -1), layout).movedim(-1, 1)
 
 
