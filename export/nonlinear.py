@@ -9,7 +9,7 @@ the exact op. No intermediate is larger than c · 2^e or than y. In real numbers
 clamp, |x| ≥ 32 · 2^e ≥ 64, where 1 − Φ(|x|) < 1e-890. In fp16 and in float32 there is none beside the gelu op's own:
 - inside, 2^e · y is x, exactly, and 0 is added; the factor 2^−e is exact but where the result is stored subnormal (it
   then rounds, by at most 2⁻²⁵, as any value does that is stored in those units);
-- above, gelu(c · 2^e) is c · 2^e, and y − c is exact: c is a multiple of the spacing of every fp16 number (at most 32:
+- above, gelu(c · 2^e) is c · 2^e, and y − c is exact: c is a multiple of the spacing of every fp16 number (32 at most:
   this is why c is not smaller) and of every float32 number below 2²⁹; their sum is y again;
 - below, gelu(−c · 2^e) is −0, and so is gelu(x).
 
