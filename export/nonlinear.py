@@ -9,15 +9,16 @@ the exact op. No intermediate is larger than c · 2^e or than y. In real numbers
 clamp, |x| ≥ 32 · 2^e ≥ 64, where 1 − Φ(|x|) < 1e-890. In fp16 and in float32 there is none beside the gelu op's own:
 - inside, 2^e · y is x, exactly, and 0 is added; the factor 2^−e is exact but where the result is stored subnormal (it
   then rounds, by at most 2⁻²⁵, as any value does that is stored in those units);
-- above, gelu(c · 2^e) is c · 2^e, and y − c is exact: c is a multiple of the spacing of every fp16 number (32 at most:
-  this is why c is not smaller) and of every float32 number below 2²⁹; their sum is y again;
+- above, gelu(c · 2^e) is c · 2^e, and y − c is exact: c is a multiple of the spacing of every fp16 number (it reaches
+  32, which is why c is not smaller) and of every float32 number below 2²⁹; their sum is y again;
 - below, gelu(−c · 2^e) is −0, and so is gelu(x).
 
 **σ(x)** = sigmoid(2^e · clamp(y, −c, c)) with c · 2^e = 128: beyond ±104 float32 itself gives 1 or 0.
 
-**softmax(x)** = softmax(2^e · max(y − max y, −c)) with c · 2^e = 128: e^−104 is 0 in float32. y − max y reaches −131,008
-for arbitrary fp16 scores, −inf there, which the clamp takes up; for scores within ±16,384 it is at least −32,768. The
-sum inside the op has at most 128² = 16,384 terms (stage 4 of the largest side, 4,096 pixels), none above 1.
+**softmax(x)** = softmax(2^e · max(y − max y, −c)) with c · 2^e = 128: e^−104 is 0 in float32. For scores within ±16,384
+y − max y is at least −32,768; for arbitrary fp16 scores it reaches −131,008, −inf there, which the clamp takes up. The
+sum inside the op, with an exponent or without, has at most 128² = 16,384 terms (stage 4 at the largest side, 4,096
+pixels), none above 1.
 
 Tests hold all of it on every fp16 number for every exponent, and on float32. 2^e · c must be a number of fp16: e ≤ 10,
 for softmax e ≤ 15. clip, mul, gelu, sub, add, reduce_max, maximum, sigmoid and softmax are native to the Neural

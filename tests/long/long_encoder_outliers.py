@@ -1,7 +1,7 @@
-"""The encoder of the official 0.5B with planted outliers, at 1024: exported with exponents, it runs within DESIGN's limits.
+"""The encoder of the official 0.5B with planted outliers, at 1024: exported with exponents, it keeps DESIGN's limits.
 
-Not named test_*: it writes 1.5 GB and takes some minutes. `make long` runs it. tests/export/test_encoder_outliers.py does
-the same with a small tower, and more.
+Not named test_*: it writes 1.5 GB and takes some minutes. `make long` runs it. tests/export/test_encoder_outliers.py
+does the same with a small tower, and more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from encoder_outliers import broken, export_encoder, exponents_for, frames, outcome, pictures, reference
+from encoder_outliers import broken, exponents_for, export_encoder, frames, outcome, pictures, reference
 
 from export.protection import Protection
 from fastvlm_ref import load_checkpoint
