@@ -34,7 +34,7 @@ from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.model.mobileone import MobileOneBlock, SEBlock
 from fastvlm_ref.model.repmixer import RepMixer, RepMixerBlock
 
-CONV, SCORES = "convolution", "bmm"
+CONV, SCORES = "convolution", "matmul"  # as a scan calls the ops
 
 
 class Scaled(nn.Module):

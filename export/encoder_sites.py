@@ -5,8 +5,7 @@ behind it, or a stage's residual stream. Sites are named after the modules of `e
 tells its own (`EncoderGraph.sites`), since where a layer scale stays an op of its own there is one site more.
 
 Tensors are named as a scan names what it measures: "<module path> <op>", the innermost module whose forward runs and
-the op that returns the tensor, numbered from its second use on: "network.8.2 gelu", "network.7.0 add.2". Two ops have
-two names each, as torch shows them composed or not.
+the op that returns the tensor, numbered from its second use on: "network.8.2 gelu", "network.7.0 add.2".
 It knows neither modules nor weights.
 """
 
@@ -22,7 +21,6 @@ from fastvlm.errors import TensorError, UsageError
 # Activations of up to 2.1e6; the largest known are 2.5e5. Twice it, for scores of queries and keys, 2^14 is still a
 # number of fp16.
 LARGEST_EXPONENT = 7
-SYNONYMS = {"convolution": "conv2d", "bmm": "matmul"}
 
 
 @dataclass
@@ -114,9 +112,6 @@ def needed(peak: float) -> int:
 
 
 def _peak(peaks: Mapping[str, float], tensor: str) -> float:
-    module, op = tensor.rsplit(" ", 1)
-    name, dot, number = op.partition(".")
-    for known in (tensor, f"{module} {SYNONYMS.get(name, name)}{dot}{number}"):
-        if known in peaks:
-            return peaks[known]
-    raise UsageError(f"no range was measured of {tensor} in the encoder; scan the checkpoint again")
+    if tensor not in peaks:
+        raise UsageError(f"no range was measured of {tensor} in the encoder; scan the checkpoint again")
+    return peaks[tensor]

@@ -43,7 +43,7 @@ ROWS = (
     Limit("hostile", "psnr_db", "min", 40.0, 62.5, "the same on frames that no camera takes"),
     Limit("fp16", "snr_loss_db", "max", 6.0, 1.1, "against the reference with each op rounded to fp16's precision"),
     Limit("accumulate", "psnr_db", "min", 45.0, 59.4, "sums in fp16 blocks of 32, on all of them"),
-    Limit("every", "peak", "max", 32_768.0, 12_900.0, "largest value that any op returns"),
+    Limit("every", "peak", "max", 32_768.0, 15_500.0, "largest value that any op returns"),
 )
 LIMITS = {row.key: row for row in ROWS}
 

@@ -38,7 +38,7 @@ class Watch(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor) and out.is_floating_point():
             module, seen = self.calls[-1]
-            op = func.overloadpacket.__name__
+            op = {"bmm": "matmul"}.get(func.overloadpacket.__name__, func.overloadpacket.__name__)
             seen[op] += 1
             self.keep(f"{module} {op}" + (f".{seen[op]}" if seen[op] > 1 else ""), out)
         return out
