@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.layout import GraphSizes, Rope
-from export.norms import BoundedRMSNorm, PlainRMSNorm
+from export.norms import BoundedRMSNorm
 from export.scores import softmax
 
 
@@ -147,9 +147,7 @@ class AneLayout:
         """An RMSNorm of the residual stream (1, H, 1, Q)."""
         text, protection = self.sizes.text, self.sizes.protection
         with torch.device("meta"):
-            if not protection.safe_forms:
-                return PlainRMSNorm(text.hidden_size, text.rms_norm_eps)
-            return BoundedRMSNorm(text.hidden_size, text.rms_norm_eps, protection.residual)
+            return BoundedRMSNorm(text.hidden_size, text.rms_norm_eps, protection.residual, safe=protection.safe_forms)
 
     def linear(self, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
         """A 1×1 convolution, without numbers."""

@@ -5,7 +5,9 @@ What differs from the reference, all of it exact in real numbers:
   bias and 1/√D into the qkv projection (computed in float64, rounded once);
 - attention and projector are 1×1 convolutions on (1, C, h, w), heads are split by `reshape` on the channel axis, so the
   whole network has a single transpose, at its end, and no rank above 4;
-- squeeze-excite pools with reduce_mean (a 16×16 pooling kernel leaves the Neural Engine; pools wider than 13 do).
+- squeeze-excite pools with reduce_mean (a 16×16 pooling kernel leaves the Neural Engine; pools wider than 13 do);
+- where a range asks for it a tensor is stored as x · 2^−e, by exact powers of two in the weights around it
+  (`export.encoder_sites`, `export.protection`); norms and pooling have forms that no input overflows.
 The graph holds no image size: traced once at a small side, it is converted at each side that is asked for.
 A layer scale is folded only where fp16 still holds the folded weights (`folds`): 1e-5 times a weight is subnormal.
 It knows nothing of Core ML.
@@ -13,14 +15,18 @@ It knows nothing of Core ML.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from export.norms import ChannelNorm
-from fastvlm_ref.checkpoint.tensors import own_memory
+from export.encoder_sites import UNSCALED, Place, Site, Sites
+from export.folding import ROWS, fold_batch_norm, folded, folds, make_conv, pointwise, rescaled
+from export.nonlinear import Gelu, gelu, sigmoid, softmax
+from export.norms import ChannelNorm, SafeChannelNorm
+from export.pooling import POOL_POWER, safe_mean
+from export.protection import PROTECTED, Protection
 from fastvlm_ref.model.attention import AttentionBlock
 from fastvlm_ref.model.convffn import ConvFFN
 from fastvlm_ref.model.fastvithd import LargeKernelConv, PatchEmbed
@@ -28,70 +34,32 @@ from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.model.mobileone import MobileOneBlock, SEBlock
 from fastvlm_ref.model.repmixer import RepMixer, RepMixerBlock
 
-# Below 2⁻¹⁴ fp16 is subnormal and rounds by up to 2⁻²⁵ absolute. In a channel whose largest weight is 2⁻¹⁰ that is at
-# most 2⁻¹⁵ of the largest, below the 2⁻¹² by which fp16 rounds the largest itself.
-SMALLEST_FOLDED = 2.0**-10
-ROWS = 64  # of a weight that are folded at a time
-
-
-def make_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """Returns a convolution of `like`'s geometry with a float32 `weight` and `bias` in float32."""
-    channels, kernel = weight.shape[1] * like.groups, (weight.shape[2], weight.shape[3])
-    with torch.device("meta"):
-        conv = nn.Conv2d(
-            channels, weight.shape[0], kernel, cast(tuple[int, int], like.stride), cast(tuple[int, int], like.padding),
-            groups=like.groups, bias=bias is not None,
-        )  # fmt: skip
-    conv.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        conv.bias = nn.Parameter(bias.float(), requires_grad=False)
-    return conv
-
-
-def pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """Returns a linear layer's weight (outputs, inputs) as a 1×1 convolution."""
-    return make_conv(nn.Conv2d(1, 1, 1), weight[:, :, None, None], bias)
-
-
-def folded(weight: Tensor, gain: Tensor) -> Tensor:
-    """Returns weight · gain (broadcast) in float32, computed in float64 and rounded once.
-
-    A few rows at a time, into pages of its own: float64 copies of whole weights would stay with malloc, 0.2 GB of them.
-    """
-    out = own_memory(weight.numel()).view(weight.shape)
-    for into, rows, gains in zip(*(each.split(ROWS) for each in (out, weight, gain.expand_as(weight))), strict=True):
-        into.copy_(rows.double() * gains.double())
-    return out
-
-
-def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """Returns one convolution that computes norm(conv(x)); conv has no bias."""
-    assert norm.running_mean is not None  # only a norm without statistics has none; Apple's all have
-    assert norm.running_var is not None
-    gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    bias = norm.bias.double() - norm.running_mean.double() * gain
-    return make_conv(conv, folded(conv.weight, gain[:, None, None, None]), bias)
-
-
-def folds(weight: Tensor) -> bool:
-    """Whether fp16 holds a folded weight (outputs, …) as well as an unfolded one, in every output channel."""
-    return bool((weight.abs().flatten(1).amax(1) >= SMALLEST_FOLDED).all())
+CONV, SCORES = "convolution", "matmul"  # as a scan calls the ops
 
 
 class Scaled(nn.Module):
-    """A convolution and the layer scale behind it: one op where the scale folds, two where fp16 would lose it."""
+    """A convolution and the layer scale behind it: one op where the scale folds, two where fp16 would lose it.
 
-    def __init__(self, conv: nn.Conv2d, scale: Tensor) -> None:
+    Two ops are two sites: what the convolution gives is larger than what goes into the stream.
+    """
+
+    def __init__(self, conv: nn.Conv2d, scale: Tensor, at: Place, reads: Site, stream: Site) -> None:
         super().__init__()
         gain = scale.double().reshape(-1)
         weight = folded(conv.weight, gain[:, None, None, None])
         self.scale: nn.Parameter | None = None
         if folds(weight):
             assert conv.bias is not None
-            self.conv = make_conv(conv, weight, conv.bias.double() * gain)
+            scaled = make_conv(conv, weight, conv.bias.double() * gain)
+            self.conv = rescaled(scaled, reads.exponent, stream.exponent)
+            stream.holds(f"{at.path}.conv", CONV)
         else:
-            self.conv = conv
-            self.scale = nn.Parameter(scale.reshape(1, -1, 1, 1), requires_grad=False)
+            # never finer than the stream: the scale, small as it is, must not become smaller
+            exponent = max(at.sites.add(at.path).holds(f"{at.path}.conv", CONV).exponent, stream.exponent)
+            self.conv = rescaled(conv, reads.exponent, exponent)
+            gain = scale.reshape(1, -1, 1, 1) * 2.0 ** (exponent - stream.exponent)
+            self.scale = nn.Parameter(gain, requires_grad=False)
+            stream.holds(at.path, "mul")
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(x)
@@ -101,24 +69,28 @@ class Scaled(nn.Module):
 class FFNGraph(nn.Module):
     """layer_scale · fc2(gelu(fc1(depthwise 7×7(x))))."""
 
-    def __init__(self, ffn: ConvFFN, scale: Tensor) -> None:
+    def __init__(self, ffn: ConvFFN, scale: Tensor, at: Place, stream: Site) -> None:
         super().__init__()
-        self.conv = fold_batch_norm(cast(nn.Conv2d, ffn.conv.conv), cast(nn.BatchNorm2d, ffn.conv.bn))
-        self.fc1 = ffn.fc1
-        self.fc2 = Scaled(ffn.fc2, scale)
+        mixed, wide = (at / "conv").site(CONV), (at / "fc1").site(CONV)
+        depthwise = fold_batch_norm(cast(nn.Conv2d, ffn.conv.conv), cast(nn.BatchNorm2d, ffn.conv.bn))
+        self.conv = rescaled(depthwise, stream.exponent, mixed.exponent)
+        self.fc1 = rescaled(ffn.fc1, mixed.exponent, wide.exponent)
+        self.fc2 = Scaled(ffn.fc2, scale, at / "fc2", wide, stream)
+        self.exponent = wide.exponent
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(self.conv(x))))
+        out: Tensor = self.fc2(gelu(self.fc1(self.conv(x)), self.exponent))
         return out
 
 
 class RepMixerGraph(nn.Module):
-    """x = mixer(x); x += ffn(x)."""
+    """x = mixer(x); x += ffn(x). The mixer takes x from the units of what comes before into those of the stream."""
 
-    def __init__(self, block: RepMixerBlock) -> None:
+    def __init__(self, block: RepMixerBlock, at: Place, reads: Site, stream: Site) -> None:
         super().__init__()
-        self.token_mixer = block.token_mixer.reparam_conv
-        self.convffn = FFNGraph(block.convffn, block.layer_scale)
+        self.token_mixer = rescaled(block.token_mixer.reparam_conv, reads.exponent, stream.exponent)
+        self.convffn = FFNGraph(block.convffn, block.layer_scale, at / "convffn", stream)
+        stream.holds(f"{at.path}.token_mixer", CONV).holds(at.path, "add")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.token_mixer(x)
@@ -129,18 +101,30 @@ class RepMixerGraph(nn.Module):
 class AttentionGraph(nn.Module):
     """layer_scale_1 · proj(attention(norm(x))) on (1, C, h, w), channels first throughout."""
 
-    def __init__(self, block: AttentionBlock) -> None:
+    def __init__(self, block: AttentionBlock, at: Place, stream: Site) -> None:
         super().__init__()
         mixer, norm = block.token_mixer, block.norm
         self.heads, self.head_dim = mixer.heads, mixer.head_dim
-        self.norm = ChannelNorm(norm.eps)
-        root, gain = self.head_dim**-0.5, norm.weight.double()
-        q, k, v = mixer.qkv.weight.chunk(3)  # each (C, C), its rows head by head
-        bias = [torch.cat([rows.double() @ norm.bias.double() for rows in part.split(ROWS)]) for part in (q, k, v)]
-        self.q = pointwise(folded(q, gain * root), bias[0] * root)
-        self.k = pointwise(folded(k, gain), bias[1])
-        self.v = pointwise(folded(v, gain), bias[2])
-        self.proj = Scaled(pointwise(mixer.proj.weight, mixer.proj.bias), block.layer_scale_1)
+        form = SafeChannelNorm if at.safe_forms else ChannelNorm
+        self.norm: nn.Module = form(norm.eps, norm.weight.numel(), stream.exponent)
+        sites = q, k, v = [(at / part).site(CONV) for part in "qkv"]
+        q.holds(at.path, SCORES)
+        self.scores = q.exponent + k.exponent
+        self.q, self.k, self.v = (
+            rescaled(conv, 0, site.exponent) for conv, site in zip(self._projections(block), sites, strict=True)
+        )
+        proj = pointwise(mixer.proj.weight, mixer.proj.bias)
+        self.proj = Scaled(proj, block.layer_scale_1, at / "proj", v, stream)
+
+    def _projections(self, block: AttentionBlock) -> list[nn.Conv2d]:
+        """Queries, keys and values of a normed x, with the norm's gain and bias, queries with 1/√D."""
+        norm, root = block.norm, self.head_dim**-0.5
+        parts = block.token_mixer.qkv.weight.chunk(3)  # each (C, C), its rows head by head
+        found: list[nn.Conv2d] = []
+        for part, scale in zip(parts, (root, 1.0, 1.0), strict=True):
+            bias = torch.cat([rows.double() @ norm.bias.double() for rows in part.split(ROWS)]) * scale
+            found.append(pointwise(folded(part, norm.weight.double() * scale), bias))
+        return found
 
     def split(self, x: Tensor) -> Tensor:  # (1, C, h, w) -> (1, heads, D, P), P = h·w
         return x.reshape(1, self.heads, self.head_dim, -1)
@@ -149,7 +133,7 @@ class AttentionGraph(nn.Module):
         shape = x.shape
         x = self.norm(x)
         q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
-        weights = torch.softmax(torch.matmul(q.transpose(2, 3), k), -1)  # (1, heads, P, P), a row per query
+        weights = softmax(torch.matmul(q.transpose(2, 3), k), self.scores)  # (1, heads, P, P), a row per query
         mixed = torch.matmul(v, weights.transpose(2, 3))  # (1, heads, D, P)
         out: Tensor = self.proj(mixed.reshape(shape))
         return out
@@ -158,10 +142,11 @@ class AttentionGraph(nn.Module):
 class AttentionBlockGraph(nn.Module):
     """x += attention(x); x += ffn(x)."""
 
-    def __init__(self, block: AttentionBlock) -> None:
+    def __init__(self, block: AttentionBlock, at: Place, stream: Site) -> None:
         super().__init__()
-        self.token_mixer = AttentionGraph(block)
-        self.convffn = FFNGraph(block.convffn, block.layer_scale_2)
+        self.token_mixer = AttentionGraph(block, at / "token_mixer", stream)
+        self.convffn = FFNGraph(block.convffn, block.layer_scale_2, at / "convffn", stream)
+        stream.holds(at.path, "add", "add.2")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.token_mixer(x)
@@ -172,65 +157,107 @@ class AttentionBlockGraph(nn.Module):
 class SEGraph(nn.Module):
     """x · σ(expand(relu(reduce(mean(x)))))."""
 
-    def __init__(self, block: SEBlock) -> None:
+    def __init__(self, block: SEBlock, at: Place, reads: Site) -> None:
         super().__init__()
-        self.reduce, self.expand = block.reduce, block.expand
+        squeezed, gate = (at / "reduce").site(CONV), (at / "expand").site(CONV)
+        self.safe, self.exponent = at.safe_forms, gate.exponent
+        pooled = reads.exponent + (POOL_POWER if self.safe else 0)
+        self.reduce = rescaled(block.reduce, pooled, squeezed.exponent)
+        self.expand = rescaled(block.expand, squeezed.exponent, gate.exponent)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean((2, 3), keepdim=True)
-        return x * torch.sigmoid(self.expand(torch.relu(self.reduce(gate))))
+        pooled = safe_mean(x) if self.safe else x.mean((2, 3), keepdim=True)
+        return x * sigmoid(self.expand(torch.relu(self.reduce(pooled))), self.exponent)
 
 
 class ConvGraph(nn.Module):
     """A MobileOne block: convolution, perhaps squeeze-excite, exact GELU."""
 
-    def __init__(self, block: MobileOneBlock) -> None:
+    def __init__(self, block: MobileOneBlock, at: Place, reads: Site) -> None:
         super().__init__()
-        self.conv = block.reparam_conv
-        self.se = SEGraph(block.se) if isinstance(block.se, SEBlock) else None
+        self.site = at.sites.add(at.path).holds(f"{at.path}.conv", CONV)
+        self.conv = rescaled(block.reparam_conv, reads.exponent, self.site.exponent)
+        self.se = SEGraph(block.se, at / "se", self.site) if isinstance(block.se, SEBlock) else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        return F.gelu(x if self.se is None else self.se(x))
+        return gelu(x if self.se is None else self.se(x), self.site.exponent)
 
 
-def graph_of(part: nn.Module) -> nn.Module:
-    """Returns the graph form of one part of FastViTHD, child by child where it is a sequence."""
+def embedding(part: PatchEmbed, at: Place, reads: Site) -> tuple[nn.Module, Site]:
+    """Returns the graph form of a down-sampling, and the site that it writes."""
+    large, small = cast(LargeKernelConv, part.proj[0]), cast(MobileOneBlock, part.proj[1])
+    site = (at / 0).site(CONV)
+    conv = rescaled(large.lkb_reparam, reads.exponent, site.exponent)
+    last = ConvGraph(small, at / 2, site)
+    return nn.Sequential(conv, Gelu(site.exponent), last), last.site
+
+
+def position_encoding(part: RepMixer, at: Place, reads: Site) -> tuple[nn.Module, Site]:
+    """Returns the convolution of a RepCPE, and its site: the stream of the attention stage that follows."""
+    site = at.site(CONV)
+    return rescaled(part.reparam_conv, reads.exponent, site.exponent), site
+
+
+def sequence(part: nn.Sequential, at: Place, reads: Site) -> tuple[nn.Module, Site]:
+    """Returns the graph form of the stem or of a stage, and the site that it writes.
+
+    An attention stage only adds to the stream that it is given; a RepMixer stage has one of its own.
+    """
+    stream = at.site() if isinstance(part[0], RepMixerBlock) else reads
+    blocks: list[nn.Module] = []
+    for index, block in enumerate(part):
+        if isinstance(block, RepMixerBlock):
+            blocks.append(RepMixerGraph(block, at / index, reads, stream))
+            reads = stream
+        elif isinstance(block, AttentionBlock):
+            blocks.append(AttentionBlockGraph(block, at / index, stream))
+        else:
+            convolution = ConvGraph(cast(MobileOneBlock, block), at / index, reads)
+            blocks.append(convolution)
+            reads = convolution.site
+    return nn.Sequential(*blocks), reads
+
+
+def graph_of(part: nn.Module, at: Place, reads: Site) -> tuple[nn.Module, Site]:
+    """Returns the graph form of one part of FastViTHD, and the site that it writes."""
     if isinstance(part, nn.Sequential):
-        return nn.Sequential(*map(graph_of, part))
+        return sequence(part, at, reads)
     if isinstance(part, PatchEmbed):
-        large, small = part.proj
-        convolution = cast(LargeKernelConv, large).lkb_reparam
-        return nn.Sequential(convolution, nn.GELU(), ConvGraph(cast(MobileOneBlock, small)))
-    if isinstance(part, MobileOneBlock):
-        return ConvGraph(part)
-    if isinstance(part, RepMixerBlock):
-        return RepMixerGraph(part)
-    if isinstance(part, AttentionBlock):
-        return AttentionBlockGraph(part)
+        return embedding(part, at, reads)
     if isinstance(part, RepMixer):  # RepCPE
-        return part.reparam_conv
+        return position_encoding(part, at, reads)
     raise TypeError(f"no graph form for {type(part).__name__}")
 
 
 class EncoderGraph(nn.Module):
-    """Pixels (1, 3, N, N) in [0, 1] -> image tokens (1, T, H), projected."""
+    """Pixels (1, 3, N, N) in [0, 1] -> image tokens (1, T, H), projected; neither is scaled.
 
-    def __init__(self, model: FastVLM) -> None:
+    sites: what `protection.encoder` may scale, by name, with the names of the tensors whose ranges decide it.
+    UsageError where it scales anything else.
+    """
+
+    def __init__(self, model: FastVLM, protection: Protection = PROTECTED) -> None:
         super().__init__()
-        tower = model.vision_encoder
+        tower, root = model.vision_encoder, Place("", Sites(protection.encoder), protection.safe_forms)
+        self.patch_embed, site = graph_of(tower.patch_embed, root / "patch_embed", UNSCALED)
+        self.network = nn.ModuleList()
+        for index, part in enumerate(tower.network):
+            module, site = graph_of(part, root / "network" / index, site)
+            self.network.append(module)
+        self.conv_exp = ConvGraph(tower.conv_exp, root / "conv_exp", site)
         first, _, second = (cast(nn.Linear, part) for part in model.projector)
-        self.patch_embed = graph_of(tower.patch_embed)
-        self.network = nn.ModuleList(map(graph_of, tower.network))
-        self.conv_exp = graph_of(tower.conv_exp)
-        self.projector_0 = pointwise(first.weight, first.bias)
-        self.projector_2 = pointwise(second.weight, second.bias)
+        middle = (root / "projector_0").site(CONV)
+        self.exponent = middle.exponent
+        self.projector_0 = rescaled(pointwise(first.weight, first.bias), self.conv_exp.site.exponent, middle.exponent)
+        self.projector_2 = rescaled(pointwise(second.weight, second.bias), middle.exponent, 0)
+        self.sites: Mapping[str, tuple[str, ...]] = root.sites.finish()
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patch_embed(image)
         for part in self.network:
             x = part(x)
         x = self.conv_exp(x)  # (1, 3072, N/64, N/64)
-        x = self.projector_2(F.gelu(self.projector_0(x)))  # (1, H, N/64, N/64)
+        x = self.projector_2(gelu(self.projector_0(x), self.exponent))  # (1, H, N/64, N/64)
         out: Tensor = x.flatten(2).transpose(1, 2)  # (1, T, H)
         return out

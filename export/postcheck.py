@@ -19,8 +19,11 @@ from fastvlm.errors import PackageError
 
 # The one float32 region: an image input is float32 bytes, scaled by one `mul` and brought to fp16 by one `cast`.
 IMAGE_OPS = {"mul": 1, "cast": 1}
-# sqrt, pow: a norm that was put together otherwise than in `export.norms`. tile: keys repeated per query head.
+# sqrt, pow: a norm that was not fused squares in fp16 (`export.norms`). tile: keys repeated per query head.
 FORBIDDEN = {"tile", "sqrt", "pow", "while_loop", "cond", "scatter", "scatter_nd"}
+# The safe norms are not fused, and take roots of what was raised above 0; the root of anything else is a norm's that
+# should have been.
+GUARDED = {"rsqrt": "maximum"}
 RANK_CAP = 5
 
 
@@ -96,9 +99,13 @@ def _op_problems(function: Any, spec: FunctionSpec) -> list[str]:
     image = any(tensor.kind == "image" for tensor in spec.inputs)
     allowed = dict(IMAGE_OPS) if image else {}
     problems = []
+    made_by = {output.name: op.type for op in operations(function) for output in op.outputs}
     for op in operations(function):
         if op.type in FORBIDDEN:
             problems.append(f"op {op.type} ({_name(op)})")
+        guard = GUARDED.get(op.type)
+        if guard and guard not in {made_by.get(name) for name in _arguments(op)}:
+            problems.append(f"op {op.type} ({_name(op)}) of what no {guard} made")
         # a scalar constant in float32 is harmless by itself: the op that reads it tells
         float32 = op.type != "const" and any(_is_float32(output.type) for output in op.outputs)
         if float32 or op.type == "cast":

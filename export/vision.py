@@ -20,6 +20,7 @@ from export.convert import Converted, constant_name, converted, trace
 from export.encoder import EncoderGraph
 from export.parameters import graph_weights
 from export.plan import STRIDE
+from export.protection import PROTECTED, Protection
 from export.standin import primes, restore_sizes, without_weights
 from fastvlm_ref.model.fastvlm import FastVLM
 
@@ -28,10 +29,13 @@ HALVINGS = 6  # from the picture to the last stage: 64 = 2⁶
 
 
 def converted_encoder(
-    model: FastVLM, specs: tuple[FunctionSpec, ...], compression: Compression | None = None
+    model: FastVLM,
+    specs: tuple[FunctionSpec, ...],
+    compression: Compression | None = None,
+    protection: Protection = PROTECTED,
 ) -> Iterator[Converted]:
     """Gives one converted function for each of `specs`; each lives until the next is asked for."""
-    graph = EncoderGraph(model)
+    graph = EncoderGraph(model, protection)
     of = (compression or Compression()).of
     weights = {constant_name(name): of(weight) for name, weight in graph_weights(graph, "vision_encoder").items()}
     small = _stand_in(model, graph)

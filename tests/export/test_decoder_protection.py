@@ -15,12 +15,12 @@ from test_export_graphs import embeds_of, graphs_of, language_logits, reference_
 from torch import Tensor
 
 from export.key_shift import LARGEST_TURN, key_shift, shifts_keys, slow_channels
-from export.norms import BoundedRMSNorm, PlainRMSNorm, bounded, largest_row
-from export.protection import PROTECTED, UNPROTECTED, Protection
+from export.norms import LARGEST_SUM, BoundedRMSNorm, headroom, shrunk
+from export.protection import PROTECTED, Protection
 from export.scores import DEEPEST, LARGEST_EXPONENT, softmax
 from fastvlm_ref.model.decoder import RMSNorm
 
-HALF = 65504.0
+HALF = 65_504.0
 PROMPT = 20
 
 
@@ -152,18 +152,20 @@ def test_small_biases_stay(size: float, wanted: bool) -> None:
     assert not shifts_keys(small_model(qkv_bias=False).decoder, CONTEXT)
 
 
-def rounding_norm(x: Tensor, norm: Any, largest: float) -> Tensor:
+def rounding_norm(x: Tensor, norm: BoundedRMSNorm) -> Tensor:
     """A bounded norm on an engine that rounds every step to fp16 and adds blocks of 32 squares in fp16; (1, H, 1, 1).
 
     That is the runtime's pessimistic device (`fp16-accumulate`), its layer_norm included.
     """
     half = x.half()
-    y = half / torch.maximum(half.abs().amax(1, keepdim=True) / largest, torch.ones((), dtype=torch.half))
+    root = torch.rsqrt(
+        torch.maximum(half.abs().amax(1, keepdim=True) * 2.0**-norm.power, torch.ones((), dtype=half.dtype))
+    )
+    y = half * (root * root) if norm.safe else half
     squares = torch.cat((y, y)).flatten() ** 2
     total = torch.zeros((), dtype=torch.half)
     for block in squares.float().split(32):
         total = total + block.sum().half()
-    assert torch.isfinite(total)
     mean = (total / squares.numel()).float()
     return (y * torch.rsqrt(mean + norm.norm.eps).half()).float()
 
@@ -191,12 +193,12 @@ def test_bounded_norm_at_its_bound(width: int, row: str) -> None:
     norm = BoundedRMSNorm(width, 1e-6)
     norm.weight.data.fill_(1.0)
     reference = RMSNorm(width, 1e-6)
-    largest = largest_row(2 * width)
-    assert 2 * width * largest**2 <= HALF < 2 * width * (2 * largest) ** 2
+    power = headroom(2 * width)
+    assert 2 * width * 4.0**power <= LARGEST_SUM < 2 * width * 4.0 ** (power + 1)
     with torch.no_grad():
         exact = reference(x.view(1, 1, -1)).view(x.shape)
-        assert bounded(x, largest).abs().max() <= largest
-        found, rounded = norm(x), rounding_norm(x, norm, largest)
+        assert shrunk(x, 1, power, 1.0)[0].abs().max() <= 2.0**power * (1 + 1e-6)
+        found, rounded = norm(x), rounding_norm(x, norm)
     assert torch.isfinite(found).all()
     assert torch.isfinite(rounded).all()
     if row != "zeros":
@@ -218,17 +220,18 @@ def test_bounded_norm_of_a_scaled_stream(exponent: int) -> None:
             check("graph_norm", reference(row), norm(row.view(1, 96, 1, 1) * 2.0**-exponent).flatten())
 
 
-def test_a_plain_norm_overflows() -> None:
-    """What the bound is for: the same row through the norm as papers write it, in fp16."""
-    norm = PlainRMSNorm(896, 1e-6)
-    norm.weight.data.fill_(1.0)
-    x = torch.full((1, 896, 1, 1), 300.0).half()
-    with torch.no_grad():
-        assert not norm.half()(x).any()  # 300² is infinity, its inverse root 0
-        assert UNPROTECTED.safe_forms is False
-        found = BoundedRMSNorm(896, 1e-6)
-        found.weight.data.fill_(1.0)
-        assert snr(torch.ones_like(x), found(x.float())) > 60
+def test_without_the_bound_it_overflows() -> None:
+    """What the bound is for: on the same engine, the norm of a row of 300 is 0, since the sum of its squares is not."""
+    x = torch.full((1, 896, 1, 1), 300.0)
+    found = []
+    for safe in (False, True):
+        norm = BoundedRMSNorm(896, 1e-6, safe=safe)
+        norm.weight.data.fill_(1.0)
+        with torch.no_grad():
+            check("graph_norm", torch.ones_like(x), norm(x))
+        found.append(rounding_norm(x, norm))
+    assert not found[0].any()
+    assert snr(torch.ones_like(x), found[1]) > 60
 
 
 def test_exponents_say_what_they_are() -> None:

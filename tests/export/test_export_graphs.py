@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from export.chunks import Chunk, HeadSplit
 from export.decoder import LAYOUTS, LanguageGraph, filled
-from export.encoder import EncoderGraph, Scaled, folds
+from export.encoder import EncoderGraph, Scaled
+from export.folding import folds
 from export.language import chunk_weight, whole_sizes
 from export.layout import GraphSizes
-from export.norms import ChannelNorm, RMSNormGraph
+from export.norms import ChannelNorm, RMSNormGraph, SafeChannelNorm
 from export.plan import ExportPlan
 from export.protection import PROTECTED, Protection
 from export.weights import saturate
@@ -180,11 +181,15 @@ def test_rms_norm_as_layer_norm(size: float) -> None:
         check("fp16_norm", reference(x), half.float())
 
 
-def test_channel_norm() -> None:
+@pytest.mark.parametrize("form", [ChannelNorm, SafeChannelNorm])
+@pytest.mark.parametrize("exponent", [0, 3])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
+def test_channel_norm(form: type[nn.Module], exponent: int, size: float) -> None:
+    """With an exponent the input is stored scaled; at 1e-3 eps is most of the variance."""
     reference = LayerNormChannel(48)
-    x = torch.randn(1, 48, 5, 7) * 300
+    x = torch.randn(1, 48, 5, 7) * size
     with torch.no_grad():
-        check("graph", reference(x), ChannelNorm(reference.eps)(x))
+        check("graph", reference(x), form(reference.eps, 48, exponent)(x * 2.0**-exponent))
 
 
 def test_saturation_is_counted_and_leaves_the_tensor_alone() -> None:

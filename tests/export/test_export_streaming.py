@@ -30,7 +30,7 @@ from export.package import Labels, blobs, write_package
 from export.parameters import graph_weights
 from export.plan import ExportPlan
 from export.postcheck import operations
-from export.protection import Protection
+from export.protection import PROTECTED, Protection
 from export.quiet import import_coremltools
 from export.repeat import repeat_layers
 from export.standin import stand_in
@@ -84,9 +84,11 @@ def direct(decoder: Any, plan: ExportPlan) -> Iterator[Any]:
         yield convert
 
 
-def direct_encoder(model: Any, specs: tuple[FunctionSpec, ...]) -> Iterator[Converted]:
+def direct_encoder(
+    model: Any, specs: tuple[FunctionSpec, ...], protection: Protection = PROTECTED
+) -> Iterator[Converted]:
     """The encoder with its own weights through coremltools, once for each size."""
-    graph = EncoderGraph(model)
+    graph = EncoderGraph(model, protection)
     weights = {constant_name(name): weight for name, weight in graph_weights(graph, "vision_encoder").items()}
     for spec in specs:
         with converted(trace(graph, (spec.inputs[0].shape,)), spec) as function:
