@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +66,21 @@ def extremes(x: Tensor) -> Extremes:
         subnormals += int(np.count_nonzero(flag))
     peak = float(np.uint32(largest).view(np.float32))
     return Extremes(peak if peak == peak else float("inf"), subnormals, len(bits))
+
+
+class Look:
+    """Looks at tensors that are handed to it by name; what comes under one name counts together."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
+        self.found: dict[str, Extremes] = {}
+
+    def __call__(self, name: str, value: Tensor, count: int | None = None) -> Tensor:
+        """Looks at `value` and returns it; `count` says how many of its values count, where others are zeros."""
+        seen = extremes(value)
+        seen = seen if count is None else Extremes(seen.peak, seen.subnormals, count)
+        self.found[self.prefix + name] = self.found.get(self.prefix + name, Extremes()) | seen
+        return value
 
 
 class Tally:
@@ -171,11 +186,3 @@ def _entering(path: str) -> Callable[..., None]:
 def _leave(module: nn.Module, inputs: object, output: object) -> None:
     if (watch := getattr(_running, "watch", None)) is not None:
         watch.leave()
-
-
-def joined(parts: Iterable[tuple[str, Tensor]]) -> dict[str, Extremes]:
-    """Returns the extremes of named tensors; those of one name count together."""
-    found: dict[str, Extremes] = {}
-    for name, value in parts:
-        found[name] = found.get(name, Extremes()) | extremes(value)
-    return found
