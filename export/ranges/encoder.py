@@ -20,7 +20,6 @@ from export.ranges.side_by_side import side_by_side
 from export.ranges.watch import Extremes, OpWatch, Tally, named_calls
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.image import pixels_to_tensor
-from fastvlm_ref.model.fastvlm import FastVLM
 
 MOST_FRAMES = 2  # side by side: one of 1024 pixels takes 0.5 GB
 
@@ -41,16 +40,16 @@ class Seen:
 
 
 def encoder_pass(
-    model: FastVLM, pictures: Sequence[Picture], sides: Sequence[int], tally: Tally, progress: Progress = SILENT
+    graph: EncoderGraph, pictures: Sequence[Picture], sides: Sequence[int], tally: Tally, progress: Progress = SILENT
 ) -> list[Tensor]:
-    """Adds to `tally` what the encoder gives for every picture at every side; returns the tokens at the first side.
+    """Adds to `tally` what the graph gives for every picture at every side; returns the tokens at the first side.
 
     Raises ImageError for a picture that cannot be read, TensorError where the model gives NaN or infinity.
     """
     tokens = []
     jobs = [(picture, side) for side in sides for picture in pictures]
     with progress.stage("Scanning the encoder", len(jobs)) as advance:
-        for seen in watched(EncoderGraph(model), jobs):
+        for seen in watched(graph, jobs):
             tally.add(seen.found, seen.source)
             if seen.side == sides[0]:
                 tokens.append(seen.tokens)

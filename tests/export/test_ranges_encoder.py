@@ -39,7 +39,7 @@ def pictures() -> list[Picture]:
 
 def scanned(model: Any, pictures: list[Picture], sides: tuple[int, ...] = SIDES) -> Ranges:
     tally = Tally()
-    encoder_pass(model, pictures, sides, tally)
+    encoder_pass(EncoderGraph(model), pictures, sides, tally)
     return Ranges("", sides, (), (), 0, None, tally.tensors())
 
 
@@ -73,7 +73,7 @@ def test_every_convolution_is_as_hooks_see_it(model: Any, pictures: list[Picture
 
 @torch.no_grad()
 def test_tokens_are_the_graphs_at_the_first_side(model: Any, pictures: list[Picture]) -> None:
-    tokens = encoder_pass(model, pictures, SIDES, Tally())
+    tokens = encoder_pass(EncoderGraph(model), pictures, SIDES, Tally())
     graph = EncoderGraph(model)
     assert len(tokens) == len(pictures)
     for picture, found in zip(pictures, tokens, strict=True):
