@@ -133,7 +133,7 @@ def _look_at_shifted(attention: Attention, q: Tensor, k: Tensor, look: Look) -> 
     text, length = attention.config, k.shape[1]
     if attention.k_proj.bias is None:
         return []
-    constant = key_shift(attention.k_proj.bias, text, CONTEXT)
+    constant = look(".self_attn constant", key_shift(attention.k_proj.bias, text, CONTEXT))
     common = []
     for start in dict.fromkeys((0, max(0, CONTEXT - length))):
         rope = rope_tables(text, torch.arange(start, start + length))

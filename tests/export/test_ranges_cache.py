@@ -175,11 +175,11 @@ def test_unknown_keys_are_ignored() -> None:
     ("variables", "platform", "place"),
     [
         ({"FASTVLM_CACHE": "/x", "XDG_CACHE_HOME": "/y"}, "linux", "/x"),
-        ({"FASTVLM_CACHE": "~/x"}, "linux", "/home/me/x"),
+        ({"FASTVLM_CACHE": "~/x"}, "linux", "/there/x"),
         ({"XDG_CACHE_HOME": "/y"}, "linux", "/y/fastvlm"),
-        ({}, "linux", "/home/me/.cache/fastvlm"),
-        ({"FASTVLM_CACHE": "", "XDG_CACHE_HOME": ""}, "linux", "/home/me/.cache/fastvlm"),
-        ({}, "darwin", "/home/me/Library/Caches/fastvlm"),
+        ({}, "linux", "/there/.cache/fastvlm"),
+        ({"FASTVLM_CACHE": "", "XDG_CACHE_HOME": ""}, "linux", "/there/.cache/fastvlm"),
+        ({}, "darwin", "/there/Library/Caches/fastvlm"),
         ({"FASTVLM_CACHE": "/x"}, "darwin", "/x"),
     ],
 )
@@ -188,7 +188,7 @@ def test_where_the_cache_is(
 ) -> None:
     for name in ("FASTVLM_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in {"HOME": "/home/me", **variables}.items():
+    for name, value in {"HOME": "/there", **variables}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
     assert cache_folder() == Path(place)

@@ -106,6 +106,7 @@ def attention_of(model: Any, whole: Whole, layer: int, at: int) -> dict[str, Ten
             softmax = scores.float().masked_fill(~visible, -torch.inf).softmax(-1)
             found |= {"queries": [queries], "keys": [keys], "scores": [scores[:, visible]]}
             found["softmax"] = [softmax[:, visible]]
+        found["constant"] = [shift]
         found.setdefault("keys shifted", []).append(shifted)
         product = queries @ shifted.repeat_interleave(text.heads // text.kv_heads, 0).transpose(1, 2)
         found.setdefault("scores shifted", []).append(product[:, visible])
@@ -146,9 +147,10 @@ def test_every_tensor_is_as_the_whole_model_has_it(model: Any, inputs: list[Prom
 
 ORDER = [
     "input_layernorm norm", "self_attn.q_proj linear", "self_attn.k_proj linear", "self_attn.v_proj linear",
-    "self_attn queries", "self_attn keys", "self_attn keys shifted", "self_attn scores", "self_attn scores shifted",
-    "self_attn softmax", "self_attn attention", "self_attn.o_proj linear", "add", "post_attention_layernorm norm",
-    "mlp.gate_proj linear", "mlp.up_proj linear", "mlp silu", "mlp mul", "mlp.down_proj linear", "add.2",
+    "self_attn queries", "self_attn keys", "self_attn constant", "self_attn keys shifted", "self_attn scores",
+    "self_attn scores shifted", "self_attn softmax", "self_attn attention", "self_attn.o_proj linear", "add",
+    "post_attention_layernorm norm", "mlp.gate_proj linear", "mlp.up_proj linear", "mlp silu", "mlp mul",
+    "mlp.down_proj linear", "add.2",
 ]  # fmt: skip
 
 
@@ -165,7 +167,7 @@ def test_a_model_without_biases_has_no_constant_part(inputs: list[Prompt]) -> No
     from small_export import small_model
 
     names = [tensor.name for tensor in scanned(small_model(qkv_bias=False), inputs).tensors]
-    assert len(names) == 2 * (len(ORDER) - 2) + 4
+    assert len(names) == 2 * (len(ORDER) - 3) + 4
     assert not [name for name in names if "shifted" in name]
 
 
