@@ -25,6 +25,7 @@ from export.package import Labels, blobs, write_package
 from export.parameters import decoder_weight, graph_weights
 from export.plan import ExportPlan
 from export.postcheck import operations
+from export.protection import PROTECTED
 from export.quiet import import_coremltools
 from export.repeat import repeat_layers
 from export.standin import stand_in
@@ -270,7 +271,13 @@ def test_what_fp16_cannot_hold_is_clamped_and_told(tmp_path: Path, heard: Any) -
     model = small_model(layers=5)
     model.decoder.layers[4].self_attn.k_proj.weight[0, :2] = torch.tensor([1e6, -1e6])
     build = export_model(
-        model, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=heard
+        model,
+        tmp_path / "build",
+        context=CONTEXT,
+        query_length=QUERY,
+        only="language",
+        protection=PROTECTED,
+        progress=heard,
     )
     name = "decoder.layers.4.self_attn.k_proj.weight"
     assert heard.notes == [f"{name}: 2 values beyond 65,504 were clamped to what fp16 can hold"]
