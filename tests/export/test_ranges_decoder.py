@@ -124,11 +124,14 @@ def expect(found: TensorRange, values: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("spiked", [False, True])
-def test_every_tensor_is_as_the_whole_model_has_it(model: Any, inputs: list[Prompt], spiked: bool) -> None:
-    """Once as it is, once with the constant parts that real keys have."""
+@pytest.mark.parametrize("kind", ["plain", "spiked", "faint"])
+def test_every_tensor_is_as_the_whole_model_has_it(model: Any, inputs: list[Prompt], kind: str) -> None:
+    """Once as it is, once with the constant parts that real keys have, once with scores that are subnormal."""
     model = copy.deepcopy(model)
-    if spiked:
+    if kind == "faint":
+        for value in model.decoder.layers[1].self_attn.q_proj.parameters():
+            value *= 1e-4
+    if kind == "spiked":
         model.decoder.layers[1].self_attn.k_proj.bias.view(-1, 32)[:, [15, 31]] *= 4000  # the slowest pair
     found = {tensor.name: tensor for tensor in scanned(model, inputs).tensors}
     whole = Whole(model, inputs)
@@ -139,7 +142,8 @@ def test_every_tensor_is_as_the_whole_model_has_it(model: Any, inputs: list[Prom
     for name, values in whole.seen.items():
         expect(found[name], values)
     scores = [found[f"decoder.layers.1.self_attn scores{kind}"].peak for kind in ("", " shifted")]
-    assert (scores[0] > 10 * scores[1]) == spiked
+    assert (scores[0] > 10 * scores[1]) == (kind == "spiked")
+    assert (found["decoder.layers.1.self_attn scores"].subnormal > 0.1) == (kind == "faint")
     table = model.decoder.embed_tokens.weight
     assert found["decoder.embed_tokens rows"].peak == pytest.approx(float(table.abs().max()), rel=ROUNDED)
     assert any(tensor.subnormal > 1e-4 for tensor in found.values())
