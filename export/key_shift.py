@@ -8,8 +8,8 @@ R_j(W x + b) − b gives the same weights, and is computed without ever adding b
     R_j(W x) + b ⊙ (cos_j − 1) + swap(b) ⊙ sin_j
 
 Only pairs that turn by less than 60° over the whole context are treated so: there |R_j b − b| < |b| at every position.
-The biases of the others stay where they were. Exact in real numbers, and in fp16 the smaller the angle, the better; the
-three roundings that it adds cost more than they save where all biases are small, so there keys stay as they are.
+Exact in real numbers, and in fp16 the smaller the angle, the better. Biases of other pairs and small ones stay where
+they were: three more roundings would cost more than they save.
 It knows neither graphs nor files.
 """
 
@@ -39,7 +39,8 @@ def slow_channels(text: TextConfig, context: int) -> Tensor:
 def key_shift(bias: Tensor, text: TextConfig, context: int) -> Tensor:
     """Returns the part of k_proj's bias that every key goes without: float32 (kv_heads, D), zeros elsewhere."""
     heads = bias.float().reshape(text.kv_heads, text.head_dim)
-    return torch.where(slow_channels(text, context), heads, torch.zeros(()))
+    large = torch.maximum(heads.abs(), swapped(heads).abs()) > LEAST_BIAS  # of a pair either
+    return torch.where(slow_channels(text, context) & large, heads, torch.zeros(()))
 
 
 def swapped(heads: Tensor) -> Tensor:
@@ -49,13 +50,11 @@ def swapped(heads: Tensor) -> Tensor:
 
 
 def shifts_keys(decoder: Decoder, context: int) -> bool:
-    """Returns whether any layer has a constant part of its keys' biases that fp16 should not add; reads them all."""
+    """Returns whether any layer's keys have a bias that fp16 should not add; reads them all."""
     text = decoder.config
     if not text.qkv_bias:
         return False
-    return any(
-        bool(key_shift(k_bias(decoder, layer), text, context).abs().max() > LEAST_BIAS) for layer in range(text.layers)
-    )
+    return any(bool(key_shift(k_bias(decoder, layer), text, context).any()) for layer in range(text.layers))
 
 
 def k_bias(decoder: Decoder, layer: int) -> Tensor:
