@@ -134,7 +134,7 @@ class BuildWriter:
     def write_language(self) -> None:
         """Writes the language model: one package, or a chain of packages where a device takes no file that large."""
         with (
-            LanguageConverter(self.model.decoder, self.plan, self.compression) as converter,
+            LanguageConverter(self.model.decoder, self.plan, self.compression, self.protection) as converter,
             self.progress.stage("Language model", len(self.chunks)) as advance,
         ):
             for chunk in self.chunks:

@@ -128,12 +128,15 @@ def _look_at_shifted(attention: Attention, q: Tensor, k: Tensor, look: Look) -> 
     """Looks at the keys without their constant part c, at both ends of the context; returns q·c there.
 
     q (heads, S, D) and k (kv_heads, S, D) are not rotated yet; returned is (kv_heads, G, S, 1) for each end, nothing
-    for keys without bias.
+    for keys without such a part.
     """
     text, length = attention.config, k.shape[1]
     if attention.k_proj.bias is None:
         return []
-    constant = look(".self_attn constant", key_shift(attention.k_proj.bias, text, CONTEXT))
+    constant = key_shift(attention.k_proj.bias, text, CONTEXT)
+    if not constant.any():
+        return []
+    look(".self_attn constant", constant)
     common = []
     for start in dict.fromkeys((0, max(0, CONTEXT - length))):
         rope = rope_tables(text, torch.arange(start, start + length))

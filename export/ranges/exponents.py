@@ -2,15 +2,15 @@
 
 | exponent | smallest e with | of |
 |---|---|---|
-| residual | peak · 2^−e ≤ 16,384 | the residual stream, and what embedding table, attention and MLP add to it |
+| residual | peak · 2^−e ≤ 16,384 | the residual stream, and what inputs, attention and MLP add to it |
 | scores | peak · 2^−e ≤ 4,096; queries ≤ 16,384 | scores before mask and softmax; queries |
 | values, of each layer | peak · 2^−e ≤ 16,384 | values and their weighted means |
 | mlp, of each layer | peak · 2^−e ≤ 16,384 | up, and silu(gate) · up |
 | encoder, by site | as `export.encoder_sites` says | |
 
 A score of at most 4,096 lets the mask's −1e4 win at every place: −1e4 + 4,096 < −4,096.
-Keys, gate, the norms' outputs and logits meet ops that a power of two cannot cross (another op reads them as they are,
-silu, the user): beyond 32,768 they are a problem that is told.
+Inputs come unscaled, and keys, gate, the norms' outputs and logits meet ops that a power of two cannot cross (another
+op reads them as they are, silu, the user): beyond 32,768 they are a problem that is told.
 It reads ranges alone, no weights.
 """
 
@@ -21,12 +21,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from export.key_shift import LEAST_BIAS
 from export.protection import LARGEST_STORED, Protection
 from export.ranges.decoder import CONTEXT
 from export.ranges.result import ALLOWED, DECODER, FP16_LARGEST, Ranges, TensorRange
+from export.scores import LARGEST_EXPONENT as LARGEST_SCORE_EXPONENT
+from fastvlm.errors import TensorError
 
 LARGEST_SCORE = 4096.0
+LARGEST_EXPONENT = 7  # of all others: 2.1e6, where what is written is still far from fp16's subnormals
 LAYER = re.compile(r"layers\.(\d+)[. ](.+)")
 # which exponent scales what, by the name behind the layer's
 RESIDUAL = ("add", "add.2", "self_attn.o_proj linear", "mlp.down_proj linear")
@@ -34,10 +36,10 @@ INPUTS = ("embed_tokens rows", "input")
 QUERIES = ("self_attn.q_proj linear", "self_attn queries")
 VALUES = ("self_attn.v_proj linear", "self_attn attention")
 MLP = ("mlp.up_proj linear", "mlp mul")
-CONSTANT = "self_attn constant"
-# keys and scores of a graph that adds the keys' biases, and of one that leaves their constant part out; scores last
-PLAIN = ("self_attn.k_proj linear", "self_attn keys", "self_attn scores")
-SHIFTED = (CONSTANT, "self_attn keys shifted", "self_attn scores shifted")
+# keys and scores of a layer whose keys have all of their bias, and of one whose keys go without its constant part
+SCORES, SHIFTED_SCORES = "self_attn scores", "self_attn scores shifted"
+PLAIN = ("self_attn.k_proj linear", "self_attn keys", SCORES)
+SHIFTED = ("self_attn constant", "self_attn keys shifted", SHIFTED_SCORES)
 
 
 def asked_of(ranges: Ranges, context: int = CONTEXT) -> tuple[Protection, tuple[str, ...]]:
@@ -47,15 +49,37 @@ def asked_of(ranges: Ranges, context: int = CONTEXT) -> tuple[Protection, tuple[
 
 
 def protection_of(ranges: Ranges, context: int = CONTEXT) -> Protection:
-    """Returns the exponents that a checkpoint's ranges ask for, in a language model of `context` positions."""
-    seen = Reached.of(ranges)
-    layers = range(max((layer for layer, _ in seen.inside), default=-1) + 1)
-    return Protection(
-        residual=power(max(seen.most(*RESIDUAL), *(seen.outside.get(name, 0.0) for name in INPUTS))),
-        scores=max(power(seen.most(seen.keys(context)[-1]), LARGEST_SCORE), power(seen.most(*QUERIES))),
-        mlp=tuple(power(seen.most(*MLP, layer=layer)) for layer in layers),
-        values=tuple(power(seen.most(*VALUES, layer=layer)) for layer in layers),
+    """Returns the exponents that a checkpoint's ranges ask for, in a language model of `context` positions.
+
+    TensorError where one is larger than a graph carries: no training that went well leads there.
+    """
+    seen = Reached.of(ranges, context)
+    queries, scores = seen.most(*QUERIES), seen.most(SCORES, SHIFTED_SCORES)
+    residual = max(seen.most(*RESIDUAL), *(seen.outside.get(name, 0.0) for name in INPUTS))
+    found = Protection(
+        residual=power(residual),
+        scores=max(power(scores, LARGEST_SCORE), power(queries)),
+        mlp=tuple(power(seen.most(*MLP, layer=layer)) for layer in seen.layers),
+        values=tuple(power(seen.most(*VALUES, layer=layer)) for layer in seen.layers),
     )
+    _check(found)
+    return found
+
+
+def _check(protection: Protection) -> None:
+    """Raises TensorError for exponents that no graph carries, all of them named."""
+    found = {"the residual stream": protection.residual}
+    for name, exponents in (("MLP", protection.mlp), ("values", protection.values)):
+        found |= {f"layer {layer}'s {name}": exponent for layer, exponent in enumerate(exponents)}
+    beyond = {name: exponent for name, exponent in found.items() if exponent > LARGEST_EXPONENT}
+    beyond |= {"scores": protection.scores} if protection.scores > LARGEST_SCORE_EXPONENT else {}
+    if beyond:
+        named = ", ".join(f"{name} (2^{exponent})" for name, exponent in beyond.items())
+        raise TensorError(
+            f"the decoder's values would have to be divided by more than fp16 carries: {named}; expected at most "
+            f"2^{LARGEST_EXPONENT}, scores 2^{LARGEST_SCORE_EXPONENT}: the checkpoint is damaged, or its training "
+            "diverged"
+        )
 
 
 def problems_of(ranges: Ranges, protection: Protection, context: int = CONTEXT) -> tuple[str, ...]:
@@ -76,28 +100,31 @@ class Reached:
     inside: Mapping[tuple[int, str], float]
 
     @classmethod
-    def of(cls, ranges: Ranges) -> Reached:
-        """Returns the decoder's peaks, sorted out."""
+    def of(cls, ranges: Ranges, context: int) -> Reached:
+        """Returns the decoder's peaks, sorted out: those that a graph of `context` positions has.
+
+        With more positions than were scanned fewer channels turn slowly, and keys count with all of their bias.
+        """
         outside, inside = {}, {}
         for name, peak in ranges.peaks(DECODER).items():
             if found := LAYER.fullmatch(name):
                 inside[int(found[1]), found[2]] = peak
             else:
                 outside[name] = peak
-        return cls(outside, inside)
+        shifted = {layer for layer, name in inside if name == SHIFTED_SCORES and context <= CONTEXT}
+        left_out = {layer: PLAIN if layer in shifted else SHIFTED for layer, _ in inside}
+        return cls(outside, {key: peak for key, peak in inside.items() if key[1] not in left_out[key[0]]})
+
+    @property
+    def layers(self) -> range:
+        """The decoder's layers."""
+        return range(max((layer for layer, _ in self.inside), default=-1) + 1)
 
     def most(self, *names: str, layer: int | None = None) -> float:
         """Returns the largest peak of tensors in one layer, or in all of them; 0 where there are none."""
         return max(
             (peak for (at, name), peak in self.inside.items() if name in names and layer in (None, at)), default=0
         )
-
-    def keys(self, context: int) -> tuple[str, ...]:
-        """Returns the names of keys and scores as a graph of `context` positions has them, the scores last.
-
-        With more positions than were scanned fewer channels turn slowly, and the whole constant part counts.
-        """
-        return SHIFTED if context <= CONTEXT and self.most(CONSTANT) > LEAST_BIAS else PLAIN
 
 
 def power(peak: float, limit: float = LARGEST_STORED) -> int:
@@ -108,13 +135,12 @@ def power(peak: float, limit: float = LARGEST_STORED) -> int:
 
 def _stored(ranges: Ranges, protection: Protection, context: int) -> Iterator[tuple[TensorRange, float]]:
     """Gives every tensor of the decoder that the graph has, with the magnitude at which it is stored."""
-    left_out = set(PLAIN + SHIFTED) - set(Reached.of(ranges).keys(context))
+    seen = Reached.of(ranges, context)
     for tensor in ranges.part(DECODER):
         found = LAYER.fullmatch(tensor.name.removeprefix(DECODER))
         if found is None:
-            inputs = tensor.name.removeprefix(DECODER) in INPUTS
-            yield tensor, tensor.peak * 2.0 ** -(protection.residual if inputs else 0)
-        elif found[2] not in left_out:
+            yield tensor, tensor.peak
+        elif (int(found[1]), found[2]) in seen.inside:
             yield tensor, tensor.peak * 2.0 ** -_exponent(found[2], int(found[1]), protection)
 
 
@@ -122,7 +148,7 @@ def _exponent(name: str, layer: int, protection: Protection) -> int:
     """Returns the exponent with which a tensor of a layer is stored."""
     if name in RESIDUAL:
         return protection.residual
-    if name in (*QUERIES, PLAIN[-1], SHIFTED[-1]):
+    if name in (*QUERIES, SCORES, SHIFTED_SCORES):
         return protection.scores
     if name in VALUES:
         return protection.values_of(layer)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvlm.commands import options
+from fastvlm.errors import TensorError
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -39,10 +40,14 @@ def scan(checkpoint: str, as_json: bool, **asked: Any) -> None:
     progress = TerminalProgress()
     with progress.stage("Loading libraries"):
         from export import scan as scan_checkpoint
+        from export.protection import PROTECTED
         from export.ranges.exponents import asked_of
 
     ranges = scan_checkpoint(checkpoint, progress=progress, **asked)
-    protection, problems = asked_of(ranges)
+    try:
+        protection, problems = asked_of(ranges)
+    except TensorError as error:  # what was found shall be seen all the same
+        protection, problems = PROTECTED, (str(error),)
     if as_json:
         content = {"ranges": ranges.as_json(), "protection": protection.as_json(), "problems": list(problems)}
         click.echo(json.dumps(content, ensure_ascii=False, indent=1))

@@ -14,13 +14,13 @@ from export.ranges.decoder import CONTEXT
 from export.ranges.exponents import LARGEST_SCORE, asked_of, power, problems_of, protection_of
 from export.ranges.result import ALLOWED, DECODER, Ranges, TensorRange
 from export.ranges.scan import scan
+from fastvlm.errors import TensorError
 
 QUIET = {
     "embed_tokens rows": 1.0, "input": 2.0,
     **{f"layers.{layer}{name}": 3.0 for layer in range(3) for name in (
         ".input_layernorm norm", ".self_attn.q_proj linear", ".self_attn.k_proj linear", ".self_attn.v_proj linear",
-        ".self_attn queries", ".self_attn keys", ".self_attn constant", ".self_attn keys shifted",
-        ".self_attn scores", ".self_attn scores shifted", ".self_attn softmax", ".self_attn attention",
+        ".self_attn queries", ".self_attn keys", ".self_attn scores", ".self_attn softmax", ".self_attn attention",
         ".self_attn.o_proj linear", " add", ".post_attention_layernorm norm", ".mlp.gate_proj linear",
         ".mlp.up_proj linear", ".mlp silu", ".mlp mul", ".mlp.down_proj linear", " add.2",
     )},
@@ -28,9 +28,12 @@ QUIET = {
 }  # fmt: skip
 
 
+SHIFTED = {f"layers.0.self_attn {name}": 3.0 for name in ("constant", "keys shifted", "scores shifted")}
+
+
 def ranges(**changes: float) -> Ranges:
-    """Ranges of three quiet layers but for `changes`, whose names are those of QUIET."""
-    assert changes.keys() <= QUIET.keys()
+    """Ranges of three quiet layers but for `changes`, by name."""
+    assert changes.keys() <= QUIET.keys() | SHIFTED.keys()
     tensors = (TensorRange(f"{DECODER}{name}", peak, 0.0, "noise") for name, peak in (QUIET | changes).items())
     return Ranges("", (1024,), ("noise",), ("noise",), 1, None, tuple(tensors))
 
@@ -55,7 +58,7 @@ def test_quiet_ranges_ask_for_nothing() -> None:
     ("name", "peak", "asked"),
     [
         ("embed_tokens rows", 16385.0, {"residual": 1}),
-        ("input", 70_000.0, {"residual": 3}),
+        ("input", 32_768.0, {"residual": 1}),
         ("layers.1 add", 16385.0, {"residual": 1}),
         ("layers.2 add.2", 40_000.0, {"residual": 2}),
         ("layers.0.self_attn.o_proj linear", 33_000.0, {"residual": 2}),
@@ -74,7 +77,7 @@ def test_each_tensor_asks_for_its_own_exponent(name: str, peak: float, asked: di
     protection, problems = asked_of(ranges(**{name: peak}))
     assert protection.as_json() == asked
     assert problems == ()
-    assert problems_of(ranges(**{name: peak * 16}), protection), "the bound is seen"
+    assert problems_of(ranges(**{name: peak * 32}), protection), "the bound is seen"
 
 
 @pytest.mark.parametrize(
@@ -96,20 +99,45 @@ def test_what_no_exponent_reaches_is_told(name: str) -> None:
 
 
 CONSTANT = {
-    "layers.0.self_attn constant": 700.0, "layers.0.self_attn keys": 40_000.0,
-    "layers.0.self_attn.k_proj linear": 40_000.0, "layers.0.self_attn scores": 33_000.0,
+    "layers.0.self_attn keys": 40_000.0, "layers.0.self_attn.k_proj linear": 40_000.0,
+    "layers.0.self_attn scores": 33_000.0,
 }  # fmt: skip
 
 
 def test_keys_without_their_constant_part_count_where_the_graph_has_those() -> None:
-    found = ranges(**CONSTANT)
-    assert asked_of(found) == asked_of(found, CONTEXT // 2)
-    protection, problems = asked_of(found)
-    assert (protection.scores, problems) == (0, ())
+    found = ranges(**CONSTANT, **SHIFTED)
+    assert asked_of(found) == asked_of(found, CONTEXT // 2) == asked_of(ranges())
     assert protection_of(found, 2 * CONTEXT).scores == 4
     assert len(asked_of(found, 2 * CONTEXT)[1]) == 2
-    small = ranges(**CONSTANT | {"layers.0.self_attn constant": 8.0})
-    assert protection_of(small).scores == 4
+    assert protection_of(ranges(**CONSTANT)).scores == 4
+    large = ranges(**CONSTANT, **SHIFTED | {"layers.0.self_attn scores shifted": 5_000.0})
+    assert protection_of(large).scores == 1
+    assert asked_of(ranges(**SHIFTED | {"layers.0.self_attn keys shifted": 33_000.0}))[1]
+    others = ranges(**SHIFTED, **{"layers.1.self_attn scores": 5_000.0})
+    assert protection_of(others).scores == 1, "a layer whose keys are whole counts as it is"
+
+
+@pytest.mark.parametrize(
+    ("name", "peak", "says"),
+    [
+        ("layers.1 add", 2.2e6, "the residual stream (2^8)"),
+        ("layers.1.mlp mul", 1e8, "layer 1's MLP (2^13)"),
+        ("layers.2.self_attn.v_proj linear", 1e8, "layer 2's values (2^13)"),
+        ("layers.2.self_attn scores", 2.2e6, "scores (2^10)"),
+    ],
+)
+def test_what_no_graph_carries_is_an_error(name: str, peak: float, says: str) -> None:
+    with pytest.raises(TensorError, match="divided by more than fp16 carries") as error:
+        asked_of(ranges(**{name: peak}))
+    assert says in str(error.value)
+    assert asked_of(ranges(**{name: peak / 2.2}))[0].as_json() if peak < 1e7 else True
+
+
+@pytest.mark.parametrize("name", ["embed_tokens rows", "input"])
+def test_inputs_come_unscaled(name: str) -> None:
+    protection, (problem,) = asked_of(ranges(**{name: 40_000.0}))
+    assert protection.as_json() == {"residual": 2}
+    assert problem.startswith(f"{DECODER}{name} reaches 40,000")
 
 
 def test_the_mask_wins_at_the_largest_score() -> None:
