@@ -1,6 +1,6 @@
 """From the reference model to Core ML: graphs, packages, and the build folder.
 
-`export.export` is loaded on first use, because it needs torch and coremltools (about 7 s).
+`export.export` and `export.scan` are loaded on first use, because they need torch and coremltools (about 7 s).
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from export.api import export as export
+    from export.ranges.scan import scan as scan
 
-__all__ = ["export"]
+__all__ = ["export", "scan"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from export.api import export
 
         return export
+    if name == "scan":
+        from export.ranges.scan import scan
+
+        return scan
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ Everything runs on one thread, so that the same checkpoint gives the same bytes 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from export.build import BuildWriter
 from export.choice import cautions, intended, measured, smallest, unused
 from export.plan import check_options, make_plan
 from export.precheck import check_weights
+from export.protection import Protection
+from export.ranges.kept import kept_protection
 from export.sizes import check_files
 from export.space import check_space, part_bytes
 from fastvlm.errors import UsageError
@@ -59,6 +62,7 @@ def export(
     """
     check_options(image_sizes, context, query_length, only, target, max_file_size, quantize, calibration)
     place = check_output(output, overwrite)  # before gigabytes are fetched
+    typed = shlex.join([str(checkpoint), *(() if base is None else ("--base", str(base)))])
     checkpoint, base = on_disk(checkpoint, progress), None if base is None else on_disk(base, progress)
     check_apart(place, [folder_of(path) for path in (checkpoint, base) if path is not None])
     model = load_checkpoint(
@@ -68,7 +72,7 @@ def export(
     return export_model(
         model, output, image_sizes=image_sizes, context=context, query_length=query_length, only=only,
         target=target, max_file_size=max_file_size, quantize=quantize, calibration=calibration,
-        overwrite=overwrite, progress=progress,
+        overwrite=overwrite, progress=progress, typed=typed,
     )  # fmt: skip
 
 
@@ -87,8 +91,14 @@ def export_model(
     calibration: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
+    protection: Protection | None = None,
+    typed: str | None = None,
 ) -> Path:
-    """As `export`, for a model that `load_checkpoint` returned."""
+    """As `export`, for a model that `load_checkpoint` returned.
+
+    `protection` takes the place of what a kept scan of this checkpoint asks for; `typed` is how the user names it on
+    the command line, options of reading it included (none: its id).
+    """
     source, tokenizer = model.source, model.tokenizer
     if source is None or tokenizer is None:
         raise UsageError("this model has no source or no tokenizer; read it with load_checkpoint")
@@ -103,10 +113,15 @@ def export_model(
     check_files(model.config.text, plan, smallest(intent, model, plan))
     check_space(place, part_bytes(model, plan, intent), kept_bytes(place))
     check_weights(model, plan, progress)
+    files = source.files(progress)
+    if protection is None:
+        protection = kept_protection(model, plan, files, typed or shlex.quote(source.id), progress)
     compression = measured(intent, model, plan, samples, progress)
     check_files(model.config.text, plan, compression)  # `mixed` may have chosen more than the fewest bytes
     for note in (*unused(compression, plan, calibration is not None), *cautions(compression)):
         progress.note(note)
     with staged_folder(place, overwrite, progress=progress, resume=True) as folder:
-        BuildWriter(model, plan, folder, source, tokenizer, progress, compression).write()
+        writer = BuildWriter(model, plan, folder, source, tokenizer, progress, compression, protection)
+        writer.source_files = files  # 15 GB are hashed once
+        writer.write()
     return place

@@ -26,6 +26,7 @@ from export.language import LanguageConverter
 from export.package import WEIGHTS, Labels, write_package
 from export.parts_key import encoder_key, language_key
 from export.plan import IOS_FILE, ExportPlan
+from export.protection import PROTECTED, Protection
 from export.quiet import import_coremltools
 from export.sizes import language_bytes
 from export.vision import converted_encoder
@@ -62,6 +63,7 @@ class BuildWriter:
     tokenizer: Tokenizer
     progress: Progress
     compression: Compression = field(default_factory=Compression)
+    protection: Protection = PROTECTED
     saturated: dict[str, int] = field(default_factory=dict)
 
     def write(self) -> None:
@@ -94,9 +96,10 @@ class BuildWriter:
         model, plan, files = self.model, self.plan, self.source_files
         found = {}
         if plan.encoder:
-            found[ENCODER] = encoder_key(model, plan, files) | self.compression.key("encoder")
+            key = encoder_key(model, plan, files) | self.compression.key("encoder")
+            found[ENCODER] = key | {"protection": self.protection.encoder_key}
         if plan.language:
-            key = language_key(model, plan, files)
+            key = language_key(model, plan, files) | {"protection": self.protection.language_key}
             found[EMBEDDINGS] = key | {"dtype": self.compression.embeddings}
             key |= self.compression.key("language")
             found |= {chunk.package: key | {"chunk": asdict(chunk)} for chunk in self.chunks}
@@ -132,7 +135,7 @@ class BuildWriter:
     def write_language(self) -> None:
         """Writes the language model: one package, or a chain of packages where a device takes no file that large."""
         with (
-            LanguageConverter(self.model.decoder, self.plan, self.compression) as converter,
+            LanguageConverter(self.model.decoder, self.plan, self.compression, self.protection) as converter,
             self.progress.stage("Language model", len(self.chunks)) as advance,
         ):
             for chunk in self.chunks:
@@ -244,6 +247,7 @@ class BuildWriter:
             "packages": {},
             "tokenizer": {"folder": TOKENIZER},
             "compression": self.compression.as_json(plan.parts),
+            "protection": self.protection.as_json(),
             "licence": config.licence,
             "licence_text": self.licence_text,
             "assumed": list(config.assumed),

@@ -48,6 +48,17 @@ class Protection:
         found |= {"scores": self.scores, "mlp": list(self.mlp), "values": list(self.values)}
         return {name: value for name, value in found.items() if (any(value) if isinstance(value, list) else value)}
 
+    @property
+    def encoder_key(self) -> dict[str, Any]:
+        """All of it that the encoder's package depends on, as JSON."""
+        return {"safe_forms": self.safe_forms, "encoder": dict(self.encoder)}
+
+    @property
+    def language_key(self) -> dict[str, Any]:
+        """All of it that the language model's packages depend on, as JSON."""
+        own = {"residual": self.residual, "scores": self.scores, "mlp": list(self.mlp), "values": list(self.values)}
+        return {"safe_forms": self.safe_forms, **own}
+
 
 PROTECTED = Protection()
 UNPROTECTED = Protection(safe_forms=False)

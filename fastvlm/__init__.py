@@ -1,7 +1,7 @@
 """FastVLM for Core ML: one import for users, nothing heavy until a name is used.
 
     from fastvlm import load_checkpoint, preprocess, encode_prompt     # the PyTorch model (room fastvlm_ref)
-    from fastvlm import export                                         # checkpoint -> build folder
+    from fastvlm import export, scan                                   # checkpoint -> build folder; what fp16 asks
     from fastvlm import MILModel, validate                             # run and check .mlpackage files
 
 Names are looked up in their rooms on first use, because torch and coremltools take seconds to import and
@@ -23,6 +23,7 @@ _ROOM_OF = {
     "load_checkpoint": "fastvlm_ref",
     "preprocess": "fastvlm_ref",
     "export": "export",
+    "scan": "export",
     "MILModel": "validation.mil",
     "validate": "validation",
     "FastVLMError": "fastvlm.errors",

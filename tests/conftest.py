@@ -99,6 +99,22 @@ def _same_random_numbers() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where fixtures of a whole session find no scan of anything, nor write into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTVLM_CACHE", str(tmp_path_factory.mktemp("shared-cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This test's own cache folder, empty; its commands and programs use it too."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FASTVLM_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """One torch thread: convolutions give other bytes on two."""

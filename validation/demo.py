@@ -29,9 +29,9 @@ def typed(*words: str) -> int:
 
 
 def main(build: str = DEFAULT) -> int:
-    """Exports, validates, reports, asks; returns 0, or the exit code of the first command that did not end well."""
+    """Scans, exports, validates, reports, asks; returns 0, or the code of the first command that did not end well."""
     sample = shipped_samples()[0]
-    code = typed("export", "tiny", "-o", build, "--overwrite") or typed("validate", build)
+    code = typed("scan", "tiny") or typed("export", "tiny", "-o", build, "--overwrite") or typed("validate", build)
     report = Path(f"{build}-report.md")
     if (Path(build) / "validation.json").is_file():
         write_report(Path(build), report)

@@ -76,6 +76,10 @@ calibration = click.option(
     "--calibration", metavar="DIR", callback=filled,
     help="Pictures on which int4, lut4 and mixed measure what matters. Default: the three that are shipped.",
 )  # fmt: skip
+own_pictures = click.option(
+    "--calibration", metavar="DIR", callback=filled,
+    help="Pictures of your own that are looked at as well as the three that are shipped.",
+)  # fmt: skip
 image_sizes = click.option(
     "--image-size", "image_sizes", type=click.IntRange(min=1), multiple=True, metavar="N",
     help="Side of the square input in pixels, a multiple of 64; repeatable. Default: the checkpoint's own.",

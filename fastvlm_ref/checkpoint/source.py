@@ -83,10 +83,11 @@ def differing(found: Mapping[str, object], expected: Mapping[str, object]) -> li
     Values are whatever describes a file: its size, its hash. Those texts change nothing that a model computes.
     """
     names = sorted(found.keys() | expected.keys())
-    return [name for name in names if found.get(name) != expected.get(name) and not _is_prose(name.rpartition("/")[2])]
+    return [name for name in names if found.get(name) != expected.get(name) and not is_prose(name.rpartition("/")[2])]
 
 
-def _is_prose(name: str) -> bool:
+def is_prose(name: str) -> bool:
+    """Tells whether a file is text for people, which changes nothing that a model computes."""
     return name == "README.md" or is_licence(name)
 
 

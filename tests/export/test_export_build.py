@@ -18,6 +18,7 @@ from small_export import CONTEXT, QUERY, SIZES, small_model
 
 from export import api
 from export.build import WEIGHT_FILE, BuildWriter
+from export.protection import PROTECTED
 from export.weightfile import WeightReader, WeightWriter
 from fastvlm.errors import OutputError, TensorError
 from fastvlm.hashes import hash_tree, sha256_bytes
@@ -130,7 +131,13 @@ def test_the_embedded_checkpoint_may_be_built_beside_a_folder_of_its_name(
 
 def test_hashing_and_libraries_are_stages(model: Any, tmp_path: Path, heard: Any) -> None:
     build = api.export_model(
-        model, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=heard
+        model,
+        tmp_path / "build",
+        context=CONTEXT,
+        query_length=QUERY,
+        only="language",
+        protection=PROTECTED,
+        progress=heard,
     )
     assert list(heard.stages) == [
         "Checking the weights", "Hashing the checkpoint", "Loading coremltools", "Language model",
@@ -160,7 +167,13 @@ def test_saturation_is_told_and_written_down(tmp_path: Path, heard: Any, monkeyp
     changed.decoder.embed_tokens.weight[3, 5] = 1e6
     monkeypatch.setattr(BuildWriter, "write_language", lambda self: None)
     build = api.export_model(
-        changed, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=heard
+        changed,
+        tmp_path / "build",
+        context=CONTEXT,
+        query_length=QUERY,
+        only="language",
+        protection=PROTECTED,
+        progress=heard,
     )
     assert heard.notes == ["decoder.embed_tokens.weight: 1 values beyond 65,504 were clamped to what fp16 can hold"]
     assert read_manifest(build)["saturated"] == {"decoder.embed_tokens.weight": 1}
@@ -176,7 +189,15 @@ def test_what_goes_beyond_a_devices_limits_is_told(tmp_path: Path, heard: Any, m
         return {}
 
     monkeypatch.setattr("export.build.write_package", write_package)
-    api.export_model(model, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=heard)
+    api.export_model(
+        model,
+        tmp_path / "build",
+        context=CONTEXT,
+        query_length=QUERY,
+        only="language",
+        protection=PROTECTED,
+        progress=heard,
+    )
     (note,) = heard.notes
     assert note.startswith("LanguageModel.mlpackage holds 0.0 GB in one program")
 
@@ -185,7 +206,7 @@ def test_context_beyond_the_model_is_told(
     model: Any, tmp_path: Path, heard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BuildWriter, "write", lambda self: None)
-    api.export_model(model, tmp_path / "build", context=4096, progress=heard)
+    api.export_model(model, tmp_path / "build", context=4096, protection=PROTECTED, progress=heard)
     assert heard.notes == ["--context 4096 is more than the 2048 positions that this model was made for"]
 
 
@@ -210,7 +231,13 @@ def test_licences_travel_along(tmp_path: Path, heard: Any, monkeypatch: pytest.M
 
     def built(name: str) -> Path:
         return api.export_model(
-            changed, tmp_path / name, context=CONTEXT, query_length=QUERY, only="language", progress=heard
+            changed,
+            tmp_path / name,
+            context=CONTEXT,
+            query_length=QUERY,
+            only="language",
+            protection=PROTECTED,
+            progress=heard,
         )
 
     manifest = read_manifest(built("without"))

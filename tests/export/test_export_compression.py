@@ -28,6 +28,7 @@ from export.convert import constant_name
 from export.encoder import EncoderGraph
 from export.parameters import GraphWeight
 from export.plan import make_plan
+from export.protection import PROTECTED
 from export.sizes import language_bytes
 from fastvlm.build import read_build
 from fastvlm.errors import BuildError, PackageError, TensorError, UsageError
@@ -505,7 +506,7 @@ def test_a_weight_that_is_no_number_is_refused_under_compression(value: float, n
 def test_what_is_asked_for_in_vain_is_told(tmp_path: Path, heard: Any, tiny: Path) -> None:
     model = small_model()
     asked = {**ASKED, "only": "encoder", "quantize": "int8", "calibration": tiny / "pictures"}
-    build = export_model(model, tmp_path / "build", progress=heard, **asked)
+    build = export_model(model, tmp_path / "build", protection=PROTECTED, progress=heard, **asked)
     assert heard.notes == [
         "--calibration changes nothing here: language models of int4, lut4 and mixed are measured on pictures",
         "--quantize int8 leaves the encoder fp16; a recipe that says `encoder: int8` does not",

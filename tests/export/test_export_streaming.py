@@ -279,7 +279,13 @@ def test_what_fp16_cannot_hold_is_clamped_and_told(tmp_path: Path, heard: Any) -
     model = small_model(layers=5)
     model.decoder.layers[4].self_attn.k_proj.weight[0, :2] = torch.tensor([1e6, -1e6])
     build = export_model(
-        model, tmp_path / "build", context=CONTEXT, query_length=QUERY, only="language", progress=heard
+        model,
+        tmp_path / "build",
+        context=CONTEXT,
+        query_length=QUERY,
+        only="language",
+        protection=PROTECTED,
+        progress=heard,
     )
     name = "decoder.layers.4.self_attn.k_proj.weight"
     assert heard.notes == [f"{name}: 2 values beyond 65,504 were clamped to what fp16 can hold"]

@@ -48,8 +48,8 @@ def test_the_demo_shows_commands_answers_limits_and_paths(
     folder, sample = tmp_path / "tiny", shipped_samples()[0]
     assert demo.main(str(folder)) == 0
     shown = capsys.readouterr().out
-    for words in (f"$ fastvlm export tiny -o {folder}", f"$ fastvlm validate {folder}", f"$ fastvlm run {folder}"):
-        assert words in shown
+    for words in ("scan tiny", f"export tiny -o {folder}", f"validate {folder}", f"run {folder}"):
+        assert f"$ fastvlm {words}" in shown
     stored = json.loads((folder / "validation.json").read_text("utf-8"))
     assert len(stored["answers"]) >= 3
     report = Path(f"{folder}-report.md").read_text("utf-8")

@@ -1,0 +1,114 @@
+"""The results of scans, kept by what was scanned: one JSON file for each checkpoint in the cache's folder.
+
+A checkpoint is told by its fingerprint: the hashes of its files as the manifest states them (texts for people left
+out) and of whatever of it is in memory, because whoever loads a model may change it before it is scanned or exported.
+A file is used only where version, fingerprint and the hash of its content are as they must be; anything else is told
+in one line and counts as none. It is written under another name and takes its own when it is on the disk.
+It knows neither models' graphs nor exponents.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from export.parts_key import memory_digest
+from export.ranges.result import Ranges, ranges_of
+from fastvlm.cache import cache_folder
+from fastvlm.durable import sync
+from fastvlm.hashes import FileHash
+from fastvlm.manifest import dump
+from fastvlm.parts import digest
+from fastvlm.progress import SILENT, Progress
+from fastvlm_ref.checkpoint.source import is_prose
+from fastvlm_ref.model.fastvlm import FastVLM
+
+VERSION = 1  # raised when inputs, names or numbers of a scan change: older results then count as none
+FOLDER = "scans"
+MAX_BYTES = 16 << 20  # a scan of 7B has 0.2 MB
+
+
+def fingerprint(model: FastVLM, files: Mapping[str, FileHash]) -> str:
+    """Returns what tells a checkpoint from all others, 64 hex digits; `files` is `Source.files()`."""
+    hashes = {name: entry["sha256"] for name, entry in files.items() if not is_prose(name.rpartition("/")[2])}
+    memory = memory_digest((model.vision_encoder, model.projector, model.decoder))
+    return digest({"files": hashes, "memory": memory})
+
+
+def place_of(fingerprint: str) -> Path:
+    """Returns where the result for a fingerprint lies, or would."""
+    return cache_folder() / FOLDER / f"{fingerprint}.json"
+
+
+def load(fingerprint: str, progress: Progress = SILENT) -> Ranges | None:
+    """Returns the kept result, None where there is none that can be used; why one is not used is told as a note."""
+    place = place_of(fingerprint)
+    try:
+        return _ranges(_content(place), fingerprint)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else problem
+        progress.note(f"the scan kept in {place} is not used: {reason}; `fastvlm scan` makes it anew")
+        return None
+
+
+def store(ranges: Ranges, progress: Progress = SILENT) -> Path | None:
+    """Keeps a result and returns where; a cache that cannot be written is told as a note, and None returned."""
+    place, content = place_of(ranges.fingerprint), ranges.as_json()
+    half = place.with_name(f".{place.stem[:16]}.{secrets.token_hex(8)}.half")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            half.write_bytes(dump({"version": VERSION, "ranges": content, "sha256": digest(content)}))
+            sync(half)
+            os.replace(half, place)
+            sync(place.parent)
+        finally:
+            with suppress(OSError):
+                half.unlink()
+    except OSError as problem:
+        progress.note(
+            f"the scan cannot be kept in {place.parent} ({problem.strerror}), so `export` will not find it; "
+            "set FASTVLM_CACHE to a folder that can be written"
+        )
+        return None
+    return place
+
+
+def _content(place: Path) -> dict[str, Any]:
+    status = place.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+        raise ValueError("it is no file that a scan wrote")
+    try:
+        content = json.loads(place.read_bytes(), parse_constant=_refuse)
+    except ValueError as problem:
+        raise ValueError(f"it is damaged ({str(problem)[:120]})") from problem
+    if not isinstance(content, dict) or type(content.get("version")) is not int:
+        raise ValueError("it is no file that a scan wrote")
+    return content
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of a scan")
+
+
+def _ranges(content: Mapping[str, Any], fingerprint: str) -> Ranges:
+    """The result in a file's content; ValueError for another version, another checkpoint's, or a changed one."""
+    version = content["version"]
+    if version != VERSION:
+        older = "an older" if version < VERSION else "a newer"
+        raise ValueError(f"{older} fastvlm wrote it (version {version}, this one reads {VERSION})")
+    ranges = content.get("ranges")
+    if not isinstance(ranges, dict) or content.get("sha256") != digest(ranges):
+        raise ValueError("it is damaged (its hash differs)")
+    found = ranges_of(ranges)
+    if found.fingerprint != fingerprint:
+        raise ValueError("it is another checkpoint's")
+    return found

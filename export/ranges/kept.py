@@ -1,0 +1,61 @@
+"""What an export makes of a scan that was made before: the exponents, and in words whatever is missing or not cured.
+
+Nothing is scanned here: a scan takes minutes, and an export shall not do unasked what another command is for.
+It knows no graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from export.plan import ExportPlan
+from export.protection import PROTECTED, Protection
+from export.ranges.cache import fingerprint, load
+from export.ranges.exponents import asked_of
+from export.ranges.result import DECODER, ENCODER, Ranges
+from fastvlm.hashes import FileHash
+from fastvlm.progress import SILENT, Progress
+from fastvlm_ref.model.fastvlm import FastVLM
+
+
+def kept_protection(
+    model: FastVLM, plan: ExportPlan, files: Mapping[str, FileHash], typed: str, progress: Progress = SILENT
+) -> Protection:
+    """Returns the exponents that the kept scan of this checkpoint asks for; without one, none.
+
+    `files` is `Source.files()`, `typed` how the user names the checkpoint on a command line. Told to `progress.note`:
+    that there is no scan, image sizes that it did not see, and what no exponent cures. TensorError for values that fp16
+    cannot carry.
+    """
+    ranges = load(fingerprint(model, files), progress)
+    if ranges is None:
+        progress.note(
+            "this checkpoint was never scanned: what its values reach is unknown, and none is scaled to fit fp16; "
+            f"type: {scan_command(typed, plan.image_sizes if plan.encoder else ())}"
+        )
+        return PROTECTED
+    if missing := _missing(ranges, plan):
+        progress.note(
+            f"the scan of this checkpoint saw pictures of {_listed(ranges.image_sizes)} pixels, none of "
+            f"{_listed(missing)}, whose values it is taken to speak for; type: "
+            f"{scan_command(typed, plan.image_sizes)}"
+        )
+    protection, problems = asked_of(ranges, plan.context)
+    parts = [prefix for prefix, wanted in ((ENCODER, plan.encoder), (DECODER, plan.language)) if wanted]
+    for problem in problems:
+        if problem.startswith(tuple(parts)):
+            progress.note(problem)
+    return protection
+
+
+def scan_command(typed: str, sides: Sequence[int]) -> str:
+    """Returns what to type for a scan that covers an export at `sides`."""
+    return f"fastvlm scan {typed}{''.join(f' --image-size {side}' for side in sides)}"
+
+
+def _missing(ranges: Ranges, plan: ExportPlan) -> list[int]:
+    return [side for side in plan.image_sizes if plan.encoder and side not in ranges.image_sizes]
+
+
+def _listed(sides: Sequence[int]) -> str:
+    return ", ".join(map(str, sides))

@@ -1,0 +1,111 @@
+"""`fastvlm scan`: what every tensor of a checkpoint reaches, and what that asks of an export to fp16."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastvlm.commands import options
+from fastvlm.errors import TensorError
+from fastvlm.terminal import TerminalProgress
+
+if TYPE_CHECKING:
+    from export.protection import Protection
+    from export.ranges.result import Ranges
+
+LARGEST = 10  # tensors that are listed
+
+
+@click.command(short_help="Find what a checkpoint's values reach, and what fp16 asks.")
+@click.argument("checkpoint", callback=options.filled)
+@options.image_sizes
+@options.own_pictures
+@options.source_options
+@click.option("--again", is_flag=True, help="Do not take the result of an earlier scan.")
+@options.as_json
+@options.debug
+def scan(checkpoint: str, as_json: bool, **asked: Any) -> None:
+    """Run CHECKPOINT in float32 over photos, hostile frames and prompts, and record what every tensor reaches.
+
+    `export` finds the result and takes exact powers of two out of what would leave fp16. Hostile frames are noise,
+    saturated colours, a checkerboard, one bright pixel, black; prompts are long, random, and one token repeated.
+    Exit code 1: something leaves fp16 that no power of two cures.
+    """
+    from export.plan import check_options
+
+    check_options(asked["image_sizes"], calibration=asked["calibration"])
+    progress = TerminalProgress()
+    with progress.stage("Loading libraries"):
+        from export import scan as scan_checkpoint
+        from export.protection import PROTECTED
+        from export.ranges.exponents import asked_of
+
+    ranges = scan_checkpoint(checkpoint, progress=progress, **asked)
+    try:
+        protection, problems = asked_of(ranges)
+    except TensorError as error:  # what was found shall be seen all the same
+        protection, problems = PROTECTED, (str(error),)
+    if as_json:
+        content = {"ranges": ranges.as_json(), "protection": protection.as_json(), "problems": list(problems)}
+        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+    else:
+        show(ranges, protection)
+    for problem in problems:
+        click.echo(f"problem: {problem}", err=True)
+    sizes = "".join(f" --image-size {size}" for size in asked["image_sizes"])
+    base = f" --base {shlex.quote(asked['base'])}" if asked["base"] else ""
+    options.next_step(f"fastvlm export {shlex.quote(checkpoint)} -o BUILD{sizes}{base}")
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+def show(ranges: Ranges, protection: Protection) -> None:
+    """Prints each part with its largest tensors, and the exponents asked for."""
+    sizes = ", ".join(map(str, ranges.image_sizes))
+    click.echo(
+        f"{len(ranges.pictures)} pictures at {sizes} pixels; "
+        f"{len(ranges.prompts)} prompts of {ranges.positions:,} positions"
+    )
+    for prefix in dict.fromkeys(tensor.name.partition(".")[0] + "." for tensor in ranges.tensors):
+        _show_part(ranges, prefix)
+    click.echo(f"\nexponents that export uses: {_exponents(protection)}")
+
+
+def _show_part(ranges: Ranges, prefix: str) -> None:
+    from export.ranges.result import ALLOWED, FP16_LARGEST
+
+    tensors, largest = ranges.part(prefix), ranges.largest(LARGEST, prefix)
+    click.echo(f"\n{prefix.rstrip('.')}: {len(tensors)} tensors")
+    for limit in (FP16_LARGEST, ALLOWED):
+        first = ranges.first_beyond(limit, prefix)
+        click.echo(f"  first beyond {limit:,.0f}: {'none' if first is None else first.name}")
+    small = max(tensors, key=lambda tensor: tensor.subnormal)
+    click.echo(f"  most subnormals: {100 * small.subnormal:.2g} % of {small.name}")
+    rows = [(_number(tensor.peak), f"{100 * tensor.subnormal:.2g} %", tensor.name, tensor.worst) for tensor in largest]
+    for row in (("largest", "subnormal", "tensor", "on the input"), *rows):
+        widths = (10, 10, -max(len(name) for _, _, name, _ in rows), 0)
+        cells = (
+            cell.rjust(width) if width >= 0 else cell.ljust(-width) for cell, width in zip(row, widths, strict=True)
+        )
+        click.echo("  ".join(cells).rstrip())
+
+
+def _number(value: float) -> str:
+    return f"{value:,.6g}"
+
+
+def _exponents(protection: Protection) -> str:
+    """`residual 2, mlp 1 in layers 11, 12`; none where nothing asks for any."""
+    found = protection.as_json()
+    parts = [f"{name} {found[name]}" for name in ("residual", "scores") if name in found]
+    for name in ("values", "mlp"):
+        layers: dict[int, list[str]] = {}
+        for layer, exponent in enumerate(found.get(name, ())):
+            if exponent:
+                layers.setdefault(exponent, []).append(str(layer))
+        parts += [f"{name} {exponent} in layers {', '.join(rows)}" for exponent, rows in sorted(layers.items())]
+    parts += [f"{site} {exponent}" for site, exponent in found.get("encoder", {}).items()]
+    return "; ".join(parts) or "none, everything fits"
