@@ -10,6 +10,7 @@ from validation.lint.rule import Source
 
 _GUIDE = "https://ane-guide.readthedocs.io/en/latest"
 _CT = "https://github.com/apple/coremltools/issues"
+_CT_CODE = "https://github.com/apple/coremltools/blob/main/coremltools"
 _JR = "https://github.com/john-rocky/CoreML-LLM/blob/main/docs"
 _HOLLANCE = "https://github.com/hollance/neural-engine/issues"
 
@@ -40,6 +41,7 @@ JR_GUIDE = Source("CoreML-LLM, ANE_EMPIRICAL_GUIDE.md", f"{_JR}/ANE_EMPIRICAL_GU
 JR_OPS = Source("CoreML-LLM, MIL_OP_CATALOG.md", f"{_JR}/MIL_OP_CATALOG.md")
 JR_LESSONS = Source("CoreML-LLM, QWEN35_LESSONS.md", f"{_JR}/QWEN35_LESSONS.md")
 TOPK = Source("apple/coreai-torch#66", "https://github.com/apple/coreai-torch/issues/66")
+CT_RANK = Source("coremltools, program.py", f"{_CT_CODE}/converters/mil/mil/program.py")
 CT_GATHER = Source("coremltools#1103", f"{_CT}/1103")
 CT_FLEXIBLE = Source("coremltools#2370", f"{_CT}/2370")
 CT_ENUMERATED = Source("coremltools#1909", f"{_CT}/1909")

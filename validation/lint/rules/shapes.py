@@ -16,6 +16,7 @@ from validation.lint.rules.interface import is_edge
 from validation.lint.sources import (
     APPLE_TRANSFORMERS,
     COREAI_QUOTED,
+    CT_RANK,
     GUIDE_FAMILY,
     GUIDE_PITFALLS,
     GUIDE_RULES,
@@ -143,8 +144,8 @@ def _argmax_axis(op: Op, _: Setting) -> Hit | None:
 
 RULES = (
     Rule(
-        "rank", "A tensor of rank 6 or more leaves.", Verdict.LEAVES, _rank, (COREAI_QUOTED, GUIDE_SURFACE),
-        Confidence.APPLE,
+        "rank", "A tensor of rank 6 or more leaves.", Verdict.LEAVES, _rank,
+        (CT_RANK, COREAI_QUOTED, GUIDE_SURFACE), Confidence.APPLE,
     ),
     Rule(
         "product-rank", "A convolution or matrix product of rank 5 leaves.", Verdict.LEAVES, _product_rank,
@@ -171,7 +172,7 @@ RULES = (
         _tile_parts, (GUIDE_RULES,), Confidence.READ,
     ),
     Rule(
-        "last-axis", "A last axis under 64 bytes is stored in 64: up to 32 times the bytes, so for each step of one row.",
+        "last-axis", "A last axis under 64 bytes is stored in 64: up to 32 times the bytes, as in a step of one row.",
         Verdict.COSTS, _last_axis, (APPLE_TRANSFORMERS, COREAI_QUOTED), Confidence.APPLE,
     ),
     Rule(
