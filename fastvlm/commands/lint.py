@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,18 @@ _KINDS = 8  # kinds of ops that a table shows
 _MARKS = {"leaves": "leaves", "costs": "costs", "risks": "at risk", "edge": "edge"}
 
 
+def _number(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """A callback: NaN is below no bound and above none, so the range lets it through."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("it is no number, expected a percentage from 0 to 100", context, option)
+    return value
+
+
 @click.command(short_help="Check what of a package the Neural Engine would take.")
 @click.argument("path", metavar="PACKAGE_OR_BUILD", callback=options.filled)
 @options.device
 @click.option(
-    "--min-resident", type=click.FloatRange(0, 100), metavar="PERCENT",
+    "--min-resident", type=click.FloatRange(0, 100), metavar="PERCENT", callback=_number,
     help="Exit with 1 where less of a function's floating-point work stays on the engine. Default: never.",
 )  # fmt: skip
 @options.as_json
@@ -50,7 +58,7 @@ def lint(path: str, device: str | None, min_resident: float | None, as_json: boo
     else:
         from rich.console import Console
 
-        show_report(report, Console(soft_wrap=True, highlight=False, markup=False))
+        show_report(report, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
     least = report.resident_percent
     if min_resident is not None and least < min_resident:
         click.echo(f"Error: {least:.4g} % stays, at least {min_resident:g} % was asked for", err=True)
@@ -64,10 +72,10 @@ def show_report(report: LintReport, console: Console) -> None:
     from validation.lint.report import rule_as_json
 
     judged = report.device or "every device of the table"
-    console.print(f"{report.path} on {judged}, judged by the limits of engine {report.engine}")
+    console.print(f"{_plain(report.path)} on {judged}, judged by the limits of engine {report.engine}")
     for package in report.packages:
         sizes = f"program {_units(package.program_bytes, 'B')}, weights {_units(package.weight_bytes, 'B')}"
-        console.print(f"\n{package.name}: {package.system} and later, {sizes}")
+        console.print(f"\n{_plain(package.name)}: {package.system} and later, {sizes}")
         for function in package.functions:
             _show_function(function, console)
     if broken := report.broken_rules():
@@ -82,46 +90,56 @@ def _show_function(function: FunctionReport, console: Console) -> None:
     flops, moved = function.flops, function.bytes
     share = f"{_percent(flops.percent)} of {_units(flops.total - flops.edge, 'FLOP')}"
     console.print(
-        f"\n  {function.name} ({function.opset}): {share} and {_percent(moved.percent)} of "
+        f"\n  {_plain(function.name)} ({_plain(function.opset)}): {share} and {_percent(moved.percent)} of "
         f"{_units(moved.total - moved.edge, 'B')} stay"
     )
     for broken in function.whole:
-        console.print(f"   leaves as a whole: {broken.rule}: {broken.found}")
-    table = _table("", "rule", "ops", "FLOP", "bytes", "extra", "what was found")
-    for row in _rows(function):
-        table.add_row(*row)
-    if table.row_count:
-        console.print(table)
-    kinds = _table("op", "ops", "leave", "FLOP", "bytes")
+        console.print(f"   leaves as a whole: {broken.rule}: {_plain(broken.found)}")
+    for head, detail in _rows(function):
+        console.print(f"   {head}\n      {detail}")
+    if function.groups or function.leaving:
+        console.print()
+    kinds = _kinds_table()
     for kind in function.kinds[:_KINDS]:
         leave = str(kind.leaving or "")
-        kinds.add_row(kind.op, str(kind.count), leave, _units(kind.flops, ""), _units(kind.bytes, "B"))
+        kinds.add_row(_plain(kind.op), str(kind.count), leave, _units(kind.flops, ""), _units(kind.bytes, "B"))
     console.print(kinds)
     if rest := function.kinds[_KINDS:]:
-        console.print("   and " + ", ".join(f"{kind.op} {kind.count}" for kind in rest))
+        console.print("   and " + ", ".join(f"{_plain(kind.op)} {kind.count}" for kind in rest))
 
 
-def _table(*heads: str) -> Table:
+def _kinds_table() -> Table:
     from rich.table import Column, Table
 
-    columns = [Column(head, no_wrap=head != heads[-1] or len(heads) < 7) for head in heads]
-    return Table(*columns, box=None, padding=(0, 1, 0, 2))
+    heads = ("op", "ops", "leave", "FLOP", "bytes")
+    return Table(*(Column(head, no_wrap=True) for head in heads), box=None, padding=(0, 1, 0, 2))
 
 
-def _rows(function: FunctionReport) -> list[tuple[str, ...]]:
-    """One row for each rule: what it takes, by kind of op; an op that breaks several rules stands in several rows."""
+def _rows(function: FunctionReport) -> list[tuple[str, str]]:
+    """For each rule how much it takes, and what was found by kind of op; an op stands in each rule that it breaks."""
     gathered: dict[tuple[str, str], dict[str, list[Group]]] = {}
     for group in function.by_rule():
         gathered.setdefault((group.verdict, group.rule), {}).setdefault(group.op, []).append(group)
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[str, str]] = []
     for (verdict, rule), kinds in gathered.items():
         groups = [group for found in kinds.values() for group in found]
+        count, flops, moved, extra = (
+            sum(getattr(group, what) for group in groups) for what in ("count", "flops", "bytes", "extra_bytes")
+        )
+        more = f", {_units(extra, 'B')} more than needed" if extra else ""
         named = ", ".join(f"{kind} {sum(group.count for group in found)}" for kind, found in kinds.items())
-        counts = [sum(getattr(group, what) for group in groups) for what in ("count", "flops", "bytes", "extra_bytes")]
-        extra = _units(counts[3], "B") if counts[3] else ""
-        cells = (str(counts[0]), _units(counts[1], ""), _units(counts[2], "B"), extra)
-        rows.append((_MARKS[verdict], rule, *cells, f"{named}: {groups[0].found}"))
+        head = f"{_MARKS[verdict]:<8} {rule:<16} {_ops(count)}, {_units(flops, 'FLOP')}, {_units(moved, 'B')}{more}"
+        rows.append((head, _plain(f"{named}: {groups[0].found}")))
     return rows
+
+
+def _plain(text: str) -> str:
+    """A name from a package as one printable line: it may hold line breaks and terminal escapes."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def _ops(count: int) -> str:
+    return "1 op" if count == 1 else f"{count} ops"
 
 
 def _percent(share: float) -> str:

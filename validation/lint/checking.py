@@ -34,14 +34,25 @@ def lint(path: str | Path, device: str | None = None, rules: Sequence[Rule] = RU
     chosen = _device(device)
     if where.is_file():
         raise UsageError(f"{where} is a file, expected a package or a build folder; name the folder it lies in")
-    packages = [where] if where.is_dir() and is_package(where) else package_paths(where)
-    reports = tuple(_package(read_program(each), chosen, rules) for each in packages)
+    alone = where.is_dir() and (is_package(where) or where.suffix == ".mlpackage")
+    packages = [where] if alone else package_paths(where)
+    reports = tuple(_named(each, chosen, rules) for each in packages)
     engine = chosen.engine if chosen else ENGINES[0]
     return LintReport(str(path), chosen.name if chosen else None, engine.name, reports)
 
 
 def _device(name: str | None) -> Device | None:
     return None if name is None else device(name)
+
+
+def _named(path: Path, chosen: Device | None, rules: Sequence[Rule]) -> PackageReport:
+    """One package; a PackageError names it."""
+    try:
+        return _package(read_program(path), chosen, rules)
+    except PackageError as error:
+        if path.name in str(error):
+            raise
+        raise PackageError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ else is counted by element: one for elementwise ops whatever the function (an ex
 that a reduction reads, five for softmax (largest, subtract, exponential, sum, divide), five for the statistics and the
 scaling of a norm, one each for gain and bias. Whole numbers are no floating-point operations and count nothing.
 
-Bytes are those that the op moves if nothing is fused: weights as they are stored (a 4-bit code is half a byte),
-activations as they are declared. Ops that only give a tensor another shape move nothing, an update of a slice moves
-the slice, a gather what it fetches. An engine that keeps a value on the chip moves less; a share of bytes is a weight
-to compare ops by, not a time.
+Bytes are those that the op moves if nothing is fused: constants of floating point as they are stored (a 4-bit code is
+half a byte), activations as they are declared; axes, strides and other whole numbers are part of the program. Ops that
+only give a tensor another shape move nothing, an update of a slice moves the slice, a gather what it fetches. An engine
+that keeps a value on the chip moves less; a share of bytes is a weight to compare ops by, not a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fastvlm.errors import PackageError
 from validation.lint.program import Op, Value
 
-GRANULE = 64  # bytes: a last axis that is shorter is stored in this many (Apple, "Deploying Transformers on the ANE")
+GRANULE = 64  # bytes: a last axis fills whole pieces of this many (Apple, "Deploying Transformers on the ANE")
 VIEWS = frozenset(
     {"reshape", "reshape_like", "expand_dims", "squeeze", "flatten2d", "identity", "read_state", "write_state",
      "coreml_update_state", "cond", "while_loop", "shape", "make_list", "list_length"}
@@ -58,7 +58,7 @@ def cost_of(op: Op) -> Cost:
 
 
 def padding_of(op: Op) -> int:
-    """Bytes of activations that the op moves beyond what it needs, because a last axis is shorter than 64 bytes."""
+    """Bytes of activations that the op moves beyond what it needs, because a last axis ends within 64 bytes."""
     if op.type in VIEWS:
         return 0
     return sum(_row_padding(value) for value in (*_activations(op), *op.outputs))
@@ -68,7 +68,7 @@ def _row_padding(value: Value) -> int:
     if not value.shape or not value.bits:
         return 0
     row = (value.shape[-1] * value.bits + 7) // 8
-    return (GRANULE - row) * (value.elements // value.shape[-1]) if 0 < row < GRANULE else 0
+    return -row % GRANULE * (value.elements // max(1, value.shape[-1]))
 
 
 def _activations(op: Op) -> tuple[Value, ...]:
@@ -81,7 +81,7 @@ def _traffic(op: Op) -> tuple[int, int, int]:
     if op.type in VIEWS:
         return 0, 0, 0
     written = sum(value.size for value in op.outputs)
-    fixed = {id(value): value for value in op.values if value.fixed}
+    fixed = {id(value): value for value in op.values if value.fixed and value.dtype and value.dtype.is_float}
     weights = sum(value.stored for value in fixed.values())
     if op.type == "slice_update":
         update = op.need("update").size

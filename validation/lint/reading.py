@@ -1,8 +1,8 @@
 """From the package that ships to `validation.lint.program`: every function's ops with their types, walked in order.
 
 The protobuf is opened as the MIL runtime opens it (`validation.mil.package`), so a hostile package is one PackageError
-here too. Weights are never read, only located: their bytes follow from types. An op that the MIL runtime does not know
-is read all the same, because a rule is to say that nothing is known of it.
+here too. Weights are located in their files and never read: their bytes follow from types. An op that the MIL runtime
+does not know is read all the same, because a rule is to say that nothing is known of it.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class _Reader:
         if len(operation.outputs) != 1 or "val" not in operation.attributes:
             raise PackageError(f"function {self._name!r}, position {where}: const holds no value; it is damaged")
         constant = decode_constant(operation.attributes["val"], self._package)
+        constant.check()
         name = operation.outputs[0].name
         scope[name] = Value(name, constant.type, "constant", constant)
 
@@ -117,6 +118,7 @@ class _Reader:
         return self._named(binding.name, scope, f"{kind} reads")
 
     def _inline(self, constant: Constant) -> Value:
+        constant.check()
         return Value("", constant.type, "constant", constant)
 
     def _named(self, name: str, scope: dict[str, Value], what: str) -> Value:

@@ -83,9 +83,9 @@ def _last_axis(op: Op, setting: Setting) -> Hit | None:
     if op.type in VIEWS or is_edge(op, setting):
         return None
     floats = [value for value in _tensors(op) if value.shape and value.dtype and value.dtype.is_float]
-    short = [value for value in floats if 0 < value.shape[-1] * value.bits < GRANULE * 8]
+    ragged = [value.shape[-1] for value in floats if value.shape[-1] * value.bits % (GRANULE * 8)]
     extra = padding_of(op)
-    return Hit(f"last axis of {short[0].shape[-1]}, {LANES} fill a row", extra) if short and extra else None
+    return Hit(f"last axis of {min(ragged)}, stored as multiples of {LANES}", extra) if ragged and extra else None
 
 
 def _transpose(op: Op, _: Setting) -> Hit | None:
@@ -172,7 +172,7 @@ RULES = (
         _tile_parts, (GUIDE_RULES,), Confidence.READ,
     ),
     Rule(
-        "last-axis", "A last axis under 64 bytes is stored in 64: up to 32 times the bytes, as in a step of one row.",
+        "last-axis", "A last axis is stored in pieces of 64 bytes: a step of one row moves up to 32 times its bytes.",
         Verdict.COSTS, _last_axis, (APPLE_TRANSFORMERS, COREAI_QUOTED), Confidence.APPLE,
     ),
     Rule(
