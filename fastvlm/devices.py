@@ -23,7 +23,7 @@ from fastvlm.errors import UsageError
 UNVERIFIED = "unverified"
 GUIDE = "sbryngelson/ane-guide, arXiv 2606.22283"
 BENCH = "Anemll/anemll-bench, Results.MD"
-HOLLANCE = "hollance/neural-engine, docs/supported-devices.md"
+HOLLANCE = "hollance/neural-engine, page supported-devices"
 ZOO = "john-rocky/coreai-model-zoo"
 
 

@@ -1,7 +1,7 @@
 """The sources of the rules: public pages, issues and files, each named once. Facts are taken, never text.
 
-Apple's own authoring rules (`neural_engine_rules.md` of apple/coreai-models) were read only as others quote them;
-`COREAI_QUOTED` says so. They are written for Core AI, whose converter is not Core ML's.
+Of Apple's own authoring rules (apple/coreai-models) `common_issues.md` was read itself, `neural_engine_rules.md` only
+as others quote it; `COREAI_QUOTED` says so. Both are written for Core AI, whose converter is not Core ML's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ APPLE_TRANSFORMERS = Source(
 COREAI_QUOTED = Source(
     "Apple, coreai-models neural_engine_rules.md, as quoted",
     "https://github.com/john-rocky/coreai-model-zoo/blob/main/knowledge/compute-units-and-authoring.md",
+)
+COREAI_ISSUES = Source(
+    "Apple, coreai-models common_issues.md",
+    "https://github.com/apple/coreai-models/blob/main/skills/skills/model-authoring/references/common_issues.md",
 )
 COREAI_IOS = Source(
     "Apple, coreai-models primitives/ios and models/ios/qwen2.py",
@@ -45,6 +49,7 @@ CT_RANK = Source("coremltools, program.py", f"{_CT_CODE}/converters/mil/mil/prog
 CT_GATHER = Source("coremltools#1103", f"{_CT}/1103")
 CT_FLEXIBLE = Source("coremltools#2370", f"{_CT}/2370")
 CT_ENUMERATED = Source("coremltools#1909", f"{_CT}/1909")
+CT_TWO_STATES = Source("coremltools#2553", f"{_CT}/2553")
 CT_STRIDE = Source("coremltools#2450", f"{_CT}/2450")
 CT_BLOCKS = Source("coremltools#2510", f"{_CT}/2510")
 CT_STATE = Source("coremltools#2631", f"{_CT}/2631")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from validation.lint.program import Function, Op, Value
 from validation.lint.rule import Confidence, Hit, Rule, Scope, Setting, Verdict
-from validation.lint.sources import CT_STATE, JR_LESSONS, MOBIUS, PROFILE
+from validation.lint.sources import CT_STATE, CT_TWO_STATES, JR_LESSONS, MOBIUS, PROFILE
 
 WRITES = ("write_state", "coreml_update_state")
 STATE_STEP = 32
@@ -64,8 +64,8 @@ RULES = (
         Verdict.LEAVES, _standalone, (PROFILE,), Confidence.MEASURED,
     ),
     Rule(
-        "state-two", "Two states have run and have been refused; one has run.", Verdict.RISKS, _two, (JR_LESSONS,),
-        Confidence.REPORTED, Scope.FUNCTION,
+        "state-two", "Two states have run on an iPhone, and a decoder with two has not run on a Mac's engine.",
+        Verdict.RISKS, _two, (JR_LESSONS, CT_TWO_STATES), Confidence.DISPUTED, Scope.FUNCTION,
     ),
     Rule(
         "state-written", "A state written inside the graph has run on an iPhone and been refused on an M5 Pro.",

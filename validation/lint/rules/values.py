@@ -13,6 +13,7 @@ from validation.lint.rules.interface import is_edge
 from validation.lint.sources import (
     ANEFORGE,
     COREAI_IOS,
+    COREAI_ISSUES,
     COREAI_QUOTED,
     GUIDE_SURFACE,
     JR_GUIDE,
@@ -91,7 +92,7 @@ RULES = (
     ),
     Rule(
         "float32-constant", "An op with a float32 constant operand leaves, whatever else it takes.", Verdict.LEAVES,
-        _float32_constant, (COREAI_QUOTED, COREAI_IOS), Confidence.APPLE,
+        _float32_constant, (COREAI_ISSUES, COREAI_IOS), Confidence.APPLE,
     ),
     Rule(
         "integer", "An op on whole numbers leaves (`Unsupported tensor data type: int32`); it does no FLOPs.",
@@ -107,6 +108,6 @@ RULES = (
     ),
     Rule(
         "infinite", "An infinity or NaN among the constants: softmax does not take -inf as other machines do.",
-        Verdict.RISKS, _infinite, (COREAI_QUOTED,), Confidence.APPLE,
+        Verdict.RISKS, _infinite, (COREAI_ISSUES,), Confidence.APPLE,
     ),
 )  # fmt: skip

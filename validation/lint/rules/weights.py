@@ -12,7 +12,7 @@ from validation.lint.sources import (
     CT_PALETTE_SCALE,
     CT_PALETTE_STATE,
     GUIDE_WEIGHTS,
-    JR_GUIDE,
+    JR_LESSONS,
     SIZE,
 )
 
@@ -142,7 +142,7 @@ RULES = (
     ),
     Rule(
         "package-size", "A weight file of more than 1 GB leaves on a phone or tablet, silently.", Verdict.LEAVES, _size,
-        (SIZE, JR_GUIDE), Confidence.APPLE, Scope.PACKAGE,
+        (SIZE, JR_LESSONS), Confidence.APPLE, Scope.PACKAGE,
     ),
     Rule(
         "palette-state", "4-bit palettes beside a state, made by coremltools 9.0, have crashed or given wrong numbers.",
