@@ -65,9 +65,12 @@ class Compression:
     def of(self, weight: GraphWeight) -> GraphWeight:
         """Returns a graph's weight with its scheme and importance."""
         scheme = self.schemes.get(weight.layer) if weight.name.endswith(".weight") else None
-        return (
-            weight if scheme is None else replace(weight, scheme=scheme, importance=self.importance.get(weight.layer))
-        )
+        if scheme is None:
+            return weight
+        importance = self.importance.get(weight.layer)
+        if importance is not None and weight.columns is not None:
+            importance = importance[weight.columns]
+        return replace(weight, scheme=scheme, importance=importance)
 
     def bytes(self, layer: str, shape: Shape) -> int:
         """Returns what a weight of that layer and shape takes in a weight file, where its tables are blobs too."""

@@ -71,9 +71,13 @@ def encoder_functions(vision: VisionConfig, hidden: int, plan: ExportPlan) -> tu
     return tuple(encoder_function(vision, hidden, side) for side in plan.image_sizes)
 
 
-def state_spec(text: TextConfig, context: int, layers: int) -> TensorSpec:
-    """Returns the state of `layers` layers: (2·layers, kv_heads, C, D); rows 2l, 2l + 1 are layer l's keys, values."""
-    shape = (2 * layers, text.kv_heads, context, text.head_dim)
+def state_spec(text: TextConfig, context: int, layers: int, target: str) -> TensorSpec:
+    """Returns the state of `layers` layers, rows 2l, 2l + 1 layer l's keys and values.
+
+    For "ane" (2·layers, kv_heads, D, C), for "gpu" (2·layers, kv_heads, C, D).
+    """
+    last = (text.head_dim, context) if target == "ane" else (context, text.head_dim)
+    shape = (2 * layers, text.kv_heads, *last)
     return TensorSpec(
         STATE, shape, "float16", "keys and values of every layer; make it once per conversation, pass it on"
     )
@@ -102,7 +106,7 @@ def language_functions(text: TextConfig, plan: ExportPlan, chunk: Chunk, split: 
     )
     if not chunk.layers:
         return (FunctionSpec("decode", (_embeds(text, 1, first=False),), outputs),)
-    state = state_spec(text, plan.context, chunk.layers)
+    state = state_spec(text, plan.context, chunk.layers, plan.target)
     done = TensorSpec("done", (1, 1, 1), "float16", "of no meaning; the result of prefill is the state")
     query, first = plan.query_length, chunk.number == 1
     filled = (done,) if chunk.filling else (_hidden(text, query),)

@@ -13,7 +13,7 @@ import numpy as np
 
 from export.compression.codes import compress
 from export.compression.schemes import SCHEMES
-from export.parameters import decoder_weight
+from export.parameters import tensor_weight
 from fastvlm_ref.config import TextConfig
 from fastvlm_ref.model.decoder import Decoder
 
@@ -28,7 +28,7 @@ def write_embeddings(path: Path, decoder: Decoder, dtype: str = "fp16") -> dict[
     infinity.
     """
     clamped: dict[str, int] = {}
-    weight = decoder_weight(decoder, TABLE)
+    weight = tensor_weight(decoder, TABLE)
     with path.open("wb") as handle:
         if dtype == "fp16":
             handle.writelines(weight.halves(clamped))

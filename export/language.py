@@ -1,7 +1,8 @@
 """The functions of the language model's packages as Core ML: converted small, made whole on the protobuf.
 
 A graph is traced and converted with stand-ins (`export.standin`), the real numbers are put in, its layers repeated
-(`export.repeat`), and every weight named after the checkpoint's tensor whose numbers it holds (`export.parameters`).
+(`export.repeat`), and every weight named after the checkpoint's tensor whose numbers it holds
+(`export.decoder_weights`).
 What comes out is, op for op and weight for weight, what converting the whole graph gives. Packages of a chain that
 differ in nothing but counts and weights are converted once: time follows the bytes, not the number of packages.
 """
@@ -14,16 +15,19 @@ from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 
-import torch
 from torch import nn
 
 from export.choice import Compression
 from export.chunks import Chunk, HeadSplit, head_split
 from export.contract import HIDDEN, FunctionSpec, language_functions
 from export.convert import Converted, constant_name, converted, trace
-from export.decoder import HeadGraph, LanguageGraph
-from export.parameters import GraphWeight, decoder_weight, head_weight
+from export.decoder import LAYOUTS, HeadGraph, LanguageGraph
+from export.decoder_weights import decoder_weight, head_part
+from export.key_shift import shifts_keys
+from export.layout import GraphSizes
+from export.parameters import GraphWeight
 from export.plan import ExportPlan
+from export.protection import PROTECTED, Protection
 from export.repeat import repeat_layers
 from export.standin import StandIn, restore_sizes, stand_in, without_weights
 from fastvlm_ref.config import TextConfig
@@ -36,8 +40,12 @@ class LanguageConverter:
     The decoder's weights may lie in memory or stream; none is read before the weight file is written.
     """
 
-    def __init__(self, decoder: Decoder, plan: ExportPlan, compression: Compression | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, plan: ExportPlan, compression: Compression | None = None,
+        protection: Protection = PROTECTED,
+    ) -> None:  # fmt: skip
         self.decoder, self.plan, self.compression = decoder, plan, compression or Compression()
+        self.whole = whole_sizes(decoder, plan, protection)
         self.split = head_split(decoder.config, plan.target)
         self._converted: dict[Hashable, Converted] = {}
         self._open = ExitStack()
@@ -64,23 +72,30 @@ class LanguageConverter:
         if small.marked is not None:
             for block in function.block_specializations.values():
                 repeat_layers(block, text.layers, small.marked)
-        with torch.device("meta"):
-            whole = graph_of(Decoder(text), spec, chunk, self.split, context=1)
+        whole = graph_of(self.sizes(chunk, spec), self.plan.target, spec, chunk, self.split)
         weights = {
-            constant_name(name): self.compression.of(chunk_weight(self.decoder, chunk, self.split, name))
-            for name, _ in whole.named_parameters()
+            constant_name(name): self.compression.of(self.weight(chunk, name)) for name, _ in whole.named_parameters()
         }
         return replace(program, spec=spec, proto=proto, parameters=weights)
+
+    def sizes(self, chunk: Chunk, spec: FunctionSpec) -> GraphSizes:
+        """Returns the sizes of one function of one package."""
+        text = _text_of(self.decoder.config, chunk, self.split)
+        return replace(self.whole, text=text, query=spec.inputs[0].shape[1], first=chunk.number == 1)
+
+    def weight(self, chunk: Chunk, name: str) -> GraphWeight:
+        """Returns the parameter `name` of a package's graph, from the checkpoint's tensor behind it."""
+        return chunk_weight(self.decoder, self.whole, self.plan.target, chunk, self.split, name)
 
     def _small_program(self, small: StandIn, chunk: Chunk, spec: FunctionSpec) -> Converted:
         """The function with stand-in sizes, as coremltools converts it."""
         key = (small.text, small.context, small.rows, chunk.number == 1, chunk.parts, spec.name, spec.outputs[0].name)
         if key not in self._converted:
+            sizes = replace(self.sizes(chunk, spec), text=small.text, context=small.context)
             chunk = replace(chunk, first=0, last=small.text.layers)
             split = replace(self.split, rows=small.text.vocab_size)
             small_spec = _small_spec(spec, small, self.plan, chunk, split)
-            with torch.device("meta"):
-                graph = graph_of(Decoder(small.text), small_spec, chunk, split, context=small.context, rows=small.rows)
+            graph = graph_of(sizes, self.plan.target, small_spec, chunk, split, rows=small.rows)
             shapes = tuple(tensor.shape for tensor in small_spec.inputs if tensor.dtype == "float16")
             traced = trace(without_weights(graph), shapes, position=bool(chunk.layers))
             self._converted[key] = self._open.enter_context(converted(traced, small_spec))
@@ -88,26 +103,37 @@ class LanguageConverter:
 
 
 def graph_of(
-    decoder: Decoder, spec: FunctionSpec, chunk: Chunk, split: HeadSplit, *,
-    context: int, rows: Sequence[int] | None = None,
+    sizes: GraphSizes, target: str, spec: FunctionSpec, chunk: Chunk, split: HeadSplit, *,
+    rows: Sequence[int] | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Returns the graph of one function of one package; `decoder` has that package's layers alone."""
+    """Returns the graph of one function of one package, without numbers; `sizes` have that package's layers alone."""
+    layout = LAYOUTS[target](sizes)
     if not chunk.layers:
-        return HeadGraph(decoder, split, chunk.parts)
+        return HeadGraph(layout, sizes.text.hidden_size, split, chunk.parts)
     end = {"done": "done", HIDDEN: "hidden"}.get(spec.outputs[0].name, "logits")
-    query = spec.inputs[0].shape[1]
-    return LanguageGraph(decoder, query, context, end=end, split=split, parts=chunk.parts, rows=rows)
+    return LanguageGraph(layout, sizes, end=end, split=split, parts=chunk.parts, rows=rows)
 
 
-def chunk_weight(decoder: Decoder, chunk: Chunk, split: HeadSplit, name: str) -> GraphWeight:
-    """Returns the parameter `name` of a package's graph, from the checkpoint's tensor behind it."""
+def whole_sizes(decoder: Decoder, plan: ExportPlan, protection: Protection = PROTECTED) -> GraphSizes:
+    """Returns the sizes of all layers at once, which decide what is folded into weights."""
+    shifts = protection.safe_forms and shifts_keys(decoder, plan.context)
+    return GraphSizes(decoder.config, plan.query_length, plan.context, protection, shifts_keys=shifts)
+
+
+def chunk_weight(
+    decoder: Decoder, sizes: GraphSizes, target: str, chunk: Chunk, split: HeadSplit, name: str
+) -> GraphWeight:
+    """Returns the parameter `name` of a package's graph, from the checkpoint's tensor behind it.
+
+    `sizes` are the whole decoder's (`whole_sizes`).
+    """
     kind, _, rest = name.partition(".")
     number, _, leaf = rest.partition(".")
-    if kind == "layers":
-        return decoder_weight(decoder, f"layers.{chunk.first + int(number)}.{leaf}")
     if kind == "lm_head" and split.count > 1:
-        return head_weight(decoder, int(number), split.rows)
-    return decoder_weight(decoder, name)
+        return head_part(decoder, int(number), split.rows, target)
+    if kind == "layers":
+        name = f"layers.{chunk.first + int(number)}.{leaf}"
+    return decoder_weight(decoder, name, sizes, target)
 
 
 def _text_of(text: TextConfig, chunk: Chunk, split: HeadSplit) -> TextConfig:

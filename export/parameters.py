@@ -1,8 +1,8 @@
 """Where the numbers of a graph's parameters come from, read piece by piece on their way into the weight file.
 
-The decoder's graph (`export.decoder`) holds the checkpoint's tensors but for two foldings: 1/√D goes into q_proj, and
-a norm's gain stands twice, for x and −x. Both are done here, on the pieces. fp16 cannot hold everything that bf16 and
-float32 can: what is too large is clamped and counted, NaN and infinity are refused (`export.weights`).
+What is folded into the checkpoint's tensors on that way is declared in `export.decoder_weights` and `export.encoder`.
+fp16 cannot hold everything that bf16 and float32 can: what is too large is clamped and counted, NaN and infinity are
+refused (`export.weights`).
 It knows nothing of Core ML.
 """
 
@@ -32,6 +32,7 @@ class GraphWeight:
     """One parameter of a graph: its name and shape, and its values in order, float32, piece by piece.
 
     scheme: how it is stored, None for fp16. importance: E[x²] of each input channel, float32 (K,), where measured.
+    columns: which of the checkpoint's input channels each of its own is, int64 (K,); None where they are the same.
     """
 
     name: str
@@ -39,6 +40,7 @@ class GraphWeight:
     pieces: Callable[[], Iterator[Tensor]]
     scheme: Scheme | None = None
     importance: Tensor | None = None
+    columns: Tensor | None = None
 
     @property
     def layer(self) -> str:
@@ -72,16 +74,10 @@ def graph_weights(graph: nn.Module, part: str) -> dict[str, GraphWeight]:
     return {name: GraphWeight(f"{part}.{name}", *stored(graph, name)) for name, _ in graph.named_parameters()}
 
 
-def decoder_weight(decoder: Decoder, name: str) -> GraphWeight:
-    """Returns the parameter `name` of the decoder's graph, from the checkpoint's tensor of that name."""
+def tensor_weight(decoder: Decoder, name: str) -> GraphWeight:
+    """Returns a tensor of the decoder as the checkpoint has it."""
     shape, pieces = stored(decoder, name)
-    title = f"decoder.{name}"
-    if ".q_proj." in name:
-        root = decoder.config.head_dim**-0.5
-        return GraphWeight(title, shape, lambda: (piece.float() * root for piece in pieces()))
-    if name.endswith("norm.weight"):
-        return GraphWeight(title, (2 * shape[0],), lambda: (piece.float() for _ in range(2) for piece in pieces()))
-    return GraphWeight(title, shape, lambda: (piece.float() for piece in pieces()))
+    return GraphWeight(f"decoder.{name}", shape, lambda: (piece.float() for piece in pieces()))
 
 
 def head_weight(decoder: Decoder, part: int, rows: int) -> GraphWeight:

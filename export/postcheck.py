@@ -19,8 +19,8 @@ from fastvlm.errors import PackageError
 
 # The one float32 region: an image input is float32 bytes, scaled by one `mul` and brought to fp16 by one `cast`.
 IMAGE_OPS = {"mul": 1, "cast": 1}
-# sqrt, rsqrt, pow: a norm that was not fused squares in fp16 (`export.norms`). tile: keys repeated per query head.
-FORBIDDEN = {"tile", "sqrt", "rsqrt", "pow", "while_loop", "cond", "scatter", "scatter_nd"}
+# sqrt, pow: a norm that was put together otherwise than in `export.norms`. tile: keys repeated per query head.
+FORBIDDEN = {"tile", "sqrt", "pow", "while_loop", "cond", "scatter", "scatter_nd"}
 RANK_CAP = 5
 
 

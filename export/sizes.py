@@ -16,8 +16,8 @@ from fastvlm_ref.model.decoder import Decoder
 def language_bytes(text: TextConfig, split: HeadSplit, compression: Compression) -> dict[str, int]:
     """Returns bytes by the checkpoint's name of each tensor that goes into a package; the embedding table does not.
 
-    A norm's gain is stored twice, for x and −x (`export.norms`); the head counts also where it is tied, with the rows
-    that fill up its last output.
+    A norm's gain may be stored twice, for x and −x (`export.norms`), a key's bias as three vectors
+    (`export.decoder_weights`); the head counts also where it is tied, with the rows that fill up its last output.
     """
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in Decoder(text).state_dict().items()}
@@ -28,6 +28,8 @@ def language_bytes(text: TextConfig, split: HeadSplit, compression: Compression)
             found[name] = split.count * compression.bytes(f"{LANGUAGE}lm_head", head)
         elif name.endswith("norm.weight"):
             found[name] = 4 * prod(shape)
+        elif name.endswith("k_proj.bias"):
+            found[name] = 6 * prod(shape)
         elif name.endswith(".weight") and not name.startswith(TABLE):
             found[name] = compression.bytes(LANGUAGE + name.removesuffix(".weight"), shape)
         elif not name.startswith(TABLE):

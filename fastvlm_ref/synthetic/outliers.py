@@ -66,13 +66,15 @@ def spread(count: int, width: int) -> tuple[int, ...]:
 def _residual(text: TextConfig) -> dict[str, Powers]:
     channels = spread(min(SPIKE_CHANNELS, text.hidden_size // 8), text.hidden_size)
     divided = 0.55 * 2**SPIKE_POWER * math.sqrt(len(channels) / text.hidden_size)  # by a norm over the spikes
-    # A quarter, rounded down: where a token has small spikes the rest must not grow, since an MLP squares its input.
-    gains = Powers(channels, SPIKE_GAIN, math.floor(math.log2(divided / 4)))
+    # An eighth, rounded down: what is left of a picture's tokens is 2 to 3, and an MLP squares its input. With a quarter
+    # it grows from layer to layer, and the last ones amplify any rounding a hundredfold: no fp16 could follow.
+    gains = Powers(channels, SPIKE_GAIN, math.floor(math.log2(divided / 8)))
     found = {f"model.layers.{SPIKE_LAYER}.mlp.down_proj.weight": Powers(channels, SPIKE_POWER)}
     for index in range(SPIKE_LAYER + 1, text.layers):
         for norm in ("input_layernorm", "post_attention_layernorm"):
             found[f"model.layers.{index}.{norm}.weight"] = gains
-    return found | {"model.norm.weight": gains}
+    # The head squares nothing, and logits of usual size are what a comparison of distributions needs.
+    return found | {"model.norm.weight": Powers(channels, SPIKE_GAIN, math.floor(math.log2(divided / 2)))}
 
 
 def _k_biases(text: TextConfig) -> dict[str, Powers]:

@@ -13,6 +13,8 @@ from validation.limits import Limit
 
 ROWS = (
     Limit("graph", "snr_db", "min", 110.0, 120.9, "float32 in another order of operations"),
+    Limit("graph_norm", "snr_db", "min", 55.0, 65.8, "a bounded norm in float32: eps is not divided along"),
+    Limit("fp16_engine_norm", "snr_db", "min", 40.0, 50.0, "a bounded norm whose squares are added in fp16"),
     Limit("fp16_norm", "snr_db", "min", 58.0, 68.5, "a norm in fp16, at sizes whose squares fp16 cannot hold"),
     Limit("encoder_fp32", "snr_db", "min", 105.0, 122.7, "against the graph with fp16 weights: another order"),
     Limit("encoder_fp16", "snr_db", "min", 43.0, 53.1, "every op and weight rounded to fp16"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,14 @@ from small_export import CONTEXT, QUERY, small_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.chunks import HeadSplit
-from export.decoder import LanguageGraph
+from export.chunks import Chunk, HeadSplit
+from export.decoder import LAYOUTS, LanguageGraph, filled
 from export.encoder import EncoderGraph, Scaled, folds
+from export.language import chunk_weight, whole_sizes
+from export.layout import GraphSizes
 from export.norms import ChannelNorm, RMSNormGraph
+from export.plan import ExportPlan
+from export.protection import PROTECTED, Protection
 from export.weights import saturate
 from fastvlm.errors import TensorError
 from fastvlm_ref.model.attention import LayerNormChannel
@@ -62,12 +67,21 @@ def reference_logits(model: Any, embeds: np.ndarray, prompt: int) -> np.ndarray:
     return np.asarray(model.decoder.head(hidden)[0, prompt:])
 
 
-def graphs_of(model: Any) -> dict[str, LanguageGraph]:
-    split = HeadSplit(1, model.config.text.vocab_size)
-    return {
-        "prefill": LanguageGraph(model.decoder, QUERY, CONTEXT, end="done", split=split),
-        "decode": LanguageGraph(model.decoder, 1, CONTEXT, end="logits", split=split, parts=(0,)),
-    }
+def graphs_of(
+    model: Any, target: str = "ane", protection: Protection = PROTECTED, **changes: Any
+) -> dict[str, LanguageGraph]:
+    """Both functions of the whole language model, with their numbers; `changes` are to the graphs' sizes."""
+    text = model.config.text
+    plan = ExportPlan((64,), CONTEXT, QUERY, target=target)
+    chunk, split = Chunk(1, 1, 0, text.layers, (0,), filling=True), HeadSplit(1, text.vocab_size)
+    sizes = replace(whole_sizes(model.decoder, plan, protection), **changes)
+
+    def graph(query: int, end: str) -> LanguageGraph:
+        own: GraphSizes = replace(sizes, query=query)
+        made = LanguageGraph(LAYOUTS[target](own), own, end=end, split=split, parts=chunk.parts)
+        return filled(made, lambda name: chunk_weight(model.decoder, sizes, target, chunk, split, name))
+
+    return {"prefill": graph(QUERY, "done"), "decode": graph(1, "logits")}
 
 
 def embeds_of(model: Any, length: int) -> np.ndarray:
@@ -104,12 +118,13 @@ def test_folding_rule_looks_at_every_channel() -> None:
     assert not folds(weight)
 
 
+@pytest.mark.parametrize("target", ["ane", "gpu"])
 @pytest.mark.parametrize("prompt", [1, 15, 16, 17, 40])
-def test_language_model(model: Any, prompt: int) -> None:
+def test_language_model(model: Any, prompt: int, target: str) -> None:
     """Prefill in padded chunks, then three cached steps, against the whole sequence at once."""
     embeds = embeds_of(model, prompt + 3)
     with torch.no_grad():
-        found = language_logits(graphs_of(model), embeds, prompt, model.config.text)
+        found = language_logits(graphs_of(model, target), embeds, prompt, model.config.text)
         check("graph", reference_logits(model, embeds, prompt), found)
 
 
@@ -129,11 +144,12 @@ def test_language_model_up_to_the_last_position(model: Any) -> None:
         {"heads": 2, "kv_heads": 1, "head_dim": 128},
     ],
 )
-def test_other_decoders(text: dict[str, Any]) -> None:
+@pytest.mark.parametrize("target", ["ane", "gpu"])
+def test_other_decoders(text: dict[str, Any], target: str) -> None:
     other = small_model(**text)
     embeds = embeds_of(other, 23)
     with torch.no_grad():
-        found = language_logits(graphs_of(other), embeds, 20, other.config.text)
+        found = language_logits(graphs_of(other, target), embeds, 20, other.config.text)
         check("graph", reference_logits(other, embeds, 20), found)
 
 
@@ -141,7 +157,7 @@ def test_a_wrong_rope_is_seen(model: Any) -> None:
     """The comparison above can fail: half the angle in the cached keys is found."""
     graphs = graphs_of(model)
     attention: Any = graphs["prefill"].layers[0]
-    attention.self_attn.k_proj = nn.Linear(64, 64)
+    attention.self_attn.k_proj = nn.Conv2d(64, 64, 1)
     embeds = embeds_of(model, 23)
     with torch.no_grad():
         found = language_logits(graphs, embeds, 20, model.config.text)
@@ -154,7 +170,8 @@ def test_rms_norm_as_layer_norm(size: float) -> None:
     reference.weight.data.uniform_(0.5, 1.5)
     x = torch.randn(1, 4, 96)
     x = x / x.abs().max() * size
-    graph = RMSNormGraph(reference.weight, reference.eps)
+    graph = RMSNormGraph(96, reference.eps)
+    graph.weight.data = reference.weight.data.repeat(2)
     with torch.no_grad():
         check("graph", reference(x), graph(x))
         # fp16 in and out, the sums inside the op wider: what Core ML's layer_norm is relied on for

@@ -170,8 +170,25 @@ def test_fp16_is_float32_rounded_once(name: str) -> None:
         np.testing.assert_array_equal(got, want.half().numpy() if declared == "fp16" else want.numpy())
 
 
+EXTREMES = {"reduce_max": np.max, "reduce_min": np.min}
+
+
+@pytest.mark.parametrize("name", list(EXTREMES))
+def test_an_extreme_is_one_of_the_values(name: str) -> None:
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((3, 1000, 2)) * 10.0 ** rng.integers(-4, 4, (3, 1000, 2))).astype(np.float16)
+    x[0, 7, 0], x[0, 8, 1], x[1, 9] = np.inf, -np.inf, np.nan
+    for axes in ([1], [0, 2], [0, 1, 2]):
+        want = EXTREMES[name](x, tuple(axes))
+        for precision in ("fp16", "fp16-accumulate", "fp32"):
+            got = one_op(name, {"x": (x,), "axes": np.int32(axes)}, "fp16", precision)
+            np.testing.assert_array_equal(got.reshape(want.shape), want)
+    whole = np.int32([[3, -7, 5]])
+    assert one_op(name, {"x": (whole,), "axes": np.int32([1])}) == EXTREMES[name](whole)
+
+
 def test_native_ops_are_all_held_to_rounding_once() -> None:
-    covered = {*HALVES, *LOGICAL, "logical_not", "linear"}
+    covered = {*HALVES, *LOGICAL, *EXTREMES, "logical_not", "linear"}
     assert {name for name, op in OPS.items() if op.kind is Kind.NATIVE} <= covered
 
 

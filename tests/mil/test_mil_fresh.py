@@ -93,7 +93,13 @@ CASES: dict[str, list[Case]] = {
         {"x": N(1, 512), "weight": np.ones((1024, 512), np.float16), "bias": np.ones(1024, np.float16)},
         {"x": N(3, 512), "weight": np.ones((1024, 512), np.float16)},
     ],
-    "matmul": [{"x": N(2, 3), "y": N(3, 2)}, {"x": N(3), "y": N(3)}, {"x": N(2, 512, 512), "y": N(2, 512, 2)}],
+    "matmul": [
+        {"x": N(2, 3), "y": N(3, 2)},
+        {"x": N(3), "y": N(3)},
+        {"x": N(2, 512, 512), "y": N(2, 512, 2)},
+        {"x": N(2, 3, 1, 64), "y": N(2, 1, 64, 512)},
+        {"x": N(2, 1, 64, 512), "y": N(2, 3, 1, 512), "transpose_y": True},
+    ],
     "scaled_dot_product_attention": [
         {"query": N(1, 2, 3), "key": N(1, 1, 3), "value": N(1, 1, 3)},
         {"query": N(1, 2, 3), "key": N(1, 2, 3), "value": N(1, 2, 3), "attn_mask": N(1, 2, 2)},
@@ -109,6 +115,8 @@ CASES: dict[str, list[Case]] = {
         {"x": N(1, 2, 3), "weight": N(2, 2, 1)},
         {"x": N(1, 2, 33, 33), "weight": N(2, 2, 1, 1), "bias": N(2)},
         {"x": N(1, 1, 1, 1), "weight": np.ones((1, 1, 1, 1), np.float32)},
+        {"x": N(1, 512, 1, 1), "weight": np.ones((1024, 512, 1, 1), np.float16), "bias": np.ones(1024, np.float16)},
+        {"x": N(1, 512, 1, 3), "weight": np.ones((1024, 512, 1, 1), np.float16)},
     ],
     "conv_transpose": [{"x": N(1, 2, 3), "weight": N(2, 2, 1)}, {"x": N(1, 1, 2, 2), "weight": N(1, 1, 2, 2)}],
     "max_pool": [{**WINDOW, "kernel_sizes": ints(size, size)} for size in (1, 2)],

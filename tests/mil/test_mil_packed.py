@@ -175,9 +175,10 @@ def test_a_bias_of_another_length_is_named(bias: int) -> None:
     x, weight = np.ones((1, WIDE), np.float16), np.ones((WIDE, WIDE), np.float16)
     with pytest.raises(PackageError, match=r"op 'out0' \(linear\)"):
         one_op("linear", {"x": (x,), "weight": weight, "bias": np.ones((bias, 3), np.float16)}, "fp16", "fp16")
-    assert not packed._suits(half_type(WIDE, WIDE), half_type(bias))
-    assert not packed._suits(half_type(WIDE, WIDE), half_type(1, WIDE))
-    assert packed._suits(half_type(WIDE, WIDE), half_type(WIDE))
+    row, square = half_type(1, WIDE), half_type(WIDE, WIDE)
+    assert not packed.LINEAR.suits(row, square, half_type(bias))
+    assert not packed.LINEAR.suits(row, square, half_type(1, WIDE))
+    assert packed.LINEAR.suits(row, square, half_type(WIDE))
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how much of a mapping is in memory")
@@ -242,5 +243,5 @@ def test_half_of_memory_heeds_a_limit_of_the_group(
         assert packing.half_of_memory() == half, text
 
 
-def test_only_linear_has_a_layout() -> None:
-    assert [name for name, op in OPS.items() if op.packing is not None] == ["linear"]
+def test_products_with_a_weight_alone_have_a_layout() -> None:
+    assert {name for name, op in OPS.items() if op.packing is not None} == {"linear", "conv"}

@@ -52,7 +52,7 @@ def test_conv(name: str, layout: torch.memory_format) -> None:
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("batch", [(3,), (1, 3), ()])
 def test_matmul(transposed: tuple[bool, bool], batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("validation.mil.ops.linear._LARGE", 1)
+    monkeypatch.setattr("validation.mil.ops.batched.LARGE", 1)
     left, right = halves(*batch, 33, 20), halves(*batch, 20, 17, seed=1)
     given = (left.mT if transposed[0] else left, right.mT if transposed[1] else right, *transposed)
     matmul = OPS["matmul"]

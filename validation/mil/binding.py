@@ -7,7 +7,8 @@ takes fp16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -107,6 +108,19 @@ def converted(value: Any, annotation: Any) -> Any:
     return _CONVERSIONS[annotation](value) if annotation in _CONVERSIONS else value
 
 
+@contextmanager
+def taking(*constants: PlannedConstant) -> Iterator[None]:
+    """Whatever goes wrong inside while the constants' values are taken is one PackageError that names their types."""
+    try:
+        yield
+    except PackageError:
+        raise
+    except Exception as error:
+        kinds = ", ".join(str(constant.type) for constant in constants)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PackageError(f"a constant of type {kinds} cannot be taken ({reason}); the program is damaged") from error
+
+
 class Binder:
     """Hands out slots and remembers what each constant slot will hold."""
 
@@ -178,18 +192,10 @@ class Binder:
         return template
 
     def _filled(self, slot: int, constants: list[PlannedConstant]) -> Any:
-        try:
+        with taking(*constants):
             if slot in self._packed:
                 return self._lay_out(*self._packed[slot])
             return self._bind(*self._constants[slot])
-        except PackageError:
-            raise
-        except Exception as error:
-            kinds = ", ".join(str(constant.type) for constant in constants)
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise PackageError(
-                f"a constant of type {kinds} cannot be taken ({reason}); the program is damaged"
-            ) from error
 
     def _bind(self, constant: PlannedConstant, annotation: Any, raised: bool) -> Any:
         if annotation in _CONVERSIONS:

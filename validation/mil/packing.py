@@ -14,15 +14,28 @@ from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from validation.mil.binding import PlannedConstant
+from validation.mil.binding import PlannedConstant, converted, taking
 from validation.mil.compressed import constant_argument
-from validation.mil.dtypes import BY_NAME, DType
+from validation.mil.dtypes import BY_NAME
 from validation.mil.package import Package
-from validation.mil.registry import Op, Packing
+from validation.mil.registry import Op, Parameter, Tensor
 from validation.mil.values import TensorType
 
 _HALF = BY_NAME["fp16"]
 _OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an op's layout could be made of: its constant tensors by parameter name, for an argument of type `x`."""
+
+    x: TensorType
+    tensors: dict[str, PlannedConstant]
+
+    @property
+    def bytes(self) -> int:
+        """How much memory the layout takes."""
+        return 2 * sum(int(prod(constant.type.shape)) for constant in self.tensors.values())
 
 
 @dataclass
@@ -33,38 +46,48 @@ class Packer:
     limit: int
     granted: int = 0
 
-    def take(
+    def suited(
         self, op: Op, operation: Any, constants: dict[str, PlannedConstant], types: dict[str, Any]
-    ) -> dict[str, PlannedConstant] | None:
-        """The constants to lay out, by parameter name; None where the op is to take them one by one as they are."""
+    ) -> Layout | None:
+        """The op's layout as its constants give it; None where they give none (see `registry.Packing`)."""
         packing = op.packing
-        if packing is None or self.limit == 0:
+        if packing is None:
             return None
-        first, *others = (parameter.name for parameter in op.parameters)
-        if _computed_type(operation, first, types) is not _HALF:
+        first, *others = op.parameters
+        x = _computed_type(operation, first.name, types)
+        found = {item: constant_argument(operation, item.name, constants, self.package) for item in others}
+        taken = {item: constant for item, constant in found.items() if constant is not None}
+        if x is None or {first.name, *(item.name for item in taken)} != set(operation.inputs):
             return None
-        found = {name: constant_argument(operation, name, constants, self.package) for name in others}
-        taken = {name: constant for name, constant in found.items() if constant is not None}
-        if {first, *taken} != set(operation.inputs) or not _suit(packing, taken):
+        tensors = {item.name: constant for item, constant in taken.items() if item.annotation is Tensor}
+        types = {name: constant.type for name, constant in tensors.items()}
+        if not all(_is_half(kind) for kind in (x, *types.values())):
             return None
-        size = sum(prod(constant.type.shape) for constant in taken.values()) * 2
-        if self.granted + size > self.limit:
-            return None
-        self.granted += size
-        return taken
+        values = {item.name: _value(constant, item) for item, constant in taken.items() if item.name not in tensors}
+        return Layout(x, tensors) if packing.suits(x, **types, **values) else None
+
+    def grants(self, op: Op, layout: Layout) -> bool:
+        """Whether the layout is to be made; what it takes is then granted."""
+        if op.packing is None or self.granted + layout.bytes > self.limit or not op.packing.pays(layout.x):
+            return False
+        self.granted += layout.bytes
+        return True
 
 
-def _computed_type(operation: Any, name: str, types: dict[str, Any]) -> DType | None:
-    """The element type of the computed tensor that the input is bound to; None where it is anything else."""
+def _computed_type(operation: Any, name: str, types: dict[str, Any]) -> TensorType | None:
+    """The type of the computed tensor that the input is bound to; None where it is anything else."""
     bindings: Any = operation.inputs[name].arguments if name in operation.inputs else ()
     kind = types.get(bindings[0].name) if len(bindings) == 1 else None
-    return kind.dtype if isinstance(kind, TensorType) else None
+    return kind if isinstance(kind, TensorType) else None
 
 
-def _suit(packing: Packing, taken: dict[str, PlannedConstant]) -> bool:
-    types = {name: constant.type for name, constant in taken.items()}
-    half = all(isinstance(kind, TensorType) and kind.dtype is _HALF for kind in types.values())
-    return half and packing.suits(**types)
+def _is_half(kind: Any) -> bool:
+    return isinstance(kind, TensorType) and kind.dtype is _HALF
+
+
+def _value(constant: PlannedConstant, parameter: Parameter) -> Any:
+    with taking(constant):
+        return converted(constant.load(), parameter.annotation)
 
 
 def half_of_memory() -> int:

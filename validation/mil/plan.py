@@ -22,7 +22,7 @@ from validation.mil.compressed import constexpr_constants
 from validation.mil.execution import FRAME_SLOT, BlockPlan, Step
 from validation.mil.package import Package
 from validation.mil.packing import Packer, half_of_memory
-from validation.mil.registry import OPS, Blocks, Frame, Op, Parameter, Tensor, Tensors
+from validation.mil.registry import OPS, Blocks, Frame, Kind, Op, Parameter, Tensor, Tensors
 from validation.mil.rounding import in_place, read_as_number, rounded
 from validation.mil.values import StateType, TensorType, decode_constant, decode_type
 
@@ -166,9 +166,10 @@ class Planner:
         if not op.many and len(operation.outputs) != op.results:
             found = f"declares {len(operation.outputs)} results, expected {op.results}"
             raise PackageError(f"{where} {found}; the program is damaged")
-        if (taken := self._packer.take(op, operation, scope.constants, scope.types)) is not None:
-            return self._packed_step(operation, op, taken, scope, where)
-        taking = self._arguments(operation, op, scope, where)
+        layout = self._packer.suited(op, operation, scope.constants, scope.types)
+        if layout is not None and self._packer.grants(op, layout):
+            return self._packed_step(operation, op, layout.tensors, scope, where)
+        taking = self._arguments(operation, op, scope, where, op.kind if layout is None else Kind.NATIVE)
         types = [decode_type(item.type) for item in operation.outputs]
         results = tuple(
             self._define(scope, item.name, kind) for item, kind in zip(operation.outputs, types, strict=True)
@@ -179,14 +180,15 @@ class Planner:
         step.inplace = in_place(op, taking.dynamic)
         return step, _effect(operation, op, taking)
 
-    def _arguments(self, operation: Any, op: Op, scope: _Scope, where: str) -> _Arguments:
+    def _arguments(self, operation: Any, op: Op, scope: _Scope, where: str, kind: Kind) -> _Arguments:
+        """kind: how constant tensors are bound, see `Binder.constant`."""
         taking = _Arguments()
         for place, parameter in enumerate(op.parameters):
             if parameter.annotation in (Blocks, Frame):
                 taking.reads += self._nested(operation, parameter, scope, taking.sources)
                 continue
             bindings = operation.inputs[parameter.name].arguments if parameter.name in operation.inputs else ()
-            taking.sources.append(self._argument(bindings, parameter, scope, where, op, taking.reads))
+            taking.sources.append(self._argument(bindings, parameter, scope, where, kind, taking.reads))
             computed = [binding.name for binding in bindings if binding.name in scope.slots]
             taking.fixed |= len(computed) < len(bindings) and parameter.annotation in (Tensor, Tensors)
             (taking.numbers if read_as_number(parameter.annotation) else taking.values).update(computed)
@@ -200,7 +202,7 @@ class Planner:
         assert op.packing is not None
         reads: list[str] = []
         first = op.parameters[0]
-        source = self._argument(operation.inputs[first.name].arguments, first, scope, where, op, reads)
+        source = self._argument(operation.inputs[first.name].arguments, first, scope, where, op.kind, reads)
         sources = [source, self.binder.packed(taken, op.packing)]
         (item,) = operation.outputs
         result = self._define(scope, item.name, decode_type(item.type))
@@ -221,26 +223,28 @@ class Planner:
         return names
 
     def _argument(
-        self, bindings: Any, parameter: Parameter, scope: _Scope, where: str, op: Op, reads: list[str]
+        self, bindings: Any, parameter: Parameter, scope: _Scope, where: str, kind: Kind, reads: list[str]
     ) -> int | tuple[int, ...]:
         if not bindings:
             if parameter.required:
                 raise PackageError(f"{where} lacks its parameter {parameter.name}; the program is damaged")
             return () if parameter.annotation is Tensors else self.binder.value(parameter.default)
-        slots = tuple(self._bound(binding, parameter, scope, where, op, reads) for binding in bindings)
+        slots = tuple(self._bound(binding, parameter, scope, where, kind, reads) for binding in bindings)
         if parameter.annotation is Tensors:
             return slots
         if len(slots) != 1:
             raise PackageError(f"{where} binds {len(slots)} values to {parameter.name}, expected 1")
         return slots[0]
 
-    def _bound(self, binding: Any, parameter: Parameter, scope: _Scope, where: str, op: Op, reads: list[str]) -> int:
+    def _bound(
+        self, binding: Any, parameter: Parameter, scope: _Scope, where: str, kind: Kind, reads: list[str]
+    ) -> int:
         if binding.WhichOneof("binding") == "value":
             constant = decode_constant(binding.value, self._package)
-            return self.binder.constant(constant, parameter.annotation, op.kind)
+            return self.binder.constant(constant, parameter.annotation, kind)
         name = binding.name
         if name in scope.constants:
-            return self.binder.constant(scope.constants[name], parameter.annotation, op.kind)
+            return self.binder.constant(scope.constants[name], parameter.annotation, kind)
         if name not in scope.slots:
             raise PackageError(f"{where} reads {name!r}, which nothing before it defines; the program is damaged")
         reads.append(name)

@@ -83,13 +83,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Packing:
-    """Another form of an op whose one computed argument is its first, in fp16: the constants are laid out at first use.
+    """Another form of an op whose one computed argument is its first, in fp16: its tensors are laid out at first use.
 
-    suits: whether it pays, from the constants' declared types by parameter name (all of them fp16). pack: makes the
-    layout from their tensors. function: computes the op, as if its kind were NATIVE, from the argument and the layout.
+    suits: whether they can be, from the declared types of the argument and of the constant tensors (all of them fp16)
+    and the values of the other constants, by parameter name. Tensors that suit are never raised to float32 as a whole,
+    laid out or not: the op's other forms take them in fp16. pays: whether it is worth it, for an argument of that
+    declared type on this machine. pack: makes the layout from the tensors. function: computes the op, as if its kind
+    were NATIVE, from the argument and the layout.
     """
 
     suits: Callable[..., bool]
+    pays: Callable[[Any], bool]
     pack: Callable[..., Any]
     function: Callable[[Tensor, Any], Tensor]
 

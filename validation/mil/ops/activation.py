@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from validation.mil.ops import blocked
 from validation.mil.registry import Kind, Tensor, op
 
 
@@ -113,7 +114,7 @@ def _softmax_of_half(x: Tensor, axis: int = -1) -> Tensor:
     return torch.softmax(x.float(), axis).half()
 
 
-@op("softmax", fresh=True, pieced=_softmax_of_half)
+@op("softmax", fresh=True, blocked=blocked.softmax, pieced=_softmax_of_half)
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """iOS15 activation.softmax"""
     return torch.softmax(x, axis)

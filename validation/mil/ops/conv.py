@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from validation.mil.ops import blocked, pieces
+from validation.mil.ops import blocked, pointwise
 from validation.mil.ops.padding import pad_amounts, padded
 from validation.mil.ops.spatial import kernel_for
 from validation.mil.registry import Ints, Tensor, op
@@ -26,6 +26,9 @@ def _conv_blocked(
     groups: int = 1,
 ) -> Tensor:
     """`conv` in blocks of 32 products; the bias is added last, in fp16."""
+    if pointwise.is_pointwise(x, weight, bias, strides, pad_type, pad, dilations, groups):
+        if (few := pointwise.few_blocked(x, weight, bias)) is not None:
+            return few
     total = None
     for channels, part in blocked.weight_blocks(weight):
         values = blocked.grouped_channels(x, channels, groups)
@@ -37,32 +40,17 @@ def _conv_blocked(
     return result
 
 
-def _is_pointwise(
-    weight: Tensor,
-    strides: Ints | None = None,
-    pad_type: str = "valid",
-    pad: Ints | None = None,
-    dilations: Ints | None = None,
-    groups: int = 1,
-) -> bool:
-    """Whether each output pixel depends on the one input pixel at its place."""
-    return set(strides or (1,)) == {1} and groups == 1 and not any(pad or ()) and set(weight.shape[2:]) == {1}
-
-
 def _conv_in_pieces(x: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any) -> Tensor:
-    """`conv` of fp16: a 1x1 kernel over a large picture is one product of its pixels with the weight."""
-    raised = None if bias is None else bias.float()
-    large = x.ndim == 4 and x.dtype is torch.float16 and x.shape[2] * x.shape[3] >= pieces.ROWS
-    if not large or not _is_pointwise(weight, *geometry):
-        whole: Tensor = conv(x.float(), weight.float(), raised, *geometry)
-        return whole.half()
-    pixels = x.permute(0, 2, 3, 1)  # channels-last pictures lie in memory like this
-    rows = pixels.reshape(-1, x.shape[1])
-    result = pieces.rows_times_weight(rows, weight.float().reshape(weight.shape[0], -1), raised)
-    return result.reshape(*pixels.shape[:3], weight.shape[0]).permute(0, 3, 1, 2)
+    """`conv` that gives fp16: a 1x1 kernel over an fp16 picture is one product of its positions with the weight."""
+    if x.dtype is torch.float16 and pointwise.is_pointwise(x, weight, bias, *geometry):
+        for product in (pointwise.few, pointwise.many):
+            if (result := product(x, weight, bias)) is not None:
+                return result
+    whole: Tensor = conv(x.float(), weight.float(), None if bias is None else bias.float(), *geometry)
+    return whole.half()
 
 
-@op("conv", fresh=True, blocked=_conv_blocked, pieced=_conv_in_pieces)
+@op("conv", fresh=True, blocked=_conv_blocked, pieced=_conv_in_pieces, packing=pointwise.CONV)
 def conv(
     x: Tensor,
     weight: Tensor,

@@ -8,14 +8,13 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from validation.mil.ops import blocked, packed, pieces
+from validation.mil.ops import batched, blocked, packed, pieces
 from validation.mil.ops.measured import rounds_once
 from validation.mil.registry import Kind, Tensor, Tensors, op
 
 _HALF = torch.float16
 # torch's fp16 kernel for matrices is 7x slower than raising to float32 here, the one for a vector 1.3x faster.
 _HALF_ROWS = 1
-_LARGE = 1 << 18  # elements of a matmul operand that is worth taking matrix by matrix
 
 
 @cache
@@ -39,16 +38,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return pieces.linear_raising_weight(x, weight, bias)
 
 
-def _matmul_in_pieces(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
-    """`matmul` of fp16: large matrices one after another."""
+def _matmul_of_half(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+    """`matmul` that gives fp16, of fp16 operands without raising or repeating more than it must."""
     left = x.mT if transpose_x and x.ndim > 1 else x
     right = y.mT if transpose_y and y.ndim > 1 else y
-    if min(x.ndim, y.ndim) < 3 or left.shape[:-2] != right.shape[:-2] or max(x.numel(), y.numel()) < _LARGE:
-        return torch.matmul(left.float(), right.float()).to(_HALF)
-    return pieces.batched_matmul(left, right)
+    if left.dtype is right.dtype is _HALF:
+        return batched.matmul(left, right)
+    return torch.matmul(left.float(), right.float()).to(_HALF)
 
 
-@op("matmul", fresh=True, blocked=blocked.transposing_matmul, pieced=_matmul_in_pieces)
+@op("matmul", fresh=True, blocked=blocked.transposing_matmul, pieced=_matmul_of_half)
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """iOS15, iOS17 linear.matmul: rank-1 operands as numpy's matmul takes them"""
     if x.dtype is not y.dtype:  # iOS17 multiplies integers with floats

@@ -1,4 +1,4 @@
-"""`linear` with a large constant weight, laid out anew so that one row streams it: what a decode step consists of.
+"""Products with a large constant weight, laid out anew so that one row streams it: what a decode step consists of.
 
 torch's own fp16 product of one row and a matrix is limited by arithmetic, not by memory. Its sum of weighted table rows
 (`embedding_bag`, FBGEMM's kernel) raises fp16 to float32 in registers, adds there and rounds once, and is faster
@@ -13,6 +13,7 @@ from functools import cache
 import torch
 
 from validation.mil.ops.measured import rounds_once
+from validation.mil.ops.pieces import whole_eights
 from validation.mil.registry import Packing, Tensor
 from validation.mil.values import TensorType
 
@@ -57,11 +58,11 @@ def _one_row(row: Tensor, packed: PackedLinear) -> Tensor:
 
 
 def _many_rows(rows: Tensor, packed: PackedLinear) -> Tensor:
-    raised = rows.float()
+    raised = whole_eights(rows.float())
     result = rows.new_empty(rows.shape[0], packed.blocks, BLOCK)
     for at, half in enumerate(packed.table.view(packed.blocks, -1, BLOCK)):
         block = half.float()
-        products = raised @ block[: packed.inputs]
+        products = (raised @ block[: packed.inputs])[: rows.shape[0]]
         result[:, at] = products if packed.one is None else products.add_(block[-1])
     return result
 
@@ -78,12 +79,20 @@ def sums_in_float32() -> bool:
     return rounds_once(lambda x, weight: linear(x, PackedLinear(weight)))
 
 
-def _suits(weight: TensorType, bias: TensorType | None = None) -> bool:
-    shape = [length or 0 for length in weight.shape]
-    large = len(shape) == 2 and shape[0] * shape[1] >= LEAST and shape[0] % BLOCK == 0
+def is_large(outputs: int | None, inputs: int | None) -> bool:
+    """Whether a weight of that shape is worth laying out, and can be."""
+    return (outputs or 0) * (inputs or 0) >= LEAST and (outputs or 0) % BLOCK == 0
+
+
+def is_here() -> bool:
+    """Whether this machine has the kernel."""
+    return "fbgemm" in torch.backends.quantized.supported_engines and sums_in_float32()
+
+
+def _suits(x: TensorType, weight: TensorType, bias: TensorType | None = None) -> bool:
     if bias is not None and bias.shape != weight.shape[:1]:
         return False  # the plain op names the fault
-    return large and "fbgemm" in torch.backends.quantized.supported_engines and sums_in_float32()
+    return len(weight.shape) == 2 and is_large(*weight.shape)
 
 
-LINEAR = Packing(_suits, PackedLinear, linear)
+LINEAR = Packing(_suits, lambda x: is_here(), PackedLinear, linear)

@@ -1,4 +1,4 @@
-"""Pools (iOS15 pool): average, L2 and maximum over 1, 2 or 3 spatial axes."""
+"""Pools (iOS15 pool): average, L2 and maximum over 1, 2 or 3 spatial axes; the first two have blocked forms."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from validation.mil.ops import blocked
 from validation.mil.ops.padding import pad_amounts, padded
 from validation.mil.ops.spatial import kernel_for
 from validation.mil.registry import Ints, Tensor, op
@@ -48,7 +49,45 @@ def max_pool(
     return kernel_for(len(kernel_sizes), _MAX_POOLS)(padded(x, amounts, lowest), kernel_sizes, strides)
 
 
-@op("avg_pool", fresh=True)
+def _windows(x: Tensor, kernel: Ints, strides: Ints) -> Tensor:
+    """The values under each window of x (B, C, spatial...): (B, C, windows..., values)."""
+    result = x
+    for axis, (width, stride) in enumerate(zip(kernel, strides, strict=True), start=2):
+        result = result.unfold(axis, width, stride)
+    return result.flatten(2 + len(kernel))
+
+
+def _counted(
+    x: Tensor, kernel_sizes: Ints, strides: Ints, pad_type: str, pad: Ints | None, exclude: bool, ceil_mode: bool
+) -> Tensor:
+    """A padded picture (1, 1, spatial...) of what counts for an average: ones, and zeros for what does not."""
+    amounts = _amounts(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
+    if exclude:
+        return padded(ones, amounts)
+    plain = _amounts(x, kernel_sizes, strides, pad_type, pad, False)
+    counted = padded(ones, plain, 1.0)
+    return padded(counted, [(0, all_ - some) for (_, all_), (_, some) in zip(amounts, plain, strict=True)])
+
+
+def _avg_pool_blocked(
+    x: Tensor,
+    kernel_sizes: Ints,
+    pad_type: str,
+    strides: Ints | None = None,
+    pad: Ints | None = None,
+    exclude_padding_from_average: bool = False,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """`avg_pool`: the sum in blocks, then divided."""
+    strides = strides or (1,) * len(kernel_sizes)
+    amounts = _amounts(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    counted = _counted(x, kernel_sizes, strides, pad_type, pad, exclude_padding_from_average, ceil_mode)
+    sums = blocked.total(_windows(padded(x, amounts), kernel_sizes, strides), [-1])
+    return sums / _windows(counted, kernel_sizes, strides).sum(-1)
+
+
+@op("avg_pool", fresh=True, blocked=_avg_pool_blocked)
 def avg_pool(
     x: Tensor,
     kernel_sizes: Ints,
@@ -62,17 +101,25 @@ def avg_pool(
     strides = strides or (1,) * len(kernel_sizes)
     amounts = _amounts(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
     pool = kernel_for(len(kernel_sizes), _AVERAGE_POOLS)
-    total = pool(padded(x, amounts), kernel_sizes, strides)
-    plain = _amounts(x, kernel_sizes, strides, pad_type, pad, False)
-    if exclude_padding_from_average:
-        counted = padded(torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype), amounts)
-    else:
-        counted = padded(torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype), plain, 1.0)
-        counted = padded(counted, [(0, all_ - some) for (_, all_), (_, some) in zip(amounts, plain, strict=True)])
-    return total / pool(counted, kernel_sizes, strides)
+    counted = _counted(x, kernel_sizes, strides, pad_type, pad, exclude_padding_from_average, ceil_mode)
+    return pool(padded(x, amounts), kernel_sizes, strides) / pool(counted, kernel_sizes, strides)
 
 
-@op("l2_pool", fresh=True)
+def _l2_pool_blocked(
+    x: Tensor,
+    kernel_sizes: Ints,
+    pad_type: str,
+    strides: Ints | None = None,
+    pad: Ints | None = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """`l2_pool`: the squares added up in blocks."""
+    strides = strides or (1,) * len(kernel_sizes)
+    amounts = _amounts(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    return torch.sqrt(blocked.total(_windows(padded(x * x, amounts), kernel_sizes, strides), [-1]))
+
+
+@op("l2_pool", fresh=True, blocked=_l2_pool_blocked)
 def l2_pool(
     x: Tensor,
     kernel_sizes: Ints,
