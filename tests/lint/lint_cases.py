@@ -312,3 +312,53 @@ CASES = (
     case("image-scaling", imaged(True), imaged(False)),
     case("io-cast", tensor_io(FULL), tensor_io(HALF)),
 )  # fmt: skip
+
+TALL = (1, 4, 64, 32)
+# Rules have more than one side: for each a program that breaks the other side, and one that does not.
+OTHER_SIDES = (
+    case("conv-kernel", on(TALL)(lambda x: conv(x, kernel=(30, 1))), on(TALL)(lambda x: conv(x, kernel=(29, 1)))),
+    case("axis", on((1, 1, 1, 16_416))(lambda x: mb.relu(x=x)), on((1, 16_416, 1, 1))(lambda x: mb.relu(x=x))),
+    case(
+        "linear",
+        on((1, 8, 64))(lambda x: mb.matmul(x=x, y=np.ones((64, 32), HALF))),
+        on((1, 8, 64), (1, 64, 32))(lambda a, b: mb.matmul(x=a, y=b)),
+    ),
+    case(
+        "offset-slice",
+        on(MAP)(lambda x: mb.split(x=x, num_splits=2, axis=-1)),
+        on(MAP)(lambda x: mb.split(x=x, num_splits=2, axis=1)),
+    ),
+    case(
+        "gather",
+        on(ROW, ((4,), WHOLE))(lambda x, at: mb.gather(x=x, indices=at, axis=1)),
+        on(ROW)(lambda x: mb.slice_by_size(x=x, begin=[0, 0], size=[1, 4])),
+    ),
+    case(
+        "infinite",
+        on(MAP)(lambda x: mb.add(x=x, y=np.array([0, np.nan] * 16, HALF))),
+        on(MAP)(lambda x: mb.add(x=x, y=np.array([0, 65_504] * 16, HALF))),
+    ),
+    # A cache that goes in and out of the program instead of a state.
+    case(
+        "state-standalone",
+        on((1, 2, 64, 32), ONE)(lambda c, x: mb.slice_update(x=c, update=x, begin=[0, 0, 3, 0], end=[1, 2, 4, 32])),
+        with_state(lambda x, s: cache_write(x, s)),
+    ),
+    # One scale for all inputs of an output is taken, one for all outputs of an input is not.
+    case(
+        "blocks",
+        weighted(lambda: scaled((64, 64, 1, 1), (1, 64, 1, 1))),
+        weighted(lambda: scaled((64, 64, 1, 1), (1, 1, 1, 1))),
+    ),
+    # The weights of a product lie the other way round, so its outputs are their last axis.
+    case(
+        "blocks",
+        on(ROW)(lambda x: mb.matmul(x=x, y=scaled((64, 32), (64, 1)))),
+        on(ROW)(lambda x: mb.matmul(x=x, y=scaled((64, 32), (1, 32)))),
+    ),
+    case(
+        "bool",
+        lambda: message([("greater", {"x": "@x", "y": np.float16(0)}, {"y": ("bool", MAP)})]),
+        lambda: truth(inside=True),
+    ),
+)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lint_cases import CASES, PLAIN, Case
+from lint_cases import CASES, OTHER_SIDES, PLAIN, Case
 from lint_programs import package
 
 from fastvlm.devices import device
@@ -61,6 +61,12 @@ def test_rule(case: Case, broken_package: Build, tmp_path: Path) -> None:
     else:
         assert not function.leaving or case.rule == "argmax"
         assert [group for group in function.groups if group.rule == case.rule]
+
+
+@pytest.mark.parametrize("case", OTHER_SIDES, ids=lambda case: case.rule)
+def test_the_other_sides_of_rules(case: Case, tmp_path: Path) -> None:
+    assert case.rule in lint(package(case.broken(), tmp_path, "Broken"), case.device).broken_rules()
+    assert case.rule not in lint(package(case.clean(), tmp_path, "Clean"), case.device).broken_rules()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.rule)
