@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from validation.lint.report import FunctionReport, Group, LintReport
+    from validation.lint.report import FunctionReport, Group, LintReport, Total
 
 _KINDS = 8  # kinds of ops that a table shows
 _MARKS = {"leaves": "leaves", "costs": "costs", "risks": "at risk", "edge": "edge"}
@@ -73,11 +73,17 @@ def show_report(report: LintReport, console: Console) -> None:
 
     judged = report.device or "every device of the table"
     console.print(f"{_plain(report.path)} on {judged}, judged by the limits of engine {report.engine}")
+    shown: dict[tuple[FunctionReport, ...], str] = {}
     for package in report.packages:
         sizes = f"program {_units(package.program_bytes, 'B')}, weights {_units(package.weight_bytes, 'B')}"
         console.print(f"\n{_plain(package.name)}: {package.system} and later, {sizes}")
+        if package.functions in shown:  # the middle of a chain
+            console.print(f"\n  op for op as {_plain(shown[package.functions])}")
+            continue
+        shown[package.functions] = package.name
         for function in package.functions:
             _show_function(function, console)
+    _show_totals(report, console)
     if broken := report.broken_rules():
         console.print("\nwhat the rules say, and how sure they are")
         for identifier in broken:
@@ -86,13 +92,23 @@ def show_report(report: LintReport, console: Console) -> None:
             console.print(f"  {identifier} ({rule['verdict']}, {rule['confidence']}): {rule['says']} [{sources}]")
 
 
-def _show_function(function: FunctionReport, console: Console) -> None:
-    flops, moved = function.flops, function.bytes
-    share = f"{_percent(flops.percent)} of {_units(flops.total - flops.edge, 'FLOP')}"
-    console.print(
-        f"\n  {_plain(function.name)} ({_plain(function.opset)}): {share} and {_percent(moved.percent)} of "
+def _show_totals(report: LintReport, console: Console) -> None:
+    """What a call of each function comes to where a chain of packages has it."""
+    for total in report.totals:
+        if total.packages > 1:
+            console.print(f"\n{_plain(total.name)} over {total.packages} packages: {_share(total)}")
+
+
+def _share(of: FunctionReport | Total) -> str:
+    flops, moved = of.flops, of.bytes
+    return (
+        f"{_percent(flops.percent)} of {_units(flops.total - flops.edge, 'FLOP')} and {_percent(moved.percent)} of "
         f"{_units(moved.total - moved.edge, 'B')} stay"
     )
+
+
+def _show_function(function: FunctionReport, console: Console) -> None:
+    console.print(f"\n  {_plain(function.name)} ({_plain(function.opset)}): {_share(function)}")
     for broken in function.whole:
         console.print(f"   leaves as a whole: {broken.rule}: {_plain(broken.found)}")
     for head, detail in _rows(function):

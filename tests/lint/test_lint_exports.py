@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 from lint_programs import HALF  # noqa: F401  (puts tests/mil on the path first)
+from rich.console import Console
 
+from fastvlm.commands.lint import show_report
 from fastvlm.devices import DEVICES
 from validation.lint.checking import lint
 from validation.lint.report import FunctionReport, LintReport
@@ -89,3 +92,22 @@ def test_a_rule_can_take_the_decoder_away(exported_tiny: Path) -> None:
 
 def test_the_report_is_the_same_every_time(exported_tiny: Path) -> None:
     assert lint(exported_tiny).as_json() == lint(exported_tiny).as_json()
+
+
+def test_a_chain_is_added_up(exported_tiny: Path, tmp_path: Path) -> None:
+    """What the packages of a chain do in one step is what one package did, but for what the chain hands on."""
+    from export import export
+
+    chain = lint(export("tiny", tmp_path / "chain", only="language", max_file_size=1_500_000))
+    assert len(chain.packages) > 2
+    (one,) = [total for total in lint(exported_tiny).totals if total.name == "decode"]
+    (many,) = [total for total in chain.totals if total.name == "decode"]
+    assert (one.packages, many.packages) == (1, len(chain.packages))
+    assert many.flops.total == pytest.approx(one.flops.total, rel=1e-3)
+    assert many.flops.total == sum(each.flops.total for each in chain.functions if each.name == "decode")
+    assert many.flops.percent == 100
+    assert chain.as_json()["totals"][-1]["flops"]["total"] == chain.totals[-1].flops.total
+    written = io.StringIO()
+    show_report(chain, Console(file=written, width=200))
+    assert f"decode over {len(chain.packages)} packages: 100 % of" in written.getvalue()
+    assert written.getvalue().count("op for op as LanguageModel-1of4.mlpackage") == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +216,10 @@ def test_what_is_no_package(tmp_path: Path) -> None:
         lint(__file__)
 
 
-def test_weights_that_are_missing(tmp_path: Path) -> None:
-    build = on((1, 64, 8, 32))(lambda x: conv(x, kernel=(1, 1), weight=palette((64, 64, 1, 1))))
+@pytest.mark.parametrize("make", [lambda: palette((64, 64, 3, 3)), lambda: np.ones((64, 64, 3, 3), HALF)])
+def test_weights_that_are_missing(make: Callable[[], Any], tmp_path: Path) -> None:
+    """Codes of a palette, and a weight of more numbers than any rule looks into."""
+    build = on((1, 64, 8, 32))(lambda x: conv(x, weight=make()))
     path = package(build(), tmp_path)
     weights = path / "Data" / "com" / "weights" / "weight.bin"
     weights.unlink()

@@ -6,7 +6,7 @@ The same package gives the same report everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,6 +76,12 @@ class Share:
         counted = self.total - self.edge
         return 100.0 * (counted - self.leaving) / counted if counted else 100.0
 
+    @classmethod
+    def sum(cls, shares: Iterable[Share]) -> Share:
+        """Several together."""
+        given = [(share.total, share.leaving, share.edge) for share in shares]
+        return cls(*(sum(column) for column in zip(*given, strict=True))) if given else cls(0, 0, 0)
+
     def as_json(self) -> dict[str, Any]:
         """The same as plain data, with the percentage to six digits."""
         return {**asdict(self), "resident_percent": float(f"{self.percent:.6g}")}
@@ -118,6 +124,20 @@ class FunctionReport:
 
 
 @dataclass(frozen=True)
+class Total:
+    """The functions of one name over all packages that have it: a step through a chain calls them all."""
+
+    name: str
+    packages: int
+    flops: Share
+    bytes: Share
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {**asdict(self), "flops": self.flops.as_json(), "bytes": self.bytes.as_json()}
+
+
+@dataclass(frozen=True)
 class PackageReport:
     """One package; `system` is what it asks for, by iOS."""
 
@@ -147,6 +167,17 @@ class LintReport:
         return tuple(function for package in self.packages for function in package.functions)
 
     @property
+    def totals(self) -> tuple[Total, ...]:
+        """What each name of a function comes to over all packages, in the order of the packages."""
+        named: dict[str, list[FunctionReport]] = {}
+        for function in self.functions:
+            named.setdefault(function.name, []).append(function)
+        return tuple(
+            Total(name, len(found), Share.sum(each.flops for each in found), Share.sum(each.bytes for each in found))
+            for name, found in named.items()
+        )
+
+    @property
     def resident_percent(self) -> float:
         """The share of FLOPs that stays in the function where the least does."""
         return min((function.flops.percent for function in self.functions), default=100.0)
@@ -163,6 +194,7 @@ class LintReport:
             "device": self.device,
             "engine": self.engine,
             "resident_percent": float(f"{self.resident_percent:.6g}"),
+            "totals": [total.as_json() for total in self.totals],
             "packages": [package.as_json() for package in self.packages],
             "rules": [rule_as_json(rule) for rule in self.broken_rules()],
         }
