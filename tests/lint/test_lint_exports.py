@@ -16,6 +16,7 @@ from validation.lint.report import FunctionReport, LintReport
 from validation.lint.rule import Verdict
 from validation.lint.rules import RULES
 
+BY_ID = {rule.id: rule for rule in RULES}
 ENCODER, LANGUAGE = "VisionEncoder.mlpackage", "LanguageModel.mlpackage"
 # Of the whole-number ops that place a row in the state; they do no floating-point work.
 PLACES = {"slice_by_index", "expand_dims", "add", "sub", "mul", "concat", "squeeze", "reshape"}
@@ -111,3 +112,24 @@ def test_a_chain_is_added_up(exported_tiny: Path, tmp_path: Path) -> None:
     show_report(chain, Console(file=written, width=200))
     assert f"decode over {len(chain.packages)} packages: 100 % of" in written.getvalue()
     assert written.getvalue().count("op for op as LanguageModel-1of4.mlpackage") == 2
+
+
+@pytest.mark.parametrize(
+    ("scheme", "target", "leaving", "doubts"),
+    [
+        ("int8", "ane", {"integer"}, {"scales-fold"}),
+        ("lut4", "ane", {"integer"}, {"palette-state"}),
+        ("int4", "gpu", {"integer", "blocks"}, {"scales-fold", "offsets", "linear", "offset-slice"}),
+    ],
+)
+def test_a_compressed_decoder(scheme: str, target: str, leaving: set[str], doubts: set[str], tmp_path: Path) -> None:
+    """What runs on a GPU alone (docs/compression.md) leaves by the rule on blocks, and by no other."""
+    from export import export
+
+    report = lint(export("tiny", tmp_path / "build", only="language", quantize=scheme, target=target))
+    broken = {rule for rule in report.broken_rules() if BY_ID[rule].verdict is not Verdict.LEAVES}
+    assert broken == {"last-axis", "transpose", "state-written"} | doubts
+    for function in report.functions:
+        assert {broken.rule for op in function.leaving for broken in op.rules} == leaving
+        (products,) = [kind for kind in function.kinds if kind.op == ("conv" if target == "ane" else "linear")]
+        assert function.flops.leaving == (products.flops if "blocks" in leaving else 0)
