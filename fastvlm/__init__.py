@@ -3,6 +3,7 @@
     from fastvlm import load_checkpoint, preprocess, encode_prompt     # the PyTorch model (room fastvlm_ref)
     from fastvlm import export, scan                                   # checkpoint -> build folder; what fp16 asks
     from fastvlm import MILModel, validate                             # run and check .mlpackage files
+    from fastvlm import lint                                           # what of one the Neural Engine would take
 
 Names are looked up in their rooms on first use, because torch and coremltools take seconds to import and
 `fastvlm --help` must not wait for them.
@@ -26,6 +27,7 @@ _ROOM_OF = {
     "scan": "export",
     "MILModel": "validation.mil",
     "validate": "validation",
+    "lint": "validation.lint",
     "FastVLMError": "fastvlm.errors",
 }
 

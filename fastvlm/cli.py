@@ -33,7 +33,9 @@ except KeyboardInterrupt:  # these imports take tenths of a second, in which nob
     sys.stderr.write("Interrupted.\n")
     raise SystemExit(130) from None
 
-COMMANDS = ("scan", "export", "validate", "run", "inspect", "train", "synth", "doctor")  # in the order they are typed
+COMMANDS = (  # in the order they are typed
+    "scan", "export", "validate", "lint", "run", "inspect", "train", "synth", "doctor",
+)  # fmt: skip
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 CLOSED_PIPE = 128 + signal.SIGPIPE
 

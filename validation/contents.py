@@ -90,9 +90,13 @@ def describe_package(path: str | Path) -> PackageContents:
 
 def describe_build(build: str | Path) -> tuple[dict[str, Any], list[PackageContents]]:
     """The manifest of a build and the contents of its packages; BuildError or PackageError when one cannot be read."""
+    return read_manifest(build), [describe_package(path) for path in package_paths(build)]
+
+
+def package_paths(build: str | Path) -> list[Path]:
+    """The packages of a build folder, as its manifest lists them; BuildError where it cannot be read."""
     root = Path(build)
-    manifest = read_manifest(root)
-    return manifest, [describe_package(contained(root, name)) for name in _package_names(manifest)]
+    return [contained(root, name) for name in _package_names(read_manifest(root))]
 
 
 def is_package(path: str | Path) -> bool:

@@ -98,6 +98,11 @@ reference = click.option(
     help="The checkpoint that the build was made from. Default: tiny, if it was.",
 )  # fmt: skip
 
+device = click.option(
+    "--device", metavar="NAME", callback=filled,
+    help="A phone, tablet or Mac by its name: iPhone 15 Pro, iPad Pro M4, MacBook Air M2. Default: all of the table.",
+)  # fmt: skip
+
 _SOURCE_OPTIONS = (
     click.option("--base", metavar="CHECKPOINT", help="The checkpoint that a LoRA adapter belongs to."),
     click.option(

@@ -68,6 +68,10 @@ class BlobFile:
             raw = np.array(raw)  # an unaligned view would be slow or unsupported in torch
         return np.asarray(raw).view(dtype.numpy).reshape(shape)
 
+    def check(self, offset: int, dtype: DType, shape: tuple[int, ...]) -> None:
+        """Raises what `read` would raise, and reads no value."""
+        self._locate(offset, dtype, shape)
+
     def forget(self, offset: int) -> None:
         """Gives back the memory of the whole pages of a blob that was read; its views stay valid."""
         _, _, size, start, _ = _METADATA.unpack_from(self._bytes.data, offset)

@@ -47,13 +47,20 @@ class Package:
 
     def read_blob(self, file_name: str, offset: int, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
         """The values of one blob; PackageError when file, sentinel, offset, size or dtype are wrong."""
-        if file_name not in self._files:
-            self._files[file_name] = BlobFile(self._weight_path(file_name))
-        return self._files[file_name].read(offset, dtype, shape)
+        return self._file(file_name).read(offset, dtype, shape)
+
+    def check_blob(self, file_name: str, offset: int, dtype: DType, shape: tuple[int, ...]) -> None:
+        """Raises what `read_blob` would raise, and reads no value."""
+        self._file(file_name).check(offset, dtype, shape)
 
     def forget_blob(self, file_name: str, offset: int) -> None:
         """Gives back the memory of a blob that was read; its values are read from the file when they are used again."""
         self._files[file_name].forget(offset)
+
+    def _file(self, file_name: str) -> BlobFile:
+        if file_name not in self._files:
+            self._files[file_name] = BlobFile(self._weight_path(file_name))
+        return self._files[file_name]
 
     def _weight_path(self, file_name: str) -> Path:
         if not file_name.startswith(_WEIGHT_PREFIX):

@@ -129,6 +129,11 @@ class Constant:
             return _immediate(self.message.immediateValue, self.type, self.package)
         raise PackageError("the program holds a constant without a value; it is damaged")
 
+    def check(self) -> None:
+        """Raises the PackageError that `load` would raise of a stored blob's place, and reads no value."""
+        if self.message.WhichOneof("value") == "blobFileValue":
+            self.package.check_blob(*self._place())
+
     def forget(self) -> None:
         """Gives back the memory that a stored blob's mapped values take."""
         if self.key is not None:
@@ -136,13 +141,16 @@ class Constant:
             self.package.forget_blob(blob.fileName, blob.offset)
 
     def _load_blob(self) -> np.ndarray:
+        return self.package.read_blob(*self._place())
+
+    def _place(self) -> tuple[str, int, DType, tuple[int, ...]]:
         if not isinstance(self.type, TensorType) or self.type.dtype is None or None in self.type.shape:
             raise PackageError(
                 f"a weight file holds a value of type {self.type}, which none can; the program is damaged"
             )
         blob = self.message.blobFileValue
         shape = tuple(int(length or 0) for length in self.type.shape)
-        return self.package.read_blob(blob.fileName, blob.offset, self.type.dtype, shape)
+        return blob.fileName, blob.offset, self.type.dtype, shape
 
 
 def decode_constant(message: Any, package: Package) -> Constant:

@@ -1,0 +1,106 @@
+"""The one table of devices: every name is found however it is typed, and every number says where it comes from."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastvlm import devices
+from fastvlm.devices import CHIPS, DEVICES, ENGINES, Figure, device
+from fastvlm.errors import UsageError
+
+
+@pytest.mark.parametrize("name", [each.name for each in DEVICES])
+def test_every_device_is_found_by_its_name(name: str) -> None:
+    for typed in (name, name.lower(), name.upper(), name.replace(" ", ""), name.replace(" ", "-"), f"  {name} "):
+        assert device(typed).name == name
+
+
+def test_names_are_told_apart() -> None:
+    assert len({each.name for each in DEVICES}) == len(DEVICES)
+    assert len({devices._key(each.name) for each in DEVICES}) == len(DEVICES)
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        ("iPhone 15 Por", "iPhone 15 Pro"),
+        ("iphone15promax2", "iPhone 15 Pro Max"),
+        ("macbook air", "MacBook Air M2"),
+        ("M4", "iPad Pro M4"),
+        ("toaster", "such as iPhone 15 Pro"),
+        ("", "such as iPhone 15 Pro"),
+        ("x" * 10_000, "such as iPhone 15 Pro"),
+    ],
+)
+def test_an_unknown_name_lists_what_is_near(typed: str, near: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        device(typed)
+    assert near in str(refused.value)
+    assert f"table of {len(DEVICES)} devices" in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+def figures() -> list[tuple[str, Figure]]:
+    found = [
+        (f"{chip.name} {field}", figure)
+        for chip in CHIPS
+        for field in ("tops", "tflops", "engine_gbs", "memory_gbs")
+        if (figure := getattr(chip, field)) is not None
+    ]
+    for each in DEVICES:
+        if each.app_memory is not None:
+            found += [(f"{each.name} app", each.app_memory.default), (f"{each.name} app+", each.app_memory.increased)]
+    return found
+
+
+def test_every_number_has_a_source_and_is_one() -> None:
+    assert [name for name, figure in figures() if not figure.source or figure.value <= 0] == []
+    assert [engine.name for engine in ENGINES if not engine.source] == []
+    assert [each.name for each in DEVICES if not each.memory_source or not each.memory_gb] == []
+
+
+def test_an_app_gets_less_than_there_is_and_more_with_the_entitlement() -> None:
+    held = [each for each in DEVICES if each.app_memory is not None]
+    assert held
+    for each in held:
+        assert each.app_memory is not None
+        assert each.app_memory.default.value < each.app_memory.increased.value < max(each.memory_gb)
+
+
+def test_later_engines_take_no_less() -> None:
+    """The linter's verdict for every device rests on it: the oldest engine judges."""
+    for before, after in itertools.pairwise(ENGINES):
+        assert before.axis <= after.axis
+        assert before.channels <= after.channels
+        assert before.kernel_width <= after.kernel_width
+        assert before.texture <= after.texture
+        assert int(before.name[1:]) < int(after.name[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "chip", "axis", "memory"),
+    [
+        ("iPhone 12", "A14", 16_384, (4,)),
+        ("iPhone 15", "A16", 16_384, (6,)),
+        ("iPhone 15 Pro", "A17 Pro", 65_536, (8,)),
+        ("iPhone 17 Pro", "A19 Pro", 65_536, (12,)),
+        ("iPad Pro M4", "M4", 65_536, (8, 16)),
+        ("MacBook Air M3", "M3", 16_384, (8, 16, 24)),
+    ],
+)
+def test_rows(name: str, chip: str, axis: int, memory: tuple[int, ...]) -> None:
+    found = device(name)
+    assert (found.chip.name, found.engine.axis, found.memory_gb) == (chip, axis, memory)
+    assert found.system == ("macOS" if found.kind == "mac" else "iOS")
+
+
+def test_the_table_is_read_without_any_library(root: Path) -> None:
+    """The hall is the standard library alone, and the answer to a name comes at once."""
+    source = "import sys, fastvlm.devices; print(sorted({n.split('.')[0] for n in sys.modules} & {'numpy', 'torch'}))"
+    done = subprocess.run([sys.executable, "-c", source], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
