@@ -128,7 +128,7 @@ class BuildWriter:
         self._report(clamped)
 
     def _encoder_functions(self, specs: tuple[FunctionSpec, ...], advance: Advance) -> Iterator[Converted]:
-        for function in converted_encoder(self.model, specs, self.compression):
+        for function in converted_encoder(self.model, specs, self.compression, self.protection):
             yield function
             advance(1)
 

@@ -9,8 +9,8 @@
 | encoder, by site | as `export.encoder_sites` says | |
 
 A score of at most 4,096 lets the mask's −1e4 win at every place: −1e4 + 4,096 < −4,096.
-Inputs come unscaled, and keys, gate, the norms' outputs and logits meet ops that a power of two cannot cross (another
-op reads them as they are, silu, the user): beyond 32,768 they are a problem that is told.
+Image tokens and the decoder's inputs are not scaled, and keys, gate, the norms' outputs and logits meet ops that a
+power of two cannot cross (another op reads them as they are, silu, the user): beyond 32,768 they are a problem.
 It reads ranges alone, no weights.
 """
 
@@ -21,9 +21,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from export.encoder_sites import encoder_exponents
 from export.protection import LARGEST_STORED, Protection
 from export.ranges.decoder import CONTEXT
-from export.ranges.result import ALLOWED, DECODER, FP16_LARGEST, Ranges, TensorRange
+from export.ranges.result import ALLOWED, DECODER, ENCODER, FP16_LARGEST, Ranges, TensorRange
 from export.scores import LARGEST_EXPONENT as LARGEST_SCORE_EXPONENT
 from fastvlm.errors import TensorError
 
@@ -32,6 +33,7 @@ LARGEST_EXPONENT = 7  # of all others: 2.1e6, where what is written is still far
 LAYER = re.compile(r"layers\.(\d+)[. ](.+)")
 # which exponent scales what, by the name behind the layer's
 RESIDUAL = ("add", "add.2", "self_attn.o_proj linear", "mlp.down_proj linear")
+TOKENS = "projector_2 convolution"
 INPUTS = ("embed_tokens rows", "input")
 QUERIES = ("self_attn.q_proj linear", "self_attn queries")
 VALUES = ("self_attn.v_proj linear", "self_attn attention")
@@ -57,6 +59,7 @@ def protection_of(ranges: Ranges, context: int = CONTEXT) -> Protection:
     queries, scores = seen.most(*QUERIES), seen.most(SCORES, SHIFTED_SCORES)
     residual = max(seen.most(*RESIDUAL), *(seen.outside.get(name, 0.0) for name in INPUTS))
     found = Protection(
+        encoder=encoder_exponents(ranges.peaks(ENCODER), ranges.sites),
         residual=power(residual),
         scores=max(power(scores, LARGEST_SCORE), power(queries)),
         mlp=tuple(power(seen.most(*MLP, layer=layer)) for layer in seen.layers),
@@ -134,8 +137,9 @@ def power(peak: float, limit: float = LARGEST_STORED) -> int:
 
 
 def _stored(ranges: Ranges, protection: Protection, context: int) -> Iterator[tuple[TensorRange, float]]:
-    """Gives every tensor of the decoder that the graph has, with the magnitude at which it is stored."""
+    """Gives image tokens and the tensors that the decoder's graph has, with the magnitude at which each is stored."""
     seen = Reached.of(ranges, context)
+    yield from ((tensor, tensor.peak) for tensor in ranges.part(ENCODER) if tensor.name == ENCODER + TOKENS)
     for tensor in ranges.part(DECODER):
         found = LAYER.fullmatch(tensor.name.removeprefix(DECODER))
         if found is None:

@@ -7,6 +7,7 @@ It knows no graphs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from export.plan import ExportPlan
 from export.protection import PROTECTED, Protection
@@ -40,17 +41,21 @@ def kept_protection(
             f"{_listed(missing)}, whose values it is taken to speak for; type: "
             f"{scan_command(typed, plan.image_sizes)}"
         )
-    protection, problems = asked_of(ranges, plan.context)
-    parts = [prefix for prefix, wanted in ((ENCODER, plan.encoder), (DECODER, plan.language)) if wanted]
+    protection, problems = asked_of(_of_parts(ranges, plan), plan.context)
     for problem in problems:
-        if problem.startswith(tuple(parts)):
-            progress.note(problem)
+        progress.note(problem)
     return protection
 
 
 def scan_command(typed: str, sides: Sequence[int]) -> str:
     """Returns what to type for a scan that covers an export at `sides`."""
     return f"fastvlm scan {typed}{''.join(f' --image-size {side}' for side in sides)}"
+
+
+def _of_parts(ranges: Ranges, plan: ExportPlan) -> Ranges:
+    """What was found of the parts that are made: others ask for nothing."""
+    encoder, decoder = (ranges.part(ENCODER) if plan.encoder else ()), (ranges.part(DECODER) if plan.language else ())
+    return replace(ranges, tensors=encoder + decoder, sites=ranges.sites if plan.encoder else {})
 
 
 def _missing(ranges: Ranges, plan: ExportPlan) -> list[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FP16_LARGEST = 65_504.0  # what fp16 can hold; beyond it is infinity
@@ -36,6 +36,7 @@ class Ranges:
     fingerprint: of the checkpoint (`export.ranges.cache`). image_sizes: sides N that the encoder saw every picture at.
     pictures, prompts: what encoder and decoder were given, by name. positions: all that the decoder saw.
     calibration: the hash of the user's own pictures, None where there were none. tensors: in order of execution.
+    sites: of the encoder's graph (`export.encoder_sites`), which of its tensors share an exponent.
     """
 
     fingerprint: str
@@ -45,6 +46,7 @@ class Ranges:
     positions: int
     calibration: str | None
     tensors: tuple[TensorRange, ...]
+    sites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def part(self, prefix: str) -> tuple[TensorRange, ...]:
         """Returns the tensors of one part, ENCODER or DECODER, in order."""
@@ -85,8 +87,9 @@ def ranges_of(content: Mapping[str, Any]) -> Ranges:
             _count(content["positions"]),
             None if content["calibration"] is None else _text(content["calibration"]),
             tensors,
+            {_text(site): tuple(_text(name) for name in names) for site, names in content["sites"].items()},
         )
-    except (LookupError, TypeError) as problem:
+    except (LookupError, TypeError, AttributeError) as problem:
         raise ValueError(f"{type(problem).__name__}: {problem}") from problem
 
 

@@ -28,6 +28,7 @@ RANGES = Ranges(
         TensorRange("encoder.projector_2 convolution", 3.14, 1.2e-5, "a.png at 1152"),
         TensorRange("decoder.layers.0 add", 40000.0, 0.5, "long text"),
     ),
+    {"network.9": ("network.9 convolution", "network.10.0 add"), "none": ()},
 )  # fmt: skip
 
 
@@ -85,6 +86,8 @@ DAMAGED = {
     "a negative peak": (changed(lambda c: c["ranges"]["tensors"][0].update(peak=-1)), "has -1"),
     "a share above 1": (changed(lambda c: c["ranges"]["tensors"][0].update(subnormal=1.5)), "has 1.5"),
     "a name that is none": (changed(lambda c: c["ranges"]["tensors"][0].update(name=3)), "no text"),
+    "sites in a list": (changed(lambda c: c["ranges"].update(sites=[])), "not used"),
+    "sites of numbers": (changed(lambda c: c["ranges"].update(sites={"a": [1]})), "no text"),
     "sizes in words": (changed(lambda c: c["ranges"].update(image_sizes=["1024"])), "no count"),
     "infinity": (changed(lambda _: None).replace(b"496000.0", b"Infinity"), "damaged"),
 }

@@ -69,6 +69,7 @@ def test_a_kept_scan_gives_the_exponents(kept: Ranges, built: list[Protection], 
     heard.notes.clear()
     api.export("tiny", tmp_path / "other", only="encoder", progress=heard)
     assert not [note for note in heard.notes if "no power of two" in note], "of the decoder, which is not made"
+    assert built[-1].as_json() == {}
 
 
 def test_a_scan_of_other_sides_is_told(kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any) -> None:

@@ -58,6 +58,8 @@ def test_a_scan_holds_both_parts_and_says_what_it_saw(heard: Any, cache: Path) -
     assert ranges.calibration is None
     assert ranges.tensors == ranges.part(ENCODER) + ranges.part(DECODER)
     assert len(ranges.part(ENCODER)) > 100
+    assert {name for names in ranges.sites.values() for name in names} < ranges.peaks(ENCODER).keys()
+    assert len(ranges.sites) > 40
     assert len(ranges.part(DECODER)) == 4 * 18 + 4
     assert ranges.first_beyond(ALLOWED) is None
     sources = {tensor.worst.partition(" at ")[0] for tensor in ranges.tensors} - {"the whole table"}
