@@ -83,8 +83,8 @@ def _show_part(ranges: Ranges, prefix: str) -> None:
         first = ranges.first_beyond(limit, prefix)
         click.echo(f"  first beyond {limit:,.0f}: {'none' if first is None else first.name}")
     small = max(tensors, key=lambda tensor: tensor.subnormal)
-    click.echo(f"  most subnormals: {100 * small.subnormal:.2g} % of {small.name}")
-    rows = [(_number(tensor.peak), f"{100 * tensor.subnormal:.2g} %", tensor.name, tensor.worst) for tensor in largest]
+    click.echo(f"  most subnormals: {100 * small.subnormal:.3g} % of {small.name}")
+    rows = [(_number(tensor.peak), f"{100 * tensor.subnormal:.3g} %", tensor.name, tensor.worst) for tensor in largest]
     for row in (("largest", "subnormal", "tensor", "on the input"), *rows):
         widths = (10, 10, -max(len(name) for _, _, name, _ in rows), 0)
         cells = (
