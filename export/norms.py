@@ -76,8 +76,7 @@ class SafeChannelNorm(nn.Module):
     its square 168; |out| ≤ √C = 39. The largest of all is the sum, below 32,768 for every C by the choice of K.
     No NaN: the root is taken of at least 2⁻¹⁴, so a row of zeros gives 0, flushed or not, and equal numbers what their
     mean's rounding leaves. The floor acts where the channels' spread is below 2^−(7 + K) of max|x|, 2 to 4 of fp16's
-    last bits there; the part of eps is larger than it in the units of a small x, and irrelevant in those of a large
-    one.
+    last bits there; eps' part is larger than the floor where x is small, and irrelevant where it is large.
     Cost: y rounds once more than x. It is subnormal below max|x| · 2^−(14 + K), which is where one value so large
     beside all others makes of it an output of 2⁻¹⁴ · √C · 2^−K at most: 6e-4 at C = 1,536, flushed by some engines.
     """
