@@ -1,7 +1,7 @@
 """The `fastvlm` command: finds the command typed, and turns every way it can end into one line and an exit code.
 
     0    good
-    1    the answer is no: a validation failed, this machine lacks something required
+    1    the answer is no: a validation, a scan or `lint --min-resident` failed, this machine lacks something required
     2    wrong usage or bad input: one `Error:` line that says what was found and what to do
     70   a fault in this program (never used for what a user or a file can cause); says how to report it
     130, 141, 143   interrupted by the keyboard, by a closed pipe, by a termination signal
@@ -159,7 +159,7 @@ def _report(error: Exception, show_traceback: bool) -> int:
         return _say(f"Error: {error}", error.exit_code)
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "fastvlm"
-        return _say(f"Error: {error.format_message().rstrip('.')}; `{command} --help` explains the usage", 2)
+        return _say(f"Error: {_plain(error)}; `{command} --help` explains the usage", 2)
     if isinstance(error, click.ClickException):
         return _say(f"Error: {error.format_message()}", 2)
     if isinstance(error, MemoryError):
@@ -171,6 +171,14 @@ def _report(error: Exception, show_traceback: bool) -> int:
         "yours: run it again with --debug and report what it prints",
         INTERNAL_ERROR,
     )
+
+
+def _plain(error: click.UsageError) -> str:
+    """What click found wrong in one line and in words: its list of choices has a line each, its types are Python's."""
+    message = " ".join(error.format_message().rstrip(".").split())
+    for types, words in (("integer range", "whole number"), ("float range", "number"), ("float", "number")):
+        message = message.replace(f"is not a valid {types}", f"is no {words}")
+    return message
 
 
 def _ending(how: str, error: BaseException | None) -> str:

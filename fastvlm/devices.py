@@ -259,4 +259,5 @@ def device(name: str) -> Device:
     near = [_BY_KEY[each].name for each in difflib.get_close_matches(key, _BY_KEY, n=4, cutoff=0.55)]
     near += [each.name for each in DEVICES if key and key in _key(each.chip.name) and each.name not in near][:4]
     hint = f"near to it: {', '.join(near)}" if near else "such as iPhone 15 Pro, iPad Pro M4, MacBook Air M2"
-    raise UsageError(f"--device {name[:60]!r} is not in the table of {len(DEVICES)} devices; {hint}")
+    table = f"the table of {len(DEVICES)} devices (docs/ane.md lists them)"
+    raise UsageError(f"--device {name[:60]!r} is not in {table}; {hint}")

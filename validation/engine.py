@@ -47,7 +47,8 @@ class PackageEngine:
         self.context = build.context
         self.advice = Advice(
             LARGER_BUILD,
-            f"`fastvlm validate {shlex.quote(str(build.folder))}` tells where; copy the build again, or export again",
+            f"`fastvlm validate {shlex.quote(str(build.folder))}` tells whether the files are whole, "
+            "`fastvlm scan CHECKPOINT` what leaves fp16; after a scan, export again",
         )
         self.peaks: dict[str, float] | None = None
         self.states: list[Any] | None = None

@@ -31,7 +31,7 @@ def kept_protection(
     ranges = load(fingerprint(model, files), progress)
     if ranges is None:
         progress.note(
-            "this checkpoint was never scanned: what its values reach is unknown, and none is scaled to fit fp16; "
+            "no scan of this checkpoint is kept: what its values reach is unknown, and none is scaled to fit fp16; "
             f"type: {scan_command(typed, plan.image_sizes if plan.encoder else ())}"
         )
         return PROTECTED

@@ -19,7 +19,7 @@ from fastvlm.manifest import read_manifest
 from fastvlm_ref.checkpoint import load_checkpoint
 
 ASKED = {"context": 512, "query_length": 64}
-NEVER = "this checkpoint was never scanned"
+NEVER = "no scan of this checkpoint is kept"
 
 
 @pytest.fixture
