@@ -24,7 +24,7 @@ class Protection:
 
     encoder: by site of the encoder's graph (`export.encoder`), those that are not 0. residual: of the decoder's
     residual stream. scores: of the attention scores. mlp, values: of a layer's MLP and of its values, by layer;
-    where a list is shorter, 0.
+    where a list is shorter, 0. scanned: the sides N of the pictures that a scan saw; empty where there was none.
     """
 
     safe_forms: bool = True
@@ -33,6 +33,7 @@ class Protection:
     scores: int = 0
     mlp: Sequence[int] = ()
     values: Sequence[int] = ()
+    scanned: Sequence[int] = ()
 
     def mlp_of(self, layer: int) -> int:
         """The exponent of silu(gate) · up in a decoder layer."""
@@ -43,8 +44,9 @@ class Protection:
         return self.values[layer] if layer < len(self.values) else 0
 
     def as_json(self) -> dict[str, Any]:
-        """Returns what the manifest records: the exponents that are not 0."""
-        found: dict[str, Any] = {"encoder": dict(sorted(self.encoder.items())), "residual": self.residual}
+        """Returns what the manifest records: the sides that were scanned, and the exponents that are not 0."""
+        found: dict[str, Any] = {"scanned": list(self.scanned)}
+        found |= {"encoder": dict(sorted(self.encoder.items())), "residual": self.residual}
         found |= {"scores": self.scores, "mlp": list(self.mlp), "values": list(self.values)}
         return {name: value for name, value in found.items() if (any(value) if isinstance(value, list) else value)}
 

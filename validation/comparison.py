@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm.build import Build
+from fastvlm.errors import ExecutionError
 from fastvlm.progress import Progress
 from fastvlm_ref.engine import TorchEngine
 from fastvlm_ref.generate import check_budget
@@ -35,6 +36,7 @@ from validation.session import build_session
 from validation.verdict import AnswerRow
 
 Features = NDArray[np.float32]
+NO_ANSWER = "none: its values are no numbers"
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,10 @@ class Comparison:
         """What the build says when nobody leads it: the forced transcript, unless the two ever parted."""
         if whole.package_ids == whole.reference_ids:
             return self._text(whole.package_ids)
-        return self.session.answer(sample.picture, sample.prompt, len(whole.package_ids)).text
+        try:
+            return self.session.answer(sample.picture, sample.prompt, len(whole.package_ids)).text
+        except ExecutionError:  # NaN or infinity: the measurements tell where, and fail the build
+            return NO_ANSWER
 
     def _text(self, ids: list[int]) -> str:
         """The answer that ids (S,) spell: up to the first stop id."""
@@ -198,7 +203,8 @@ class Comparison:
             yield self._worst("answer.divergences", {name: row.divergences for name, row in self.whole.items()})
         for part, peak in self.peaks.items():
             if self.build.language if part == "language" else self.build.encoder:
-                yield self._worst(f"{part}.peak", {"every op": peak})
+                first = self.package.beyond.get(part)
+                yield self._worst(f"{part}.peak", {f"first in {first}" if first else "every op": peak})
 
 
 def _plain(value: Any) -> Any:

@@ -51,6 +51,7 @@ class PackageEngine:
             "`fastvlm scan CHECKPOINT` what leaves fp16; after a scan, export again",
         )
         self.peaks: dict[str, float] | None = None
+        self.beyond: dict[str, str] = {}  # by part, the first op whose result fp16 does not hold
         self.states: list[Any] | None = None
         self.position = 0
         self._encoders: dict[int, Any] = {}
@@ -180,6 +181,8 @@ class PackageEngine:
                 least, most = (float(end) for end in torch.aminmax(value))
                 largest = math.inf if math.isnan(most) else max(-least, most)
                 peaks[part] = max(peaks[part], largest)
+                if largest == math.inf:
+                    self.beyond.setdefault(part, f"{op} {name}")
 
         watched: dict[str, Any] = predictor.predict(inputs, state, hook=keep)
         return watched

@@ -14,6 +14,7 @@ from export.protection import PROTECTED, Protection
 from export.ranges.cache import fingerprint, load
 from export.ranges.exponents import asked_of
 from export.ranges.result import DECODER, ENCODER, Ranges
+from fastvlm.exponents import exponents_in_words
 from fastvlm.hashes import FileHash
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.model.fastvlm import FastVLM
@@ -44,7 +45,9 @@ def kept_protection(
     protection, problems = asked_of(_of_parts(ranges, plan), plan.context)
     for problem in problems:
         progress.note(problem)
-    return protection
+    if exponents := exponents_in_words(protection.as_json()):
+        progress.note(f"as the scan asks, these are stored divided by powers of two: {exponents}")
+    return replace(protection, scanned=ranges.image_sizes)
 
 
 def scan_command(typed: str, sides: Sequence[int]) -> str:

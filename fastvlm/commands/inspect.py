@@ -11,6 +11,7 @@ import click
 from fastvlm.commands import options
 from fastvlm.commands.compression import in_words
 from fastvlm.errors import FastVLMError, UsageError
+from fastvlm.exponents import protection_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,6 +60,7 @@ def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> N
         "prompt": f"template {prompt.get('template')}, stop ids {prompt.get('stop_ids')}",
         "context": manifest.get("context"),
         "compression": in_words(manifest["compression"]),
+        "fp16": protection_in_words(manifest.get("protection")),
         "licence": manifest["licence"],
         "assumed": _listed(manifest.get("assumed"), "; ") or "nothing",
         "files": f"{len(manifest['files'])}, {_bytes(size)}",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from fastvlm.commands import options
+from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def lint(path: str, device: str | None, min_resident: float | None, as_json: boo
         click.echo(f"Error: {least:.4g} % stays, at least {min_resident:g} % was asked for", err=True)
         options.next_step(f"fastvlm lint {shlex.quote(path)} --json, for every op that leaves")
         raise click.exceptions.Exit(1)
-    options.next_step(f"fastvlm inspect {shlex.quote(path)}")
+    built = (Path(path) / MANIFEST).is_file()
+    options.next_step(options.validation_of(path) if built else f"fastvlm inspect {shlex.quote(path)}")
 
 
 def show_report(report: LintReport, console: Console) -> None:

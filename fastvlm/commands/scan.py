@@ -10,6 +10,7 @@ import click
 
 from fastvlm.commands import options
 from fastvlm.errors import TensorError
+from fastvlm.exponents import exponents_in_words
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def show(ranges: Ranges, protection: Protection) -> None:
     )
     for prefix in dict.fromkeys(tensor.name.partition(".")[0] + "." for tensor in ranges.tensors):
         _show_part(ranges, prefix)
-    click.echo(f"\nexponents that export uses: {_exponents(protection)}")
+    scaled = exponents_in_words(protection.as_json())
+    said = f"export stores divided, which is undone behind them: {scaled}" if scaled else "nothing has to be scaled"
+    click.echo(f"\n{said}")
 
 
 def _show_part(ranges: Ranges, prefix: str) -> None:
@@ -95,17 +98,3 @@ def _show_part(ranges: Ranges, prefix: str) -> None:
 
 def _number(value: float) -> str:
     return f"{value:,.6g}"
-
-
-def _exponents(protection: Protection) -> str:
-    """`residual 2, mlp 1 in layers 11, 12`; none where nothing asks for any."""
-    found = protection.as_json()
-    parts = [f"{name} {found[name]}" for name in ("residual", "scores") if name in found]
-    for name in ("values", "mlp"):
-        layers: dict[int, list[str]] = {}
-        for layer, exponent in enumerate(found.get(name, ())):
-            if exponent:
-                layers.setdefault(exponent, []).append(str(layer))
-        parts += [f"{name} {exponent} in layers {', '.join(rows)}" for exponent, rows in sorted(layers.items())]
-    parts += [f"{site} {exponent}" for site, exponent in found.get("encoder", {}).items()]
-    return "; ".join(parts) or "none, everything fits"

@@ -18,7 +18,7 @@ def test_a_build_is_judged_package_by_package(run: Run, small_build: Path) -> No
     assert "on every device of the table, judged by the limits of engine H13" in result.stdout
     for word in (ENCODER, "LanguageModel.mlpackage", "decode", "prefill", "100 % of", "image-scaling", "Apple says"):
         assert word in result.stdout
-    assert result.stderr.splitlines()[-1] == f"next: fastvlm inspect {small_build}"
+    assert result.stderr.splitlines()[-1].startswith(f"next: fastvlm validate {small_build} --reference CHECKPOINT")
 
 
 def test_one_package_for_one_device_as_json(run: Run, small_build: Path) -> None:

@@ -30,13 +30,13 @@ def test_a_scan_shows_parts_largest_tensors_and_the_next_command(run: Run, small
     lines = result.stdout.splitlines()
     assert lines[0].startswith("12 pictures at 64, 128 pixels; ")
     assert [line.split(":")[0] for line in lines if line and not line.startswith(" ")][1:] == [
-        "encoder", "decoder", "exponents that export uses",
+        "encoder", "decoder", "nothing has to be scaled",
     ]  # fmt: skip
     assert lines.count("  first beyond 65,504: none") == 2
     assert lines.count("  first beyond 32,768: none") == 2
     assert sum(line.startswith("  most subnormals: ") for line in lines) == 2
     assert sum("  encoder." in line for line in lines) == sum("  decoder." in line for line in lines) == 10
-    assert lines[-1] == "exponents that export uses: none, everything fits"
+    assert lines[-1] == "nothing has to be scaled"
     notes = result.stderr.splitlines()
     assert any(note.startswith("note: scanning 12 pictures at 64, 128 pixels") for note in notes)
     assert notes[-1] == f"next: fastvlm export {small_checkpoint} -o BUILD --image-size 64 --image-size 128"

@@ -62,24 +62,25 @@ def test_the_note_names_the_command_that_covers_the_export(
 def test_a_kept_scan_gives_the_exponents(kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any) -> None:
     api.export("tiny", tmp_path / "build", progress=heard, **ASKED)
     (protection,) = built
-    assert protection.as_json() == {"mlp": [0, 0, 2, 0]}
-    assert not [note for note in heard.notes if "scan" in note]
+    assert protection.as_json() == {"scanned": list(kept.image_sizes), "mlp": [0, 0, 2, 0]}
+    (told,) = [note for note in heard.notes if "scan" in note]
+    assert told == "as the scan asks, these are stored divided by powers of two: MLPs of layers 2 / 2^2"
     (problem,) = [note for note in heard.notes if "no power of two" in note]
     assert problem.startswith("decoder.lm_head linear reaches 70,000")
     heard.notes.clear()
     api.export("tiny", tmp_path / "other", only="encoder", progress=heard)
     assert not [note for note in heard.notes if "no power of two" in note], "of the decoder, which is not made"
-    assert built[-1].as_json() == {}
+    assert built[-1].as_json() == {"scanned": list(kept.image_sizes)}
 
 
 def test_a_scan_of_other_sides_is_told(kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any) -> None:
     api.export("tiny", tmp_path / "build", image_sizes=(256, 128, 64), progress=heard, **ASKED)
-    (note,) = [note for note in heard.notes if "scan" in note]
+    (note,) = [note for note in heard.notes if "the scan of this checkpoint" in note]
     assert "saw pictures of 256 pixels, none of 128, 64" in note
     assert note.endswith("type: fastvlm scan tiny --image-size 256 --image-size 128 --image-size 64")
     heard.notes.clear()
     api.export("tiny", tmp_path / "other", only="language", progress=heard, **ASKED)
-    assert not [note for note in heard.notes if "scan" in note]
+    assert not [note for note in heard.notes if "the scan of this checkpoint" in note]
 
 
 def test_a_damaged_scan_is_told_and_not_used(kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any) -> None:

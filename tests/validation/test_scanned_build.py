@@ -51,7 +51,7 @@ def test_a_scanned_checkpoint_beyond_fp16_computes(loud: Any, tmp_path: Path) ->
     assert first is not None
     assert first.name == "decoder.layers.2.mlp mul"
     reference, found = logits_of(loud, tmp_path / "scanned", None)
-    assert read_manifest(tmp_path / "scanned")["protection"] == {"mlp": [0, 0, 5, 0]}
+    assert read_manifest(tmp_path / "scanned")["protection"] == {"scanned": [64], "mlp": [0, 0, 5, 0]}
     print(f"{snr_db(reference, found):.1f} dB")
     assert snr_db(reference, found) >= LEAST_SNR
 
