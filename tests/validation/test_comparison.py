@@ -147,6 +147,18 @@ def test_flipped_signs_fail_and_nothing_calls_the_build_good(tiny_build, package
     assert not (tiny_build / "selftest").exists()
 
 
+def test_a_build_whose_values_are_no_numbers_fails_and_tells_where(tiny_build):
+    """Weights of the encoder of the size that fp16 ends at: infinity behind them, and no answer."""
+    change_weights(tiny_build, "VisionEncoder.mlpackage", lambda values: np.where(values > 0.1, 6e4, values))
+    reseal(tiny_build)
+    verdict = validate(tiny_build, steps=1)
+    rows = {row.limit.key: row for row in verdict.rows}
+    assert not rows["encoder.psnr_db"].passed
+    assert rows["encoder.peak"].value == np.inf
+    assert rows["encoder.peak"].subject.startswith("first in ")
+    assert all(row.coreml == "none: its values are no numbers" for row in verdict.answers)
+
+
 def test_swapped_embedding_rows_fail(tiny_build):
     table = np.fromfile(tiny_build / "embeddings.bin", np.float16).reshape(-1, 192)
     table[[300, 301]] = table[[301, 300]]
