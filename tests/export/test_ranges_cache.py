@@ -17,6 +17,7 @@ from export.ranges import cache as module
 from export.ranges.cache import VERSION, fingerprint, load, place_of, store
 from export.ranges.result import DECODER, ENCODER, Ranges, TensorRange, ranges_of
 from fastvlm.cache import cache_folder
+from fastvlm.errors import UsageError
 from fastvlm.parts import digest
 from fastvlm_ref.checkpoint import load_checkpoint
 
@@ -195,3 +196,10 @@ def test_where_the_cache_is(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
     assert cache_folder() == Path(place)
+
+
+def test_a_home_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a user that does not exist; a container's user without a home ends the same way."""
+    monkeypatch.setenv("FASTVLM_CACHE", "~nobody-has-this-name/x")
+    with pytest.raises(UsageError, match="set FASTVLM_CACHE to a folder"):
+        load(MARK)
