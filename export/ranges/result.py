@@ -90,7 +90,7 @@ def ranges_of(content: Mapping[str, Any]) -> Ranges:
             {_text(site): tuple(_text(name) for name in names) for site, names in content["sites"].items()},
         )
     except (LookupError, TypeError, AttributeError) as problem:
-        raise ValueError(f"{type(problem).__name__}: {problem}") from problem
+        raise ValueError(f"it lacks a field or has another in its place ({problem})") from problem
 
 
 def _tensor(row: Mapping[str, Any]) -> TensorRange:

@@ -38,22 +38,17 @@ def build(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_model(model, target, image_sizes=SIZES, context=CONTEXT, query_length=QUERY)
 
 
-def read_proto(package: Path) -> Any:
-    """The Model protobuf of a package."""
-    from export.quiet import import_coremltools
-
-    proto = import_coremltools().proto.Model_pb2.Model()
-    proto.ParseFromString((package / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
-    return proto
-
-
 @pytest.fixture(scope="session")
 def encoder(build: Path) -> Any:
     """The encoder package's protobuf."""
+    from small_export import read_proto
+
     return read_proto(build / "VisionEncoder.mlpackage")
 
 
 @pytest.fixture(scope="session")
 def language(build: Path) -> Any:
     """The language package's protobuf."""
+    from small_export import read_proto
+
     return read_proto(build / "LanguageModel.mlpackage")

@@ -71,6 +71,15 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}\n")
 
 
+def read_proto(package: Path) -> Any:
+    """The Model protobuf of a package."""
+    from export.quiet import import_coremltools
+
+    proto = import_coremltools().proto.Model_pb2.Model()
+    proto.ParseFromString((package / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
+    return proto
+
+
 if __name__ == "__main__":
     from export.api import export_model
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import read_proto
-from small_export import CONTEXT, QUERY, SIZES, sizes_of, small_model
+from small_export import CONTEXT, QUERY, SIZES, read_proto, sizes_of, small_model
 
 from export.api import export_model
 from export.chunks import chunks, head_split
