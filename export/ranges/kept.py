@@ -18,6 +18,9 @@ from fastvlm.hashes import FileHash
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.model.fastvlm import FastVLM
 
+# A scan by the command streams the decoder, and is not taken for one that is in memory, where it may have been changed.
+HELD = "its decoder is in memory: scan it with export.ranges.scan.scan_model, or load it with stream=True"
+
 
 def kept_protection(
     model: FastVLM, plan: ExportPlan, files: Mapping[str, FileHash], typed: str, progress: Progress = SILENT
@@ -32,7 +35,7 @@ def kept_protection(
     if ranges is None:
         progress.note(
             "this checkpoint was never scanned: what its values reach is unknown, and none is scaled to fit fp16; "
-            f"type: {scan_command(typed, plan.image_sizes if plan.encoder else ())}"
+            + (HELD if _held(model) else f"type: {scan_command(typed, plan.image_sizes if plan.encoder else ())}")
         )
         return PROTECTED
     if missing := _missing(ranges, plan):
@@ -56,6 +59,11 @@ def _of_parts(ranges: Ranges, plan: ExportPlan) -> Ranges:
     """What was found of the parts that are made: others ask for nothing."""
     encoder, decoder = (ranges.part(ENCODER) if plan.encoder else ()), (ranges.part(DECODER) if plan.language else ())
     return replace(ranges, tensors=encoder + decoder, sites=ranges.sites if plan.encoder else {})
+
+
+def _held(model: FastVLM) -> bool:
+    """Whether the decoder's layers are in memory; the final norm always is."""
+    return any(weight.device.type != "meta" for weight in model.decoder.layers.parameters())
 
 
 def _missing(ranges: Ranges, plan: ExportPlan) -> list[int]:

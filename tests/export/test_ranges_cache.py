@@ -160,6 +160,9 @@ def test_a_checkpoint_is_told_by_its_files_and_by_what_is_in_memory(tiny_model: 
     weights = next(name for name in files if name.endswith(".safetensors"))
     other = {**files, weights: {**files[weights], "sha256": "0" * 64}}
     assert mark != fingerprint(tiny_model, other)
+    other_rule = copy.copy(tiny_model)
+    other_rule.config = replace(tiny_model.config, image_rule="crop")  # other pictures are shown
+    assert mark != fingerprint(other_rule, files)
     edited = copy.deepcopy(tiny_model.decoder)
     edited.layers[2].mlp.up_proj.weight.data[0, 0] += 1
     original = tiny_model.decoder

@@ -14,7 +14,7 @@ from export.build import BuildWriter
 from export.protection import PROTECTED, UNPROTECTED, Protection
 from export.ranges.cache import fingerprint, place_of, store
 from export.ranges.result import DECODER, Ranges
-from export.ranges.scan import scan
+from export.ranges.scan import scan, scan_model
 from fastvlm.manifest import read_manifest
 from fastvlm_ref.checkpoint import load_checkpoint
 
@@ -102,6 +102,22 @@ def test_a_changed_model_was_not_scanned(built: list[Protection], tmp_path: Path
     changed.decoder.layers[0].mlp.up_proj.weight.data[0] *= 1e6
     api.export_model(changed, tmp_path / "other", progress=heard, **ASKED)
     assert [note for note in heard.notes if note.startswith(NEVER)]
+
+
+def test_a_decoder_in_memory_is_told_how_to_be_scanned(
+    kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any
+) -> None:
+    """`fastvlm scan` streams it: the same command again would not help."""
+    model = load_checkpoint("tiny")
+    api.export_model(model, tmp_path / "build", progress=heard, **ASKED)
+    (note,) = [note for note in heard.notes if note.startswith(NEVER)]
+    assert "fastvlm scan" not in note
+    assert "scan_model" in note
+    scan_model(model, image_sizes=(256,))
+    heard.notes.clear()
+    api.export_model(model, tmp_path / "other", progress=heard, **ASKED)
+    api.export_model(load_checkpoint("tiny", stream=True), tmp_path / "third", progress=heard, **ASKED)
+    assert not [note for note in heard.notes if note.startswith(NEVER)]
 
 
 def test_a_given_protection_takes_its_place(kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any) -> None:
