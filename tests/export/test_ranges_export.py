@@ -13,7 +13,7 @@ from export import api
 from export.build import BuildWriter
 from export.protection import PROTECTED, UNPROTECTED, Protection
 from export.ranges.cache import fingerprint, place_of, store
-from export.ranges.result import DECODER, Ranges
+from export.ranges.result import DECODER, Ranges, TensorRange
 from export.ranges.scan import scan, scan_model
 from fastvlm.manifest import read_manifest
 from fastvlm_ref.checkpoint import load_checkpoint
@@ -70,6 +70,20 @@ def test_a_kept_scan_gives_the_exponents(kept: Ranges, built: list[Protection], 
     api.export("tiny", tmp_path / "other", only="encoder", progress=heard)
     assert not [note for note in heard.notes if "no power of two" in note], "of the decoder, which is not made"
     assert built[-1].as_json() == {}
+
+
+def test_a_longer_context_counts_keys_with_their_constant_part(
+    kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any
+) -> None:
+    """What is left out depends on the context; beyond the scanned one the scores count as they are."""
+    shifted = {"constant": 9.0, "keys shifted": 3.0, "scores shifted": 3.0}
+    rows = [TensorRange(f"{DECODER}layers.0.self_attn {name}", peak, 0.0, "x") for name, peak in shifted.items()]
+    large = f"{DECODER}layers.0.self_attn scores"
+    tensors = [replace(tensor, peak=5_000.0) if tensor.name == large else tensor for tensor in kept.tensors]
+    store(replace(kept, tensors=(*tensors, *rows)))
+    for context in (2048, 4096):
+        api.export("tiny", tmp_path / str(context), context=context, only="language", progress=heard)
+    assert [protection.scores for protection in built] == [0, 1]
 
 
 def test_a_scan_of_other_sides_is_told(kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any) -> None:
