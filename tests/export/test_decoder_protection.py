@@ -233,6 +233,15 @@ def test_bounded_norm_at_its_bound(width: int, row: str) -> None:
         assert not found.any()
 
 
+@pytest.mark.parametrize(("width", "largest"), [(896, 28_729), (1536, 12_313), (3584, 28_729), (4096, 32_833)])
+def test_the_sum_of_squares_as_it_is_rounded(width: int, largest: int) -> None:
+    """Over rows of one value, all that fp16 has in two binades: above 32,768 only where 2H is a power of two."""
+    values = torch.arange(4096, 16_384, 4).half().view(1, 1, 1, -1)
+    found = shrunk(values, 1, headroom(2 * width), 1.0)[0].double() ** 2 * 2 * width
+    assert largest - 2 < found.max() <= largest
+    assert bool(found.max() > LARGEST_SUM) is (width == 4096)
+
+
 @pytest.mark.parametrize("exponent", [0, 3, 8])
 def test_bounded_norm_of_a_scaled_stream(exponent: int) -> None:
     """A row of any size gives the same norm whatever power of two it comes divided by, eps included."""
