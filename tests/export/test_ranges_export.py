@@ -81,9 +81,13 @@ def test_a_longer_context_counts_keys_with_their_constant_part(
     large = f"{DECODER}layers.0.self_attn scores"
     tensors = [replace(tensor, peak=5_000.0) if tensor.name == large else tensor for tensor in kept.tensors]
     store(replace(kept, tensors=(*tensors, *rows)))
-    for context in (2048, 4096):
+    told = []
+    for context in (2048, 4096, 512):
+        heard.notes.clear()
         api.export("tiny", tmp_path / str(context), context=context, only="language", progress=heard)
-    assert [protection.scores for protection in built] == [0, 1]
+        told.append(any(f"one of {context:,} leaves out another" in note for note in heard.notes))
+    assert [protection.scores for protection in built] == [0, 1, 0]
+    assert told == [False, True, True], "neither count is a bound where the context is another"
 
 
 def test_a_scan_of_other_sides_is_told(kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any) -> None:
