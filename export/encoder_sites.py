@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from export.protection import LARGEST_STORED
+from export.protection import LARGEST_STORED, power
 from fastvlm.errors import TensorError, UsageError
 
 # Activations of up to 2.1e6; the largest known are 2.5e5. Twice it, for scores of queries and keys, 2^14 is still a
@@ -105,10 +105,7 @@ def encoder_exponents(peaks: Mapping[str, float], sites: Mapping[str, Sequence[s
 
 def needed(peak: float) -> int:
     """Returns the smallest e ≥ 0 with peak · 2^−e ≤ LARGEST_STORED; one that is too large for what is no number."""
-    if not math.isfinite(peak):
-        return LARGEST_EXPONENT + 1
-    mantissa, exponent = math.frexp(peak / LARGEST_STORED)  # mantissa in [0.5, 1)
-    return max(0, exponent - 1 if mantissa == 0.5 else exponent)
+    return power(peak) if math.isfinite(peak) else LARGEST_EXPONENT + 1
 
 
 def _peak(peaks: Mapping[str, float], tensor: str) -> float:

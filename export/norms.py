@@ -99,7 +99,10 @@ class BoundedRMSNorm(nn.Module):
 
     The mean of [y, −y] is exactly 0 and its variance mean(y²); a norm does not see s, but for eps. Rows within
     ±2^K, K = `headroom(2H)`, keep their size: s is 1. Bounds, for any finite fp16 x:
-    - |y| ≤ 2^K, and Σ y² over both halves ≤ 2H · 4^K ≤ 32,768: K is 2 up to H = 1,024 and 1 up to 4,096;
+    - |y| ≤ 2^K, and Σ y² over both halves ≤ 2H · 4^K ≤ 32,768: K is 2 up to H = 1,024 and 1 up to 4,096. s is rounded:
+      for H = 1,024 and 4,096, where 2H · 4^K is 32,768 itself, the sum over a row of one value alone reaches 32,832;
+    - s is subnormal in a row beyond 2^(14 + K), which an engine that flushes makes zeros: past what may be stored for
+      K ≥ 1, but 16,384 for H > 4,096, which no official size has;
     - in a row beyond 2^K the variance is at least 4^K / H, so eps, which is not scaled along, changes the result by
       less than eps · H / (2 · 4^K): 2.8e-5 for 0.5B, 4.5e-4 for 7B, and that only in a row of one value and zeros.
     exponent: x comes as x · 2^−exponent; rows within ±2^K get it back, so that eps means what it did.

@@ -9,6 +9,7 @@ It knows neither graphs nor files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,12 @@ class Protection:
         """All of it that the language model's packages depend on, as JSON."""
         own = {"residual": self.residual, "scores": self.scores, "mlp": list(self.mlp), "values": list(self.values)}
         return {"safe_forms": self.safe_forms, **own}
+
+
+def power(peak: float, limit: float = LARGEST_STORED) -> int:
+    """Returns the smallest e ≥ 0 with peak · 2^−e ≤ limit, a power of two."""
+    mantissa, exponent = math.frexp(peak / limit)  # mantissa in [0.5, 1)
+    return max(0, exponent - 1 if mantissa == 0.5 else exponent)
 
 
 PROTECTED = Protection()

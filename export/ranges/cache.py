@@ -1,7 +1,8 @@
 """The results of scans, kept by what was scanned: one JSON file for each checkpoint in the cache's folder.
 
 A checkpoint is told by its fingerprint: the hashes of its files as the manifest states them (texts for people left
-out) and of whatever of it is in memory, because whoever loads a model may change it before it is scanned or exported.
+out), its sizes, and whatever of it is in memory, because whoever loads a model may change it before it is scanned or
+exported.
 A file is used only where version, fingerprint and the hash of its content are as they must be; anything else is told
 in one line and counts as none. It is written under another name and takes its own when it is on the disk.
 It knows neither models' graphs nor exponents.
@@ -15,6 +16,7 @@ import secrets
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def fingerprint(model: FastVLM, files: Mapping[str, FileHash]) -> str:
     """Returns what tells a checkpoint from all others, 64 hex digits; `files` is `Source.files()`."""
     hashes = {name: entry["sha256"] for name, entry in files.items() if not is_prose(name.rpartition("/")[2])}
     memory = memory_digest((model.vision_encoder, model.projector, model.decoder))
-    return digest({"files": hashes, "memory": memory})
+    return digest({"files": hashes, "memory": memory, "config": asdict(model.config)})
 
 
 def place_of(fingerprint: str) -> Path:

@@ -16,13 +16,12 @@ It reads ranges alone, no weights.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from export.encoder_sites import encoder_exponents
-from export.protection import LARGEST_STORED, Protection
+from export.protection import Protection, power
 from export.ranges.decoder import CONTEXT
 from export.ranges.result import ALLOWED, DECODER, ENCODER, FP16_LARGEST, Ranges, TensorRange
 from export.scores import LARGEST_EXPONENT as LARGEST_SCORE_EXPONENT
@@ -128,12 +127,6 @@ class Reached:
         return max(
             (peak for (at, name), peak in self.inside.items() if name in names and layer in (None, at)), default=0
         )
-
-
-def power(peak: float, limit: float = LARGEST_STORED) -> int:
-    """Returns the smallest e ≥ 0 with peak · 2^−e ≤ limit, a power of two."""
-    mantissa, exponent = math.frexp(peak / limit)  # mantissa in [0.5, 1)
-    return max(0, exponent - 1 if mantissa == 0.5 else exponent)
 
 
 def _stored(ranges: Ranges, protection: Protection, context: int) -> Iterator[tuple[TensorRange, float]]:

@@ -12,12 +12,16 @@ from dataclasses import replace
 from export.plan import ExportPlan
 from export.protection import PROTECTED, Protection
 from export.ranges.cache import fingerprint, load
-from export.ranges.exponents import asked_of
+from export.ranges.decoder import CONTEXT
+from export.ranges.exponents import SHIFTED_SCORES, asked_of
 from export.ranges.result import DECODER, ENCODER, Ranges
 from fastvlm.exponents import exponents_in_words
 from fastvlm.hashes import FileHash
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.model.fastvlm import FastVLM
+
+# A scan by the command streams the decoder, and is not taken for one that is in memory, where it may have been changed.
+HELD = "its decoder is in memory: scan it with export.ranges.scan.scan_model, or load it with stream=True"
 
 
 def kept_protection(
@@ -26,14 +30,14 @@ def kept_protection(
     """Returns the exponents that the kept scan of this checkpoint asks for; without one, none.
 
     `files` is `Source.files()`, `typed` how the user names the checkpoint on a command line. Told to `progress.note`:
-    that there is no scan, image sizes that it did not see, and what no exponent cures. TensorError for values that fp16
-    cannot carry.
+    that there is no scan, image sizes and keys that it did not see, and what no exponent cures. TensorError for values
+    that fp16 cannot carry.
     """
     ranges = load(fingerprint(model, files), progress)
     if ranges is None:
         progress.note(
             "no scan of this checkpoint is kept: what its values reach is unknown, and none is scaled to fit fp16; "
-            f"type: {scan_command(typed, plan.image_sizes if plan.encoder else ())}"
+            + (HELD if _held(model) else f"type: {scan_command(typed, plan.image_sizes if plan.encoder else ())}")
         )
         return PROTECTED
     if missing := _missing(ranges, plan):
@@ -43,6 +47,11 @@ def kept_protection(
             f"{scan_command(typed, plan.image_sizes)}"
         )
     protection, problems = asked_of(_of_parts(ranges, plan), plan.context)
+    if plan.language and plan.context != CONTEXT and _shifts(ranges):
+        progress.note(
+            f"the scan saw keys without the part of their biases that a context of {CONTEXT:,} leaves out; one of "
+            f"{plan.context:,} leaves out another, and its scores may exceed what was seen: run `fastvlm validate`"
+        )
     for problem in problems:
         progress.note(problem)
     if exponents := exponents_in_words(protection.as_json()):
@@ -59,6 +68,16 @@ def _of_parts(ranges: Ranges, plan: ExportPlan) -> Ranges:
     """What was found of the parts that are made: others ask for nothing."""
     encoder, decoder = (ranges.part(ENCODER) if plan.encoder else ()), (ranges.part(DECODER) if plan.language else ())
     return replace(ranges, tensors=encoder + decoder, sites=ranges.sites if plan.encoder else {})
+
+
+def _held(model: FastVLM) -> bool:
+    """Whether the decoder's layers are in memory; the final norm always is."""
+    return any(weight.device.type != "meta" for weight in model.decoder.layers.parameters())
+
+
+def _shifts(ranges: Ranges) -> bool:
+    """Whether keys of any layer go without a part of their bias."""
+    return any(name.endswith(SHIFTED_SCORES) for name in ranges.peaks(DECODER))
 
 
 def _missing(ranges: Ranges, plan: ExportPlan) -> list[int]:

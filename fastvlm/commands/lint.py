@@ -63,7 +63,7 @@ def lint(path: str, device: str | None, min_resident: float | None, as_json: boo
         show_report(report, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
     least = report.resident_percent
     if min_resident is not None and least < min_resident:
-        click.echo(f"Error: {least:.4g} % stays, at least {min_resident:g} % was asked for", err=True)
+        click.echo(f"Error: {_percent(least)} stays, at least {min_resident:g} % was asked for", err=True)
         options.next_step(f"fastvlm lint {shlex.quote(path)} --json, for every op that leaves")
         raise click.exceptions.Exit(1)
     built = (Path(path) / MANIFEST).is_file()
@@ -163,9 +163,9 @@ def _ops(count: int) -> str:
 
 def _percent(share: float) -> str:
     """A percentage that says 100 only where nothing is missing."""
-    if share == 100:
-        return "100 %"
-    return f"{min(share, 99.9999):.6g} %"
+    from validation.lint.report import shown
+
+    return f"{shown(share):.6g} %"
 
 
 def _units(count: int, unit: str) -> str:

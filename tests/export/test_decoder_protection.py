@@ -14,8 +14,11 @@ from small_export import CONTEXT, small_model, snr
 from test_export_graphs import embeds_of, graphs_of, language_logits, reference_logits
 from torch import Tensor
 
+from export.chunks import Chunk, HeadSplit
 from export.key_shift import LARGEST_TURN, key_shift, shifts_keys, slow_channels
+from export.language import chunk_weight, whole_sizes
 from export.norms import LARGEST_SUM, BoundedRMSNorm, headroom, shrunk
+from export.plan import ExportPlan
 from export.protection import PROTECTED, Protection
 from export.scores import DEEPEST, LARGEST_EXPONENT, softmax
 from fastvlm_ref.model.decoder import RMSNorm
@@ -44,6 +47,28 @@ def test_powers_of_two_change_no_bit(model: Any, target: str, exponents: dict[st
     bare = graphs_of(model, target)["decode"]
     changed = [name for name, value in graph.named_parameters() if not value.equal(bare.get_parameter(name))]
     assert changed, "nothing was scaled"
+
+
+@pytest.mark.parametrize("target", ["ane", "gpu"])
+def test_each_layer_has_its_own_exponents(model: Any, target: str) -> None:
+    """Another layer's exponent would change no bit of the answers, and leave what is too large as it was."""
+    protection = Protection(residual=1, mlp=(3, 5), values=(2, 7))
+    sizes, bare = (
+        whole_sizes(model.decoder, ExportPlan((64,), CONTEXT, 16, target=target), given)
+        for given in (protection, PROTECTED)
+    )
+    split = HeadSplit(1, model.config.text.vocab_size)
+    for layer, (mlp, values) in enumerate(zip(protection.mlp, protection.values, strict=True)):
+        powers = {
+            "mlp.up_proj": -mlp, "mlp.down_proj": mlp - 1,
+            "self_attn.v_proj": -values, "self_attn.o_proj": values - 1,
+        }  # fmt: skip
+        chunk = Chunk(layer + 1, 2, layer, layer + 1, (), filling=False)  # a package of this layer alone
+        for leaf, power in powers.items():
+            name = f"layers.0.{leaf}.weight"
+            weights = [chunk_weight(model.decoder, of, target, chunk, split, name) for of in (sizes, bare)]
+            scaled, plain = (torch.cat(list(weight.pieces())) for weight in weights)
+            assert scaled.equal(plain * 2.0**power), f"layer {layer}, {name}"
 
 
 @pytest.mark.parametrize("target", ["ane", "gpu"])
@@ -206,6 +231,15 @@ def test_bounded_norm_at_its_bound(width: int, row: str) -> None:
         check("fp16_engine_norm", exact, rounded)
     else:
         assert not found.any()
+
+
+@pytest.mark.parametrize(("width", "largest"), [(896, 28_729), (1536, 12_313), (3584, 28_729), (4096, 32_833)])
+def test_the_sum_of_squares_as_it_is_rounded(width: int, largest: int) -> None:
+    """Over rows of one value, all that fp16 has in two binades: above 32,768 only where 2H is a power of two."""
+    values = torch.arange(4096, 16_384, 4).half().view(1, 1, 1, -1)
+    found = shrunk(values, 1, headroom(2 * width), 1.0)[0].double() ** 2 * 2 * width
+    assert largest - 2 < found.max() <= largest
+    assert bool(found.max() > LARGEST_SUM) is (width == 4096)
 
 
 @pytest.mark.parametrize("exponent", [0, 3, 8])

@@ -17,6 +17,7 @@ from export.ranges import cache as module
 from export.ranges.cache import VERSION, fingerprint, load, place_of, store
 from export.ranges.result import DECODER, ENCODER, Ranges, TensorRange, ranges_of
 from fastvlm.cache import cache_folder
+from fastvlm.errors import UsageError
 from fastvlm.parts import digest
 from fastvlm_ref.checkpoint import load_checkpoint
 
@@ -159,6 +160,9 @@ def test_a_checkpoint_is_told_by_its_files_and_by_what_is_in_memory(tiny_model: 
     weights = next(name for name in files if name.endswith(".safetensors"))
     other = {**files, weights: {**files[weights], "sha256": "0" * 64}}
     assert mark != fingerprint(tiny_model, other)
+    other_rule = copy.copy(tiny_model)
+    other_rule.config = replace(tiny_model.config, image_rule="crop")  # other pictures are shown
+    assert mark != fingerprint(other_rule, files)
     edited = copy.deepcopy(tiny_model.decoder)
     edited.layers[2].mlp.up_proj.weight.data[0, 0] += 1
     original = tiny_model.decoder
@@ -195,3 +199,10 @@ def test_where_the_cache_is(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
     assert cache_folder() == Path(place)
+
+
+def test_a_home_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a user that does not exist; a container's user without a home ends the same way."""
+    monkeypatch.setenv("FASTVLM_CACHE", "~nobody-has-this-name/x")
+    with pytest.raises(UsageError, match="set FASTVLM_CACHE to a folder"):
+        load(MARK)

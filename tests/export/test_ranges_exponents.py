@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from export.protection import LARGEST_STORED, PROTECTED
+from export.protection import LARGEST_STORED, PROTECTED, power
 from export.ranges.decoder import CONTEXT
-from export.ranges.exponents import LARGEST_SCORE, asked_of, power, problems_of, protection_of
+from export.ranges.exponents import LARGEST_SCORE, asked_of, problems_of, protection_of
 from export.ranges.result import ALLOWED, DECODER, ENCODER, Ranges, TensorRange
 from export.ranges.scan import scan
 from fastvlm.errors import TensorError, UsageError

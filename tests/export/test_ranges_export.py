@@ -13,8 +13,8 @@ from export import api
 from export.build import BuildWriter
 from export.protection import PROTECTED, UNPROTECTED, Protection
 from export.ranges.cache import fingerprint, place_of, store
-from export.ranges.result import DECODER, Ranges
-from export.ranges.scan import scan
+from export.ranges.result import DECODER, Ranges, TensorRange
+from export.ranges.scan import scan, scan_model
 from fastvlm.manifest import read_manifest
 from fastvlm_ref.checkpoint import load_checkpoint
 
@@ -73,6 +73,24 @@ def test_a_kept_scan_gives_the_exponents(kept: Ranges, built: list[Protection], 
     assert built[-1].as_json() == {"scanned": list(kept.image_sizes)}
 
 
+def test_a_longer_context_counts_keys_with_their_constant_part(
+    kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any
+) -> None:
+    """What is left out depends on the context; beyond the scanned one the scores count as they are."""
+    shifted = {"constant": 9.0, "keys shifted": 3.0, "scores shifted": 3.0}
+    rows = [TensorRange(f"{DECODER}layers.0.self_attn {name}", peak, 0.0, "x") for name, peak in shifted.items()]
+    large = f"{DECODER}layers.0.self_attn scores"
+    tensors = [replace(tensor, peak=5_000.0) if tensor.name == large else tensor for tensor in kept.tensors]
+    store(replace(kept, tensors=(*tensors, *rows)))
+    told = []
+    for context in (2048, 4096, 512):
+        heard.notes.clear()
+        api.export("tiny", tmp_path / str(context), context=context, only="language", progress=heard)
+        told.append(any(f"one of {context:,} leaves out another" in note for note in heard.notes))
+    assert [protection.scores for protection in built] == [0, 1, 0]
+    assert told == [False, True, True], "neither count is a bound where the context is another"
+
+
 def test_a_scan_of_other_sides_is_told(kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any) -> None:
     api.export("tiny", tmp_path / "build", image_sizes=(256, 128, 64), progress=heard, **ASKED)
     (note,) = [note for note in heard.notes if "the scan of this checkpoint" in note]
@@ -103,6 +121,22 @@ def test_a_changed_model_was_not_scanned(built: list[Protection], tmp_path: Path
     changed.decoder.layers[0].mlp.up_proj.weight.data[0] *= 1e6
     api.export_model(changed, tmp_path / "other", progress=heard, **ASKED)
     assert [note for note in heard.notes if note.startswith(NEVER)]
+
+
+def test_a_decoder_in_memory_is_told_how_to_be_scanned(
+    kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any
+) -> None:
+    """`fastvlm scan` streams it: the same command again would not help."""
+    model = load_checkpoint("tiny")
+    api.export_model(model, tmp_path / "build", progress=heard, **ASKED)
+    (note,) = [note for note in heard.notes if note.startswith(NEVER)]
+    assert "fastvlm scan" not in note
+    assert "scan_model" in note
+    scan_model(model, image_sizes=(256,))
+    heard.notes.clear()
+    api.export_model(model, tmp_path / "other", progress=heard, **ASKED)
+    api.export_model(load_checkpoint("tiny", stream=True), tmp_path / "third", progress=heard, **ASKED)
+    assert not [note for note in heard.notes if note.startswith(NEVER)]
 
 
 def test_a_given_protection_takes_its_place(kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from coremltools.converters.mil import Builder as mb
 from lint_cases import on
-from lint_programs import HALF, WHOLE, cache_write, conv, package, palette, scaled
+from lint_programs import HALF, WHOLE, builder, cache_write, conv, package, palette, scaled
 
 from validation.lint.checking import lint
 from validation.lint.cost import cost_of, padding_of
 from validation.lint.program import Function, Op
 from validation.lint.reading import read_program
+from validation.lint.report import shown
 
 EIGHT = np.ones(8, HALF)
 
@@ -175,3 +176,24 @@ def test_shares_are_sums_over_ops(tmp_path: Path) -> None:
     assert function.flops.percent == 50
     assert (function.bytes.total, function.bytes.leaving) == (194, 66)
     assert [(op.op, op.flops, op.bytes) for op in function.leaving] == [("reduce_prod", 32, 66)]
+
+
+def test_a_share_is_100_only_where_nothing_is_missing(tmp_path: Path) -> None:
+    """4 of 17 billion operations leave: rounded to six digits that is 100 %, and it is not said."""
+
+    def body(x0: Any) -> Any:
+        product = mb.matmul(x=x0, y=np.ones((4096, 4096), HALF))
+        return mb.cumsum(x=mb.slice_by_size(x=product, begin=[0, 0], size=[1, 4]), axis=1)
+
+    report = lint(package(builder(body, [((512, 4096), HALF)]), tmp_path))
+    assert 99.9999 < report.resident_percent < 100
+    content = report.as_json()
+    assert content["resident_percent"] == content["totals"][0]["flops"]["resident_percent"] == 99.9999
+    assert shown(100.0) == 100
+
+
+def test_a_function_without_work_is_judged_by_what_it_moves(tmp_path: Path) -> None:
+    """A lookup does no FLOP; where all of it leaves nothing stays."""
+    report = lint(package(builder(lambda x0: mb.gather(x=x0, indices=np.array([1, 2], np.int32), axis=1)), tmp_path))
+    assert len(report.functions[0].leaving) == 1
+    assert report.resident_percent == 0

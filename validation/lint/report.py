@@ -84,7 +84,12 @@ class Share:
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data, with the percentage to six digits."""
-        return {**asdict(self), "resident_percent": float(f"{self.percent:.6g}")}
+        return {**asdict(self), "resident_percent": shown(self.percent)}
+
+
+def shown(percent: float) -> float:
+    """A percentage to six digits that is 100 only where nothing is missing."""
+    return 100.0 if percent == 100 else min(float(f"{percent:.6g}"), 99.9999)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,11 @@ class FunctionReport:
     leaving: tuple[Leaving, ...]
     groups: tuple[Group, ...]
     kinds: tuple[Kind, ...]
+
+    @property
+    def resident_percent(self) -> float:
+        """The share of its FLOPs that stays; of its bytes where it only moves them."""
+        return (self.flops if self.flops.total > self.flops.edge else self.bytes).percent
 
     def by_rule(self) -> tuple[Group, ...]:
         """What leaves, gathered like the rest, then the rest; in the order of the rules. Not what leaves as a whole."""
@@ -179,8 +189,8 @@ class LintReport:
 
     @property
     def resident_percent(self) -> float:
-        """The share of FLOPs that stays in the function where the least does."""
-        return min((function.flops.percent for function in self.functions), default=100.0)
+        """The share of FLOPs (of bytes where there are none) that stays in the function where the least does."""
+        return min((function.resident_percent for function in self.functions), default=100.0)
 
     def broken_rules(self) -> tuple[str, ...]:
         """The ids of all rules that are broken somewhere, in the order of the table."""
@@ -193,7 +203,7 @@ class LintReport:
             "schema": SCHEMA,
             "device": self.device,
             "engine": self.engine,
-            "resident_percent": float(f"{self.resident_percent:.6g}"),
+            "resident_percent": shown(self.resident_percent),
             "totals": [total.as_json() for total in self.totals],
             "packages": [package.as_json() for package in self.packages],
             "rules": [rule_as_json(rule) for rule in self.broken_rules()],
