@@ -22,9 +22,10 @@ from export.ranges.matrix import read_table
 from export.ranges.prompts import Prompt, decoder_inputs, longest, tokenizer_of
 from export.ranges.result import Ranges
 from export.ranges.watch import Tally
-from fastvlm.errors import UsageError
+from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.checkpoint.source import Source, differing
 from fastvlm_ref.image import open_image
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import encode_prompt
@@ -49,7 +50,7 @@ def scan(
     `again` does not take what an earlier scan found. 0.5B takes 2.5 minutes of CPU time and 2.1 GB; of 7B one layer is
     in memory at a time.
     Raises UsageError for options, CheckpointError while the checkpoint is read, ImageError for a picture that is none,
-    TensorError where the model gives NaN or infinity in float32.
+    TensorError where the model gives NaN or infinity in float32; CheckpointError also for files that change meanwhile.
     """
     check_options(image_sizes, calibration=calibration)
     model = load_checkpoint(checkpoint, stream=True, base=base, allow_pickle=allow_pickle, progress=progress)
@@ -74,14 +75,23 @@ def scan_model(
     for sample in own:
         open_image(sample.picture)  # what is no picture is told before minutes are spent
     asked = Request(sides, own, pictures_hash(own) if own else None)
+    stamps = _stamps(model.source)
     mark = fingerprint(model, model.source.files(progress))
     known = None if again else load(mark, progress)
     if known is not None and known.covers(sides, asked.calibration):
         progress.note("this checkpoint was scanned before; --again scans it anew")
         return known
     found = Scanner(model, asked, progress).ranges(mark)
+    if changed := differing(_stamps(model.source), stamps):
+        raise CheckpointError(f"{', '.join(changed)} changed while it was scanned; scan it again")
     store(found, progress)
     return found
+
+
+def _stamps(source: Source) -> dict[str, tuple[int, ...]]:
+    """What shows that a file was written to: weights are read from it while a scan runs, after it was hashed."""
+    states = {name: path.stat() for name, path in source.paths.items() if path.is_file()}
+    return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states.items()}
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,26 @@ def test_another_checkpoint_is_another_scan(tiny: Path, tmp_path: Path, scanned:
     assert len(scanned) == 2
 
 
+def test_a_file_that_changes_meanwhile_is_no_result(
+    tiny: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found would stand under the hash of what the file was before."""
+    from export.ranges import scan as module
+
+    copied = Path(shutil.copytree(tiny, tmp_path / "copied"))
+    (weights,) = copied.glob("*.safetensors")
+
+    def written_to(*given: Any) -> Any:
+        weights.write_bytes(weights.read_bytes())
+        return decoder_pass(*given)
+
+    decoder_pass = module.decoder_pass
+    monkeypatch.setattr(module, "decoder_pass", written_to)
+    with pytest.raises(CheckpointError, match="changed while it was scanned"):
+        scan(copied, image_sizes=(64,))
+    assert not (cache / "scans").exists()
+
+
 def test_bad_input_is_refused_before_minutes_are_spent(
     tmp_path: Path, pictures: Path, scanned: list[tuple[int, ...]], heard: Any
 ) -> None:

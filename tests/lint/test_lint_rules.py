@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from coremltools.converters.mil import Builder as mb
 from lint_cases import CASES, OTHER_SIDES, PLAIN, Case
-from lint_programs import package
+from lint_programs import builder, package
 
 from fastvlm.devices import device
 from validation.lint import checking
@@ -97,6 +99,18 @@ def test_a_rule_of_some_generations_is_silent_for_others(
     path = broken_package(next(case for case in CASES if case.rule == rule))
     assert rule in lint(path, older).broken_rules()
     assert rule not in lint(path, newer).broken_rules()
+
+
+def test_a_result_that_is_read_inside_too_is_no_edge(tmp_path: Path) -> None:
+    """A cast that the program goes on with is not the price of its interface."""
+
+    def body(x0: Any) -> Any:
+        wide = mb.cast(x=x0, dtype="fp32")
+        return wide, mb.cast(x=wide, dtype="fp16")
+
+    (function,) = lint(package(builder(body), tmp_path)).functions
+    assert "cast" in {broken.rule for op in function.leaving for broken in op.rules}
+    assert len(function.leaving) == 2
 
 
 def test_package_size(tmp_path: Path) -> None:
