@@ -8,6 +8,7 @@ R_j(W x + b) − b gives the same weights, and is computed without ever adding b
     R_j(W x) + b ⊙ (cos_j − 1) + swap(b) ⊙ sin_j
 
 Only pairs that turn by less than 60° over the whole context are treated so: there |R_j b − b| < |b| at every position.
+For contexts of up to 2,048 positions they are those of 2,048, which is what a scan looks at (`export.ranges.decoder`).
 Exact in real numbers, and in fp16 the smaller the angle, the better. Biases of other pairs and small ones stay where
 they were: three more roundings would cost more than they save.
 It knows neither graphs nor files.
@@ -25,14 +26,15 @@ from fastvlm_ref.config import TextConfig
 from fastvlm_ref.model.decoder import Decoder
 
 LARGEST_TURN = math.pi / 3
+LEAST_CONTEXT = 2048
 # Keys without bias have values of a few units. fp16 rounds k + b by up to 2⁻¹¹ of b: beyond this more than k itself.
 LEAST_BIAS = 8.0
 
 
 def slow_channels(text: TextConfig, context: int) -> Tensor:
-    """Returns which channels of a head turn by less than 60° over `context` positions: bool (D,)."""
+    """Returns which channels of a head turn by less than 60° over max(`context`, 2,048) positions: bool (D,)."""
     exponents = -torch.arange(0, text.head_dim, 2).double() / text.head_dim
-    slow = text.rope_theta**exponents * (context - 1) < LARGEST_TURN
+    slow = text.rope_theta**exponents * (max(context, LEAST_CONTEXT) - 1) < LARGEST_TURN
     return torch.cat((slow, slow))  # channels c and c + D/2 are a pair
 
 

@@ -47,7 +47,7 @@ def kept_protection(
             f"{scan_command(typed, plan.image_sizes)}"
         )
     protection, problems = asked_of(_of_parts(ranges, plan), plan.context)
-    if plan.language and plan.context != CONTEXT and _shifts(ranges):
+    if plan.language and plan.context > CONTEXT and _shifts(ranges):
         progress.note(
             f"the scan saw keys without the part of their biases that a context of {CONTEXT:,} leaves out; one of "
             f"{plan.context:,} leaves out another, and its scores may exceed what was seen: run `fastvlm validate`"

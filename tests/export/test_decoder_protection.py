@@ -143,7 +143,7 @@ def test_cached_keys_lose_their_bias_and_nothing_else(target: str) -> None:
 
 def test_a_shift_of_another_layer_is_seen() -> None:
     """The comparison can fail: keys that lose twice their bias give other answers where angles differ."""
-    model = biased_model(40.0, slice(None))
+    model = biased_model(1000.0, slice(None))
     graphs = graphs_of(model)
     for graph in graphs.values():
         for layer in graph.layers:
@@ -157,7 +157,9 @@ def test_a_shift_of_another_layer_is_seen() -> None:
 def test_only_slow_pairs_are_shifted() -> None:
     text = small_model().config.text
     slow = slow_channels(text, CONTEXT)
-    angles = [text.rope_theta ** (-2 * (c % 16) / 32) * (CONTEXT - 1) for c in range(32)]
+    angles = [text.rope_theta ** (-2 * (c % 16) / 32) * 2047 for c in range(32)]
+    assert slow.equal(slow_channels(text, 2048))  # what a scan saw holds for every shorter context
+    assert not slow.equal(slow_channels(text, 32_768))
     assert slow.tolist() == [angle < LARGEST_TURN for angle in angles]
     assert 0 < slow.sum() < 32
     turned = [2 * math.sin(min(angle, math.pi) / 2) for angle, yes in zip(angles, slow, strict=True) if yes]
