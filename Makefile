@@ -28,8 +28,9 @@ setup: $(VENV)/.ready
 demo: $(VENV)/.ready
 	$(VENV)/bin/python -m validation.demo $(BUILD)
 
+# Two processes, each with whole files, so that what a file makes once is made once.
 test: $(VENV)/.ready-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # -rP shows what passing tests print: the measured dB.
 oracles: $(VENV)/.ready-oracles
