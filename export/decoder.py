@@ -23,7 +23,8 @@ from export.chunks import HeadSplit
 from export.contract import STATE
 from export.decoder_ane import AneLayout
 from export.decoder_gpu import GpuLayout
-from export.layout import GraphSizes, Layer, Layout
+from export.decoder_layer import Layer
+from export.layout import GraphSizes, Layout
 from export.parameters import GraphWeight
 
 LAYOUTS: dict[str, Callable[[GraphSizes], Layout]] = {"ane": AneLayout, "gpu": GpuLayout}
@@ -72,9 +73,10 @@ class LanguageGraph(HeadGraph):
     ) -> None:  # fmt: skip
         super().__init__(layout, sizes.text.hidden_size, split, parts if end == "logits" else ())
         *firsts, count = range(0, 2 * sizes.text.layers + 1, 2) if rows is None else rows
-        self.layers = nn.ModuleList(map(layout.layer, firsts))
+        layers = [Layer(layout, sizes.text, row) for row in firsts]
         if end == "done":
-            _only_fills(self.layers[-1])
+            layers[-1].drop_all_but_fill()
+        self.layers = nn.ModuleList(layers)
         self.end = end
         self.register_buffer(STATE, torch.zeros(layout.state(count)))
 
@@ -90,12 +92,6 @@ class LanguageGraph(HeadGraph):
             return (last.fill(x, rope, self.kvCache, at),)
         x = last(x, rope, mask, self.kvCache, at)
         return (self.layout.leave(x),) if self.end == "hidden" else self.logits(x)
-
-
-def _only_fills(layer: nn.Module) -> None:
-    """Drops what `fill` does not use."""
-    attention = cast(nn.Module, layer.self_attn)
-    del layer.mlp, layer.post_attention_layernorm, attention.q_proj, attention.o_proj
 
 
 def filled(graph: Graph, weight_of: Callable[[str], GraphWeight]) -> Graph:

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from export import layout
 from export.layout import GraphSizes, Rope
+from export.nonlinear import softmax
 from export.norms import BoundedRMSNorm
-from export.scores import softmax
 
 
 def convolution(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:
@@ -36,7 +36,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((second, first), 1) * sin
 
 
-class Attention(nn.Module):
+class Attention(layout.Attention):
     """Grouped-query attention of Q rows over the C positions of the state."""
 
     def __init__(self, sizes: GraphSizes, row: int) -> None:
@@ -91,43 +91,6 @@ class Attention(nn.Module):
         return softmax(scores.reshape(shape) + mask, exponent).reshape(shape[0], -1, shape[3])
 
 
-class MLP(nn.Module):
-    """down(silu(gate(x)) · up(x))."""
-
-    def __init__(self, sizes: GraphSizes) -> None:
-        super().__init__()
-        width, inner = sizes.text.hidden_size, sizes.text.intermediate_size
-        self.gate_proj, self.up_proj = convolution(width, inner), convolution(width, inner)
-        self.down_proj = convolution(inner, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
-
-
-class Layer(nn.Module):
-    """x += attention(norm(x)); x += mlp(norm(x)), with the state written on the way."""
-
-    def __init__(self, layout: AneLayout, row: int) -> None:
-        super().__init__()
-        self.input_layernorm = layout.norm()
-        self.self_attn = Attention(layout.sizes, row)
-        self.post_attention_layernorm = layout.norm()
-        self.mlp = MLP(layout.sizes)
-
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor, cache: Tensor, position: Tensor) -> Tensor:
-        normed = self.input_layernorm(x)
-        self.self_attn.write(normed, rope, cache, position)
-        x = x + self.self_attn.attend(normed, rope, mask, cache)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
-
-    def fill(self, x: Tensor, rope: Rope, cache: Tensor, position: Tensor) -> Tensor:
-        """Writes the state and nothing else; returns a value of it (1, 1, 1), so that the write has a reader."""
-        self.self_attn.write(self.input_layernorm(x), rope, cache, position)
-        return cache[0:1, 0, 0:1, 0:1]
-
-
 class AneLayout:
     """Channels first: `export.layout.Layout` for `--target ane`."""
 
@@ -139,9 +102,9 @@ class AneLayout:
         text = self.sizes.text
         return (rows, text.kv_heads, text.head_dim, self.sizes.context)
 
-    def layer(self, row: int) -> Layer:
-        """A layer whose keys are row `row` of the state."""
-        return Layer(self, row)
+    def attention(self, row: int) -> Attention:
+        """Attention whose keys are row `row` of the state."""
+        return Attention(self.sizes, row)
 
     def norm(self) -> nn.Module:
         """An RMSNorm of the residual stream (1, H, 1, Q)."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from export import layout
 from export.layout import GraphSizes, Rope
+from export.nonlinear import softmax
 from export.norms import RMSNormGraph
-from export.scores import softmax
 from fastvlm_ref.model.decoder import rotate
 
 
@@ -25,7 +25,7 @@ def projection(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
         return nn.Linear(inputs, outputs, bias=bias).requires_grad_(False)
 
 
-class Attention(nn.Module):
+class Attention(layout.Attention):
     """Grouped-query attention of Q rows over the C positions of the state."""
 
     def __init__(self, sizes: GraphSizes, row: int) -> None:
@@ -77,43 +77,6 @@ class Attention(nn.Module):
         return out
 
 
-class MLP(nn.Module):
-    """down(silu(gate(x)) · up(x))."""
-
-    def __init__(self, sizes: GraphSizes) -> None:
-        super().__init__()
-        width, inner = sizes.text.hidden_size, sizes.text.intermediate_size
-        self.gate_proj, self.up_proj = projection(width, inner), projection(width, inner)
-        self.down_proj = projection(inner, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
-
-
-class Layer(nn.Module):
-    """x += attention(norm(x)); x += mlp(norm(x)), with the state written on the way."""
-
-    def __init__(self, layout: GpuLayout, row: int) -> None:
-        super().__init__()
-        self.input_layernorm = layout.norm()
-        self.self_attn = Attention(layout.sizes, row)
-        self.post_attention_layernorm = layout.norm()
-        self.mlp = MLP(layout.sizes)
-
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor, cache: Tensor, position: Tensor) -> Tensor:
-        normed = self.input_layernorm(x)
-        self.self_attn.write(normed, rope, cache, position)
-        x = x + self.self_attn.attend(normed, rope, mask, cache)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
-
-    def fill(self, x: Tensor, rope: Rope, cache: Tensor, position: Tensor) -> Tensor:
-        """Writes the state and nothing else; returns a value of it (1, 1, 1), so that the write has a reader."""
-        self.self_attn.write(self.input_layernorm(x), rope, cache, position)
-        return cache[0:1, 0, 0:1, 0:1]
-
-
 class GpuLayout:
     """Rows of features: `export.layout.Layout` for `--target gpu`."""
 
@@ -125,9 +88,9 @@ class GpuLayout:
         text = self.sizes.text
         return (rows, text.kv_heads, self.sizes.context, text.head_dim)
 
-    def layer(self, row: int) -> Layer:
-        """A layer whose keys are row `row` of the state."""
-        return Layer(self, row)
+    def attention(self, row: int) -> Attention:
+        """Attention whose keys are row `row` of the state."""
+        return Attention(self.sizes, row)
 
     def norm(self) -> nn.Module:
         """An RMSNorm of the residual stream (1, Q, H)."""

@@ -6,6 +6,7 @@ checkpoint's names, and `export.decoder_weights` says what numbers belong there.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,14 +34,19 @@ class GraphSizes:
     shifts_keys: bool = False
 
 
-class Layer(Protocol):
-    """A decoder layer of either layout."""
+class Attention(nn.Module, ABC):
+    """Attention of Q rows over the C positions of the state; q_proj, k_proj, v_proj, o_proj are its layout's."""
 
-    def __call__(self, x: Tensor, rope: Rope, mask: Tensor, cache: Tensor, position: Tensor) -> Tensor:
-        """x += attention(norm(x)); x += mlp(norm(x)), with the state written on the way."""
+    q_proj: nn.Module
+    o_proj: nn.Module
 
-    def fill(self, x: Tensor, rope: Rope, cache: Tensor, position: Tensor) -> Tensor:
-        """Writes the state and nothing else; returns a value of it (1, 1, 1), so that the write has a reader."""
+    @abstractmethod
+    def write(self, x: Tensor, rope: Rope, cache: Tensor, position: Tensor) -> None:
+        """Writes the keys and values of a normed x at `position` into the layer's two rows of the state."""
+
+    @abstractmethod
+    def attend(self, x: Tensor, rope: Rope, mask: Tensor, cache: Tensor) -> Tensor:
+        """Returns the attention of a normed x over the C positions of its layer's rows, projected."""
 
 
 class Layout(Protocol):
@@ -49,8 +55,8 @@ class Layout(Protocol):
     def state(self, rows: int) -> tuple[int, ...]:
         """The shape of a state of `rows` rows, two for each layer."""
 
-    def layer(self, row: int) -> nn.Module:
-        """A layer whose keys are row `row` of the state."""
+    def attention(self, row: int) -> Attention:
+        """Attention whose keys are row `row` of the state."""
 
     def norm(self) -> nn.Module:
         """An RMSNorm of the residual stream."""

@@ -24,10 +24,10 @@ from export.encoder_sites import encoder_exponents
 from export.protection import Protection, power
 from export.ranges.decoder import CONTEXT
 from export.ranges.result import ALLOWED, DECODER, ENCODER, FP16_LARGEST, Ranges, TensorRange
-from export.scores import LARGEST_EXPONENT as LARGEST_SCORE_EXPONENT
 from fastvlm.errors import TensorError
 
 LARGEST_SCORE = 4096.0
+LARGEST_SCORE_EXPONENT = 9  # scores of 2.1e6, as of all others
 LARGEST_EXPONENT = 7  # of all others: 2.1e6, where what is written is still far from fp16's subnormals
 LAYER = re.compile(r"layers\.(\d+)[. ](.+)")
 # which exponent scales what, by the name behind the layer's

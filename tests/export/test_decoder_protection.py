@@ -17,11 +17,13 @@ from torch import Tensor
 from export.chunks import Chunk, HeadSplit
 from export.key_shift import LARGEST_TURN, key_shift, shifts_keys, slow_channels
 from export.language import chunk_weight, whole_sizes
+from export.nonlinear import softmax
 from export.norms import LARGEST_SUM, BoundedRMSNorm, headroom, shrunk
 from export.plan import ExportPlan
 from export.protection import PROTECTED, Protection
-from export.scores import DEEPEST, LARGEST_EXPONENT, softmax
+from export.ranges.exponents import LARGEST_SCORE, LARGEST_SCORE_EXPONENT
 from fastvlm_ref.model.decoder import RMSNorm
+from validation.host import MASKED
 
 HALF = 65_504.0
 PROMPT = 20
@@ -83,22 +85,22 @@ def test_a_scaled_residual_stream_changes_no_bit_but_eps(model: Any, target: str
 
 
 @pytest.mark.parametrize("target", ["ane", "gpu"])
-@pytest.mark.parametrize("exponent", [1, LARGEST_EXPONENT])
+@pytest.mark.parametrize("exponent", [1, LARGEST_SCORE_EXPONENT])
 def test_scaled_scores_give_the_same_answers(model: Any, target: str, exponent: int) -> None:
     plain, scaled = (logits_of(model, target, Protection(scores=given)) for given in (0, exponent))
     check("graph", plain, scaled)
 
 
-def test_softmax_of_scores_beyond_fp16() -> None:
-    """Scores of 2e6, divided by 512: every value on the way is one that fp16 holds, and the weights are right."""
-    scores = torch.linspace(1.99e6, 2e6, 257)[None] + torch.tensor([[0.0], [-4e6]])
-    small = (scores / 2.0**LARGEST_EXPONENT).half().float()
-    assert small.abs().max() <= 4096
-    differences = small - small.amax(-1, keepdim=True)
-    assert differences.clamp(min=DEEPEST).abs().max() * 2.0**LARGEST_EXPONENT <= 32_768
-    exact = torch.softmax(small.double() * 2.0**LARGEST_EXPONENT, -1)
-    assert torch.allclose(softmax(small, LARGEST_EXPONENT).double(), exact, atol=1e-7)
-    assert torch.isinf(scores.half()).all()  # what they would be without
+def test_the_mask_wins_over_every_score_that_is_stored() -> None:
+    """Masked scores of 2e6, divided by 512, in fp16: what is masked weighs nothing, the rest what it should."""
+    scores = torch.linspace(-2e6, 2e6, 257)[None] / 2.0**LARGEST_SCORE_EXPONENT
+    assert scores.abs().max() <= LARGEST_SCORE
+    masked = (scores + torch.where(torch.arange(257) < 100, 0.0, MASKED)).half().float()
+    assert masked.abs().max() <= 32_768
+    found = softmax(masked, LARGEST_SCORE_EXPONENT)
+    exact = torch.softmax(scores[:, :100].half().double() * 2.0**LARGEST_SCORE_EXPONENT, -1)
+    assert not found[:, 100:].any()
+    assert torch.allclose(found[:, :100].double(), exact, atol=1e-7)
 
 
 def biased_model(size: float, channels: slice) -> Any:
