@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from fastvlm.build import HIDDEN, Stage
 from fastvlm.errors import BuildError
 from validation.backends import Predictor, open_package
+from validation.host import EMBEDS
 
-EMBEDS = "inputsEmbeds"
 Predict = Callable[[Predictor, dict[str, Any], Any], dict[str, Any]]
 
 

@@ -22,8 +22,8 @@ from fastvlm.build import Build
 from fastvlm.errors import BuildError, UsageError
 from fastvlm_ref.engine import LARGER_BUILD, Advice
 from validation.backends import check_backend, open_package
-from validation.chain import EMBEDS, Chain
-from validation.host import EmbeddingTable, causal_mask, pad_rows, plan_prefill, rope_tables
+from validation.chain import Chain
+from validation.host import EmbeddingTable, LanguageInputs, plan_prefill
 from validation.mil.registry import only_moves
 
 
@@ -149,14 +149,8 @@ class PackageEngine:
 
     def _inputs(self, rows: NDArray[np.float32], query: int) -> dict[str, Any]:
         """What a function of `query` rows takes, for real rows (≤ Q, H) at the present position."""
-        cos, sin = rope_tables(self.position, query, self.build.head_dim, self.build.rope_theta)
-        return {
-            EMBEDS: pad_rows(rows, query),
-            "ropeCos": cos,
-            "ropeSin": sin,
-            "causalMask": causal_mask(self.position, len(rows), query, self.context),
-            "position": np.array([self.position], np.int32),
-        }
+        made = LanguageInputs(self.build.head_dim, self.build.rope_theta, self.context)
+        return made.inputs(rows, self.position, query)
 
     def watch_peaks(self) -> dict[str, float]:
         """From now on keeps the largest magnitude that any op of "encoder" and "language" computes; NaN counts as inf.

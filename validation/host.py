@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm.errors import BuildError, PromptError
 
+EMBEDS = "inputsEmbeds"  # what goes into every package of the language model
 MASKED = -1e4  # never −inf: fp16 sums of infinities are NaN on the Neural Engine
 
 
@@ -81,6 +83,26 @@ def causal_mask(position: int, rows: int, query: int, context: int) -> NDArray[n
     last_visible = position + np.minimum(np.arange(query), rows - 1)
     visible = np.arange(context) <= last_visible[:, None]
     return np.where(visible, 0.0, MASKED).astype(np.float16)[None, None]
+
+
+@dataclass(frozen=True)
+class LanguageInputs:
+    """What the host must know to make a language function's inputs: D, theta, C."""
+
+    head_dim: int
+    theta: float
+    context: int
+
+    def inputs(self, rows: NDArray[np.floating], position: int, query: int) -> dict[str, NDArray[Any]]:
+        """Returns what a function of Q = `query` positions takes, for real rows (≤ Q, H) from `position` on."""
+        cos, sin = rope_tables(position, query, self.head_dim, self.theta)
+        return {
+            EMBEDS: pad_rows(rows, query),
+            "ropeCos": cos,
+            "ropeSin": sin,
+            "causalMask": causal_mask(position, len(rows), query, self.context),
+            "position": np.array([position], np.int32),
+        }
 
 
 class EmbeddingTable:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from fastvlm.build import HIDDEN, Build, Stage
 from validation.backends import open_package
-from validation.chain import EMBEDS
-from validation.host import Chunk, causal_mask, pad_rows, plan_prefill, rope_tables
+from validation.host import EMBEDS, Chunk, LanguageInputs, plan_prefill
 
 Rows = NDArray[np.float32]
 Hook = Callable[[str, str, Any], None]
@@ -84,13 +83,5 @@ def _through(
 
 def _inputs(build: Build, chunk: Chunk, rows: Rows, stage: Stage) -> dict[str, Any]:
     query = build.query if chunk.function == "prefill" else 1
-    embeds = {EMBEDS: pad_rows(rows, query)}
-    if not stage.state:
-        return embeds
-    cos, sin = rope_tables(chunk.position, query, build.head_dim, build.rope_theta)
-    return embeds | {
-        "ropeCos": cos,
-        "ropeSin": sin,
-        "causalMask": causal_mask(chunk.position, chunk.rows, query, build.context),
-        "position": np.array([chunk.position], np.int32),
-    }
+    made = LanguageInputs(build.head_dim, build.rope_theta, build.context).inputs(rows, chunk.position, query)
+    return made if stage.state else {EMBEDS: made[EMBEDS]}
