@@ -127,7 +127,7 @@ def decode(arguments: argparse.Namespace) -> None:
         return lambda: engine.decode(row)
 
     seconds = in_turns({"package": step(package), "reference": step(reference)}, arguments.rounds)
-    weights = sum(file.stat().st_size for file in build.language[0].rglob("weight.bin"))
+    weights = sum(file.stat().st_size for stage in build.language for file in stage.package.rglob("weight.bin"))
     best = weights / bytes_per_second()
     table(f"decode behind {arguments.past} positions", seconds, ("reading fp16 weights once", best), 0.9)
 
@@ -177,7 +177,7 @@ def opening(arguments: argparse.Namespace) -> None:
 
     build = read_build(Path(arguments.build))
     before, start = resident("VmRSS"), time.perf_counter()
-    MILModel(build.language[0], function_name="decode")
+    MILModel(build.language[0].package, function_name="decode")
     seconds, added = time.perf_counter() - start, resident("VmRSS") - before
     print(f"opening: {seconds:.2f} s (target < 1), {added / 1e6:.0f} MB (target < 200)")
     print(f"coremltools imported: {'yes' if 'coremltools' in sys.modules else 'no'}")
