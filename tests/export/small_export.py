@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -20,7 +21,9 @@ sys.path.insert(0, str(DATA.parent.parent))
 from seeded_weights import seeded_tensor  # noqa: E402
 
 from export.choice import Compression  # noqa: E402
+from export.convert import PASSES  # noqa: E402
 from export.plan import ExportPlan  # noqa: E402
+from export.quiet import import_coremltools  # noqa: E402
 from export.sizes import language_bytes  # noqa: E402
 from fastvlm_ref.checkpoint.source import Source  # noqa: E402
 from fastvlm_ref.config import FastVLMConfig, PromptConfig, TextConfig, VisionConfig  # noqa: E402
@@ -69,6 +72,15 @@ def save_tokenizer(folder: Path) -> None:
     """What an export asks of a tokenizer."""
     folder.mkdir()
     (folder / "tokenizer.json").write_text("{}\n")
+
+
+def use_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converts with all of coremltools' passes but two: equal constants stay apart, convolutions keep their weights."""
+    left_out = ("const_deduplication", "fuse_conv_scale")
+    passes = import_coremltools().PassPipeline.DEFAULT.passes
+    every = [name.removeprefix("common::") for name in passes if not name.endswith(left_out)]
+    assert len(every) > 4 * len(PASSES)
+    monkeypatch.setattr("export.convert.PASSES", every)
 
 
 def read_proto(package: Path) -> Any:

@@ -11,20 +11,18 @@ import pytest
 import torch
 from export_limits import check
 from PIL import Image
-from small_export import small_model
+from small_export import small_model, use_all_passes
 from test_export_ops import ENCODER_OPS
 from test_export_parity import as_pixels, picture, rounded
 from test_export_streaming import LABELS, check_same_package, direct_encoder
 
 from export.contract import FunctionSpec, encoder_functions
-from export.convert import PASSES
 from export.encoder import EncoderGraph
 from export.names import rename
 from export.package import write_package
 from export.plan import ExportPlan
 from export.postcheck import operations
 from export.protection import PROTECTED, UNPROTECTED, Protection
-from export.quiet import import_coremltools
 from export.vision import converted_encoder
 from validation.mil import MILModel
 
@@ -105,7 +103,6 @@ def test_every_constant_is_a_number_of_fp16(model: Any) -> None:
 
 def test_the_passes_left_out_would_change_nothing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As tests/export/test_export_streaming.py asks of the plain graph."""
-    ct = import_coremltools()
 
     def ops() -> list[str]:
         function = block_of(model, everywhere(model))
@@ -113,10 +110,7 @@ def test_the_passes_left_out_would_change_nothing(model: Any, monkeypatch: pytes
         return [str(op) for op in operations(function)]
 
     ours = ops()
-    left_out = ("const_deduplication", "fuse_conv_scale")
-    every = [name for name in ct.PassPipeline.DEFAULT.passes if not name.endswith(left_out)]
-    assert len(every) > 4 * len(PASSES)
-    monkeypatch.setattr("export.convert.PASSES", [name.removeprefix("common::") for name in every])
+    use_all_passes(monkeypatch)
     assert ours == ops()
 
 

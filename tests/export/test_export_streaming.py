@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from export_limits import check
-from small_export import CONTEXT, QUERY, sizes_of, small_model
+from small_export import CONTEXT, QUERY, sizes_of, small_model, use_all_passes
 
 from export.api import export_model
 from export.choice import Compression
 from export.chunks import Chunk, chunks, head_split
 from export.compression.schemes import SCHEMES
 from export.contract import FunctionSpec, encoder_functions, language_functions
-from export.convert import PASSES, Converted, constant_name, converted, trace
+from export.convert import Converted, constant_name, converted, trace
 from export.decoder import filled
 from export.decoder_weights import decoder_weight
 from export.encoder import EncoderGraph
@@ -31,7 +31,6 @@ from export.parameters import graph_weights
 from export.plan import ExportPlan
 from export.postcheck import operations
 from export.protection import PROTECTED, Protection
-from export.quiet import import_coremltools
 from export.repeat import repeat_layers
 from export.standin import stand_in
 from export.vision import converted_encoder
@@ -177,7 +176,6 @@ def test_encoder_programs_and_weights_are_those_of_the_direct_route(scale: float
 
 def test_the_passes_left_out_would_change_nothing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of coremltools' passes but the two that would merge or fold what stands in for weights."""
-    ct = import_coremltools()
     plan = ExportPlan((64,), CONTEXT, QUERY)
 
     def ops() -> list[list[tuple[str, str]]]:
@@ -193,10 +191,7 @@ def test_the_passes_left_out_would_change_nothing(model: Any, monkeypatch: pytes
         return found
 
     ours = ops()
-    left_out = ("const_deduplication", "fuse_conv_scale")
-    every = [name for name in ct.PassPipeline.DEFAULT.passes if not name.endswith(left_out)]
-    assert len(every) > 4 * len(PASSES)
-    monkeypatch.setattr("export.convert.PASSES", [name.removeprefix("common::") for name in every])
+    use_all_passes(monkeypatch)
     assert ours == ops()
 
 

@@ -1,12 +1,14 @@
-"""The encoder of the official 0.5B with planted outliers, at 1024: exported with exponents, it keeps DESIGN's limits.
+"""The encoders of official sizes with planted outliers, at 1024: exported with exponents, they keep DESIGN's limits.
 
-Not named test_*: it writes 1.5 GB and takes some minutes. `make long` runs it. tests/export/test_encoder_outliers.py
-does the same with a small tower, and more.
+Not named test_*: it writes up to 16 GB and takes some minutes a size. `make long` runs it.
+tests/export/test_encoder_outliers.py does the same with a small tower, and more.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from validation.mil import MILModel
 SIDE = 1024
 
 
-@pytest.fixture(scope="module")
-def hard(tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(scope="module", params=["0.5b", "1.5b", "7b"])
+def hard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("hard") / "checkpoint"
-    return load_checkpoint(write_synthetic(Recipe(SIZES["0.5b"], outliers=True), folder), stream=True)
+    yield load_checkpoint(write_synthetic(Recipe(SIZES[request.param], outliers=True), folder), stream=True)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def test_the_official_size(hard: Any, images: Any, tmp_path: Path) -> None:
     """fp16 on every frame, fp16-accumulate on a photo and on the frame of the largest values; unprotected it fails."""
     found = exponents_for(hard, images)
     print(found)
-    assert found == {"network.8.2": 5, "network.9": 5}
+    assert found.keys() == {"network.8.2", "network.9"}
     protected = export_encoder(hard, SIDE, tmp_path / "protected", Protection(encoder=found))
     plain = MILModel(export_encoder(hard, SIDE, tmp_path / "unprotected"))
     problems: list[str] = []
