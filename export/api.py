@@ -62,7 +62,8 @@ def export(
     """
     check_options(image_sizes, context, query_length, only, target, max_file_size, quantize, calibration)
     place = check_output(output, overwrite)  # before gigabytes are fetched
-    typed = shlex.join([str(checkpoint), *(() if base is None else ("--base", str(base)))])
+    reading = [*(() if base is None else ("--base", str(base))), *(("--allow-pickle",) if allow_pickle else ())]
+    typed = shlex.join([str(checkpoint), *reading])
     checkpoint, base = on_disk(checkpoint, progress), None if base is None else on_disk(base, progress)
     check_apart(place, [folder_of(path) for path in (checkpoint, base) if path is not None])
     model = load_checkpoint(

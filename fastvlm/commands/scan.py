@@ -58,7 +58,8 @@ def scan(checkpoint: str, as_json: bool, **asked: Any) -> None:
         click.echo(f"problem: {problem}", err=True)
     sizes = "".join(f" --image-size {size}" for size in asked["image_sizes"])
     base = f" --base {shlex.quote(asked['base'])}" if asked["base"] else ""
-    options.next_step(f"fastvlm export {shlex.quote(checkpoint)} -o BUILD{sizes}{base}")
+    pickle = " --allow-pickle" if asked["allow_pickle"] else ""
+    options.next_step(f"fastvlm export {shlex.quote(checkpoint)} -o BUILD{sizes}{base}{pickle}")
     if problems:
         raise click.exceptions.Exit(1)
 

@@ -40,7 +40,8 @@ def test_a_scan_shows_parts_largest_tensors_and_the_next_command(run: Run, small
     notes = result.stderr.splitlines()
     assert any(note.startswith("note: scanning 12 pictures at 64, 128 pixels") for note in notes)
     assert notes[-1] == f"next: fastvlm export {small_checkpoint} -o BUILD --image-size 64 --image-size 128"
-    again = run("scan", small_checkpoint, "--image-size", 128)
+    again = run("scan", small_checkpoint, "--image-size", 128, "--allow-pickle")
+    assert again.stderr.splitlines()[-1].endswith("-o BUILD --image-size 128 --allow-pickle")
     assert again.stdout == result.stdout
     assert "note: this checkpoint was scanned before; --again scans it anew" in again.stderr.splitlines()
     assert len(list((cache / "scans").iterdir())) == 1

@@ -55,8 +55,12 @@ def test_the_note_names_the_command_that_covers_the_export(
     folder.symlink_to(tiny)
     api.export(folder, tmp_path / "build", image_sizes=(64, 128), progress=heard, **ASKED)
     api.export(folder, tmp_path / "other", only="language", progress=heard, **ASKED)
+    api.export(folder, tmp_path / "third", only="language", allow_pickle=True, progress=heard, **ASKED)
     commands = [note.partition("type: ")[2] for note in heard.notes if note.startswith(NEVER)]
-    assert commands == [f"fastvlm scan '{folder}' --image-size 64 --image-size 128", f"fastvlm scan '{folder}'"]
+    assert commands == [
+        f"fastvlm scan '{folder}' --image-size 64 --image-size 128", f"fastvlm scan '{folder}'",
+        f"fastvlm scan '{folder}' --allow-pickle",
+    ]  # fmt: skip
 
 
 def test_a_kept_scan_gives_the_exponents(kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any) -> None:
