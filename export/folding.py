@@ -25,10 +25,26 @@ ROWS = 64  # of a weight that are folded at a time
 
 
 class PowerConv(nn.Conv2d):
-    """A convolution of x · `before`, its result times `after`: powers of two that its weights do not hold."""
+    """A convolution of x · `before`, its result times `after`: powers of two that its weights do not hold.
+
+    reads, writes: the exponents of what comes in and goes out. takes, gives: those of what the convolution itself
+    takes, behind `before`, and gives, ahead of `after`.
+    """
 
     before: float = 1.0
     after: float = 1.0
+    reads: int = 0
+    writes: int = 0
+
+    @property
+    def takes(self) -> int:
+        """The exponent of the convolution's own input."""
+        return self.reads if self.before == 1 else self.writes
+
+    @property
+    def gives(self) -> int:
+        """The exponent of the convolution's own result."""
+        return self.writes if self.after == 1 else self.reads
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = super().forward(x if self.before == 1 else x * self.before)
@@ -101,4 +117,5 @@ def rescaled(conv: nn.Conv2d, reads: int, writes: int) -> nn.Conv2d:
     weight = conv.weight if lost or burst or power == 0 else folded(conv.weight, torch.tensor(2.0**power))
     out = make_conv(conv, weight, None if conv.bias is None else conv.bias * 2.0**-unit)
     out.before, out.after = 2.0**power if lost else 1.0, 2.0**power if burst else 1.0
+    out.reads, out.writes = reads, writes
     return out

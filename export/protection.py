@@ -14,6 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastvlm.errors import BuildError
+
+LARGEST_RECORDED = 1 << 13  # the largest side of a picture; exponents are far smaller
 # No scanned value may be stored beyond this: a factor of 2 below 32,768, which no value may exceed anywhere, and of 4
 # below fp16's end.
 LARGEST_STORED = 16_384.0
@@ -49,7 +52,25 @@ class Protection:
         found: dict[str, Any] = {"scanned": list(self.scanned)}
         found |= {"encoder": dict(sorted(self.encoder.items())), "residual": self.residual}
         found |= {"scores": self.scores, "mlp": list(self.mlp), "values": list(self.values)}
-        return {name: value for name, value in found.items() if (any(value) if isinstance(value, list) else value)}
+        kept = {name: value for name, value in found.items() if (any(value) if isinstance(value, list) else value)}
+        return kept if self.safe_forms else {"safe_forms": False, **kept}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Protection:
+        """Returns what `as_json` wrote; `record` is a manifest's `protection`, empty in builds without one.
+
+        Raises BuildError for what no export writes.
+        """
+        known = {"safe_forms": bool, "encoder": dict, "residual": int, "scores": int}
+        known |= dict.fromkeys(("mlp", "values", "scanned"), list)
+        wrong = [name for name, value in record.items() if not isinstance(value, known.get(name, ()))]
+        counts = [record.get("residual", 0), record.get("scores", 0)] if not wrong else []
+        for name in ("mlp", "values", "scanned", "encoder"):
+            held = record.get(name, {}) if not wrong else {}
+            counts += held.values() if isinstance(held, dict) else held
+        if wrong or any(type(count) is not int or not 0 <= count <= LARGEST_RECORDED for count in counts):
+            raise BuildError(f"protection in the manifest is {str(dict(record))[:80]}, which no export writes")
+        return cls(**record)
 
     @property
     def encoder_key(self) -> dict[str, Any]:

@@ -16,6 +16,13 @@ from typing import Any, Literal
 
 from fastvlm.manifest import significant
 
+# From what no output shows to what a user reads. A fault is caught by the rung that looks at what it changes.
+RUNGS = ("constants", "ops", "blocks", "network", "tokens")
+_RUNG_OF = {
+    "audit": "constants", "embeddings": "constants", "manifest": "constants", "op": "ops", "block": "blocks",
+    "preprocess": "tokens", "prompt": "tokens",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -32,6 +39,11 @@ class Limit:
     def key(self) -> str:
         """`quantity.metric`, the name by which tests and reports speak of this row."""
         return f"{self.quantity}.{self.metric}"
+
+    @property
+    def rung(self) -> str:
+        """Which of `RUNGS` measures it."""
+        return "tokens" if self.metric == "divergences" else _RUNG_OF.get(self.quantity, "network")
 
     @property
     def words(self) -> str:

@@ -14,9 +14,9 @@ from lint_programs import HALF, WHOLE, builder, cache_write, conv, package, pale
 
 from validation.lint.checking import lint
 from validation.lint.cost import cost_of, padding_of
-from validation.lint.program import Function, Op
-from validation.lint.reading import read_program
 from validation.lint.report import shown
+from validation.program.contents import Function, Op
+from validation.program.reading import read_program
 
 EIGHT = np.ones(8, HALF)
 

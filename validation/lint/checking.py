@@ -15,12 +15,12 @@ from fastvlm.devices import ENGINES, Device, device
 from fastvlm.errors import PackageError, UsageError
 from validation.contents import is_package, package_paths
 from validation.lint.cost import Cost, cost_of
-from validation.lint.program import Function, Op, Program
-from validation.lint.reading import read_program
 from validation.lint.report import Broken, FunctionReport, Group, Kind, Leaving, LintReport, PackageReport, Share
 from validation.lint.rule import Hit, Rule, Scope, Setting, Verdict
 from validation.lint.rules import RULES
 from validation.lint.rules.interface import SYSTEMS
+from validation.program.contents import Function, Op, Program
+from validation.program.reading import read_program
 
 
 def lint(path: str | Path, device: str | None = None, rules: Sequence[Rule] = RULES) -> LintReport:

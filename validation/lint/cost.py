@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastvlm.errors import PackageError
-from validation.lint.program import Op, Value
+from validation.program.contents import Op, Value
 
 GRANULE = 64  # bytes: a last axis fills whole pieces of this many (Apple, "Deploying Transformers on the ANE")
 VIEWS = frozenset(

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastvlm.devices import ENGINES, Device, Engine
-from validation.lint.program import Function, Program
+from validation.program.contents import Function, Program
 
 
 class Verdict(enum.Enum):

@@ -7,9 +7,9 @@ counted apart: neither resident nor an exit.
 
 from __future__ import annotations
 
-from validation.lint.program import Function, Op, Program, Value
 from validation.lint.rule import Confidence, Hit, Rule, Scope, Setting, Verdict
 from validation.lint.sources import CONTRACT, CT_ENUMERATED, CT_FLEXIBLE, GUIDE_PITFALLS, JR_GUIDE
+from validation.program.contents import Function, Op, Program, Value
 
 SCALING = ("mul", "add", "sub", "real_div")
 # specificationVersion of Model.proto -> iOS, macOS that load it (coremltools, `_SPECIFICATION_VERSION_IOS_*`)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fastvlm.devices import ENGINES
-from validation.lint.program import Op
 from validation.lint.rule import Confidence, Hit, Rule, Setting, Verdict
 from validation.lint.rules.interface import is_edge
 from validation.lint.sources import CT_GATHER, GUIDE_OPS, JR_GUIDE, JR_LESSONS, JR_OPS
 from validation.lint.support import SUPPORT
+from validation.program.contents import Op
 
 GATHERS = ("gather", "gather_along_axis", "gather_nd")
 _ORDER = [engine.name for engine in ENGINES]

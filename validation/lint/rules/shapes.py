@@ -10,7 +10,6 @@ from __future__ import annotations
 from math import prod
 
 from validation.lint.cost import GRANULE, VIEWS, padding_of
-from validation.lint.program import Op, Value
 from validation.lint.rule import Confidence, Hit, Rule, Setting, Verdict
 from validation.lint.rules.interface import is_edge
 from validation.lint.sources import (
@@ -25,6 +24,7 @@ from validation.lint.sources import (
     JR_OPS,
     RUSTANE,
 )
+from validation.program.contents import Op, Value
 
 MOST_RANK, BEST_RANK = 5, 4
 PRODUCTS = ("matmul", "linear", "conv", "conv_transpose")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from validation.lint.program import Function, Op, Value
 from validation.lint.rule import Confidence, Hit, Rule, Scope, Setting, Verdict
 from validation.lint.sources import CT_STATE, CT_TWO_STATES, JR_LESSONS, MOBIUS, PROFILE
+from validation.program.contents import Function, Op, Value
 
 WRITES = ("write_state", "coreml_update_state")
 STATE_STEP = 32

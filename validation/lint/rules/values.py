@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from validation.lint.program import Op, Value
 from validation.lint.rule import Confidence, Hit, Rule, Setting, Verdict
 from validation.lint.rules.interface import is_edge
 from validation.lint.sources import (
@@ -19,6 +18,7 @@ from validation.lint.sources import (
     JR_GUIDE,
     PROFILE,
 )
+from validation.program.contents import Op, Value
 
 WIDE = ("fp32", "fp64")
 FEW = 4_096  # numbers of a constant that is looked into

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from validation.lint.program import Op, Program, Value
 from validation.lint.rule import Confidence, Hit, Rule, Scope, Setting, Verdict
 from validation.lint.sources import (
     COREAI_BLOCKS,
@@ -15,6 +14,7 @@ from validation.lint.sources import (
     JR_LESSONS,
     SIZE,
 )
+from validation.program.contents import Op, Program, Value
 
 LARGEST = 1_000_000_000  # bytes of one weight file
 SCALED = ("constexpr_blockwise_shift_scale", "constexpr_affine_dequantize")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from validation.lint.program import Op
 from validation.lint.rule import Confidence, Hit, Rule, Setting, Verdict
 from validation.lint.rules.shapes import of_parts
 from validation.lint.sources import (
@@ -16,6 +15,7 @@ from validation.lint.sources import (
     ORION,
     POOL,
 )
+from validation.program.contents import Op
 
 CONVOLUTIONS = ("conv", "conv_transpose")
 POOLS = ("avg_pool", "max_pool", "l2_pool")

@@ -1,6 +1,6 @@
-"""A program as the linter sees it: functions, ops, values with their types, and what is stored of each constant.
+"""A program as its readers see it: functions, ops, values with their types, and what is stored of each constant.
 
-These are facts alone, read by `validation.lint.reading` from the package that ships; nothing here judges them. An
+These are facts alone, read by `validation.program.reading` from the package that ships; nothing here judges them. An
 axis whose length is known only at run time counts as 1 wherever something is multiplied; `Value.dynamic` says so.
 """
 

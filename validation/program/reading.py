@@ -1,4 +1,4 @@
-"""From the package that ships to `validation.lint.program`: every function's ops with their types, walked in order.
+"""From the package that ships to `validation.program.contents`: every function's ops with their types, walked in order.
 
 The protobuf is opened as the MIL runtime opens it (`validation.mil.package`), so a hostile package is one PackageError
 here too. Weights are located in their files and never read: their bytes follow from types. An op that the MIL runtime
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import PackageError
-from validation.lint.program import Function, Op, Program, Value
 from validation.mil.features import describe
 from validation.mil.package import Package, open_folder
 from validation.mil.plan import block_of
 from validation.mil.values import Constant, decode_constant, decode_type
+from validation.program.contents import Function, Op, Program, Value
 
 DEEPEST = 40  # blocks within blocks, and constexpr ops computed from one another; coremltools nests three
 

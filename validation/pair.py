@@ -1,0 +1,80 @@
+"""A build and the checkpoint it was made from, side by side: what every rung of the comparison takes.
+
+What several rungs need is worked out once: the encoder's graph with the declared folds, the decoder's sizes, and the
+programs of the packages as facts. It compares nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from export.chunks import Chunk, HeadSplit, head_split
+from export.encoder import EncoderGraph
+from export.language import whole_sizes
+from export.layout import GraphSizes
+from export.plan import ExportPlan
+from export.protection import Protection
+from fastvlm.build import Build
+from fastvlm_ref.model.fastvlm import FastVLM
+from validation.counterparts.decoder import DecoderPart, packages_of
+from validation.limits import Limit, limits_of
+from validation.program import Function, Program, read_program
+
+
+@dataclass
+class Pair:
+    """A build and its reference; `model` may stream its decoder's weights (`load_checkpoint(stream=True)`)."""
+
+    build: Build
+    model: FastVLM
+    _programs: dict[Path, Program] = field(default_factory=dict)
+
+    @cached_property
+    def limits(self) -> Mapping[str, Limit]:
+        """What this build is held to, by key: compression has rows of its own."""
+        return limits_of(self.build.manifest["compression"])
+
+    @cached_property
+    def protection(self) -> Protection:
+        """What the export scaled, as the manifest records it; BuildError where no export writes that."""
+        return Protection.from_record(self.build.manifest.get("protection", {}))
+
+    @cached_property
+    def encoder_graph(self) -> EncoderGraph:
+        """The encoder with all declared folds, float32: its parameters are what the package's weights should be."""
+        return EncoderGraph(self.model, self.protection)
+
+    @cached_property
+    def sizes(self) -> GraphSizes:
+        """The sizes of the whole decoder's graph, and what is folded into it."""
+        build = self.build
+        plan = ExportPlan(build.image_sizes, build.context, build.query, target=build.target)
+        return whole_sizes(self.model.decoder, plan, self.protection)
+
+    @cached_property
+    def split(self) -> HeadSplit:
+        """How the head is cut into outputs."""
+        return head_split(self.model.config.text, self.build.target)
+
+    @cached_property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """The packages of the language model, in order."""
+        return packages_of(self.build)
+
+    def parts(self) -> Iterator[tuple[Path, DecoderPart]]:
+        """Gives each package of the language model with the part of the decoder that it holds."""
+        for stage, chunk in zip(self.build.language, self.chunks, strict=True):
+            yield stage.package, DecoderPart(self.model.decoder, self.sizes, self.build.target, chunk, self.split)
+
+    def program(self, package: Path) -> Program:
+        """Returns what a package holds, read once; PackageError where it cannot be read."""
+        if package not in self._programs:
+            self._programs[package] = read_program(package)
+        return self._programs[package]
+
+    def function(self, package: Path, name: str) -> Function:
+        """Returns one function of a package."""
+        return next(function for function in self.program(package).functions if function.name == name)
