@@ -63,6 +63,15 @@ def in_words(bound: str, limit: float) -> str:
 # fmt: off
 TABLE: tuple[Limit, ...] = (
     Limit(
+        "block", "encoder_loss_db", "max", 6.0, 1.75,
+        "how much worse any block of the encoder is than the reference with each op rounded to fp16",
+    ),
+    Limit(
+        "block", "language_loss_db", "max", 6.0, -0.36,
+        "the same for the decoder's layers, in prefill and in decode",
+    ),
+    Limit("block", "unmatched", "max", 0.0, 0, "blocks of the reference that a program lacks"),
+    Limit(
         "encoder", "psnr_db", "min", 60.0, 78.0,
         "20·log10(max |ref| / RMSE) of a picture's image tokens; rounding each op to fp16 costs 70–84 dB",
     ),
@@ -138,6 +147,13 @@ _ENCODER: dict[str, dict[str, tuple[float, float]]] = {
     "int4": {"psnr_db": (22.5, 33.7), "snr_loss_db": (56.0, 44.8)},  # in the 37 layers that blocks can hold
     "lut4": {"psnr_db": (18.0, 28.8), "snr_loss_db": (61.0, 49.6)},
 }
+# Blocks of a compressed network are as far from the yardstick as its weights are: scheme -> metric -> as above.
+_BLOCKS: dict[str, dict[str, tuple[float, float]]] = {
+    "int8": {"encoder_loss_db": (38.0, 27.2), "language_loss_db": (31.0, 20.4)},
+    "lut6": {"encoder_loss_db": (46.0, 34.9), "language_loss_db": (39.0, 28.4)},
+    "int4": {"encoder_loss_db": (55.0, 44.1), "language_loss_db": (48.0, 37.5)},
+    "lut4": {"encoder_loss_db": (60.0, 48.9), "language_loss_db": (52.0, 41.3)},
+}
 EMBEDDINGS_INT8 = Limit(
     "embeddings", "row_snr_db", "min", 20.5, 40.2,
     "the worst row of embeddings.bin against the checkpoint's; a row whose largest value is 40 times its mean keeps 21",
@@ -152,9 +168,13 @@ def limits_of(compression: Mapping[str, Any]) -> dict[str, Limit]:
     whole = _coarsest(dict.fromkeys(filter(None, (language, encoder)), 1))
     found = dict(LIMITS)
     parts = (("language", language, _LANGUAGE), ("answer", whole, _LANGUAGE), ("encoder", encoder, _ENCODER))
-    for quantity, scheme, rows in parts:
-        for metric, (limit, measured) in rows.get(scheme or "", {}).items():
-            if (key := f"{quantity}.{metric}") in found:
+    asked = [(f"{quantity}.", scheme, rows.get(scheme or "", {})) for quantity, scheme, rows in parts]
+    for part, scheme in (("encoder", encoder), ("language", language)):
+        own = {name: row for name, row in _BLOCKS.get(scheme or "", {}).items() if name.startswith(part)}
+        asked.append(("block.", scheme, own))
+    for prefix, scheme, rows in asked:
+        for metric, (limit, measured) in rows.items():
+            if (key := f"{prefix}{metric}") in found:
                 reason = f"{scheme} weights: what they lose on the embedded checkpoint, with headroom"
                 found[key] = replace(found[key], limit=limit, measured=measured, reason=reason)
     if compression.get("embeddings") == "int8":

@@ -27,7 +27,8 @@ def to_half_precision(value: Tensor) -> Tensor:
 
 
 def _round(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.dtype == torch.float32:
+    # on the meta device lie the weights of a model that streams, between two of their uses
+    if isinstance(value, Tensor) and value.dtype == torch.float32 and value.device.type != "meta":
         return to_half_precision(value)
     return value
 

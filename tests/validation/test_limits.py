@@ -18,6 +18,8 @@ FIXED = {
     "encoder.peak": "half of what fp16 can hold",
     "language.peak": "half of what fp16 can hold",
     "encoder.snr_loss_db": "the design's figure; 3 dB of headroom, since it is the difference of two errors",
+    "block.encoder_loss_db": "the same for each block",
+    "block.language_loss_db": "the same for each layer",
 }
 
 
