@@ -42,7 +42,10 @@ class BlockComparison:
 def compare_blocks(
     pair: Pair, pictures: Sequence[NDArray[np.uint8]], rows: Rows | None, progress: Progress = SILENT
 ) -> BlockComparison:
-    """Runs both sides once per picture, RGB bytes (N, N, 3) of an exported size, and once for rows (S, H) of a prompt."""
+    """Runs both sides once per picture, RGB bytes (N, N, 3) of an exported size, and once for a prompt's rows (S, H).
+
+    `rows` None: the encoder alone.
+    """
     asked: list[Run] = [EncoderRun(pair, pixels) for pixels in pictures]
     if rows is not None:
         asked.append(DecoderRun(pair, rows))
