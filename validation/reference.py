@@ -65,7 +65,7 @@ def encode(model: FastVLM, pixels: NDArray[np.uint8], stopped: Event) -> Encoded
         _check(stopped)
         tokens = model.encode_image(tensor)[0].numpy()
         _check(stopped)
-        with RoundEachOp():
+        with RoundEachOp():  # type: ignore[no-untyped-call]  # torch does not annotate its base
             rounded = model.encode_image(tensor)[0].numpy()
     return Encoded(pixels, tokens, rounded)
 

@@ -4,7 +4,6 @@ That is the yardstick for an exported encoder: fp16 alone costs 45–59 dB SNR h
 sleep or alarm. A TorchDispatchMode sees each aten op after torch has composed it, and rounds what it returns.
 Its range is not fp16's: a reference whose activations pass 65,504 is rounded to 11 bits like any other, for what is
 measured is what precision costs; that a package stays within the range is another row of the limits (`encoder.peak`).
-Numbers that others published in bfloat16 have a yardstick of their own: the same, rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -27,17 +26,16 @@ def to_half_precision(value: Tensor) -> Tensor:
     return torch.where(half.isinf(), torch.ldexp(mantissa.half().float(), exponent), half.float())
 
 
-def to_bfloat16(value: Tensor) -> Tensor:
-    """Returns float32 values rounded to bfloat16: to 8 bits, in float32's range."""
-    return value.bfloat16().float()
+def _round(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype == torch.float32:
+        return to_half_precision(value)
+    return value
 
 
 class RoundEachOp(TorchDispatchMode):
-    """Inside this context every float32 result of every op is rounded: to fp16's precision, unless told otherwise."""
+    """Inside this context every float32 result of every op carries fp16 precision, whatever its size."""
 
-    def __init__(self, rounding: Callable[[Tensor], Tensor] = to_half_precision) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate its base
-        self.rounding = rounding
+    rounding: Callable[[Any], Any] = staticmethod(_round)
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -45,7 +43,17 @@ class RoundEachOp(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         # a view must stay a view of the tensor it looks at; its values were rounded when they were made
         is_view = getattr(func, "is_view", False)
-        return out if is_view else tree_map(self._round, out)
+        return out if is_view else tree_map(self.rounding, out)
 
-    def _round(self, value: Any) -> Any:
-        return self.rounding(value) if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+
+def to_bfloat16(value: Any) -> Any:
+    """Returns a float32 tensor rounded to bfloat16: to 8 bits, in the range of float32. Anything else stays as it is."""
+    if isinstance(value, Tensor) and value.dtype == torch.float32:
+        return value.bfloat16().float()
+    return value
+
+
+class RoundEachOpToBFloat16(RoundEachOp):
+    """The same for numbers that others published in bfloat16 (validation/official)."""
+
+    rounding = staticmethod(to_bfloat16)

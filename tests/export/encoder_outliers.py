@@ -91,7 +91,7 @@ def reference(model: Any, pixels: Pixels) -> Reference:
     tensor = pixels_to_tensor(pixels)
     with torch.no_grad():
         tokens = model.encode_image(tensor)[0].numpy()
-        with RoundEachOp():
+        with RoundEachOp():  # type: ignore[no-untyped-call]
             rounded = model.encode_image(tensor)[0].numpy()
     return Reference(tokens, rounded)
 

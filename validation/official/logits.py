@@ -28,7 +28,7 @@ from fastvlm_ref.checkpoint import materialised
 from fastvlm_ref.config import IMAGE_TOKEN
 from fastvlm_ref.model.decoder import rope_tables
 from fastvlm_ref.model.fastvlm import FastVLM
-from validation.rounding import RoundEachOp, to_bfloat16
+from validation.rounding import RoundEachOpToBFloat16, to_bfloat16
 
 Row = NDArray[np.float32]
 Both = tuple[Tensor, Tensor]  # in float32, and rounded
@@ -67,7 +67,7 @@ def last_logits(
 
 
 def _both(step: Callable[..., Tensor], exact: tuple[Any, ...], rounded: tuple[Any, ...]) -> Both:
-    with RoundEachOp(to_bfloat16):
+    with RoundEachOpToBFloat16():  # type: ignore[no-untyped-call]  # torch does not annotate its base
         result = step(*rounded)
     return step(*exact), result
 
