@@ -47,7 +47,7 @@ class RoundEachOp(TorchDispatchMode):
 
 
 def to_bfloat16(value: Any) -> Any:
-    """Returns a float32 tensor rounded to bfloat16: to 8 bits, in the range of float32. Anything else stays as it is."""
+    """Returns a float32 tensor rounded to bfloat16: 8 bits, in float32's range. Anything else stays as it is."""
     if isinstance(value, Tensor) and value.dtype == torch.float32:
         return value.bfloat16().float()
     return value
