@@ -159,6 +159,28 @@ EMBEDDINGS_INT8 = Limit(
     "the worst row of embeddings.bin against the checkpoint's; a row whose largest value is 40 times its mean keeps 21",
 )  # fmt: skip
 
+# A real checkpoint against logits that others published in bfloat16 (validation/official). Measured on the embedded
+# checkpoint and on one of 0.5B size with drawn weights, against their own logits in bfloat16; not yet on real weights.
+OFFICIAL: dict[str, Limit] = {
+    limit.key: limit
+    for limit in (
+        Limit(
+            "official", "differing_positions", "max", 0.0, 0,
+            "positions that the prompt has more or fewer than the published one: image tokens and ids of text",
+        ),
+        Limit(
+            "official", "logit_error", "max", 0.1, 0.0257,
+            "largest difference from a published logit over the spread of all logits; bfloat16 has steps of 0.0625 "
+            "from 8 to 16, and what is rounded in another order differs by a few of them",
+        ),
+        Limit(
+            "official", "bf16_cost", "max", 0.06, 0.0169,
+            "what rounding each op to bfloat16 costs a logit here (RMS over the vocabulary) over the same spread: "
+            "where it costs more, the comparison cannot tell rounding from a fault",
+        ),
+    )
+}  # fmt: skip
+
 
 def limits_of(compression: Mapping[str, Any]) -> dict[str, Limit]:
     """Returns the limits that a build is held to, by key; `compression` is its manifest's entry."""

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from fastvlm.errors import ImageError
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -35,6 +37,15 @@ def filled(context: click.Context, parameter: click.Parameter, value: str | None
     if value is not None and not value.strip():
         raise click.BadParameter("it is empty, expected a name; check the variable it came from", context, parameter)
     return value
+
+
+def check_image(image: str) -> None:
+    """Raises ImageError for what can be known of a picture without decoding it: whether there is a file."""
+    from pathlib import Path
+
+    if not Path(image).is_file():
+        found = "a folder" if Path(image).is_dir() else "nothing"
+        raise ImageError(f"{image}: expected an image file, found {found} there; check the path")
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvlm.commands import options
-from fastvlm.errors import ImageError
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def run(
     A checkpoint is computed by PyTorch. A build is computed from its .mlpackage files: by this project's own runtime
     on any machine (mil), or by Core ML on a Mac (coreml).
     """
-    _check_image(image)  # before the seconds that the imports below take
+    options.check_image(image)  # before the seconds that the imports below take
     progress = TerminalProgress(transient=True)  # finished bars would stand between the answer's lines
     with progress.stage("Loading libraries"):
         from fastvlm_ref.sampling import Sampling
@@ -57,15 +56,6 @@ def run(
         options.next_step(f"fastvlm export {shlex.quote(target)} -o BUILD")
     else:
         options.next_step(options.validation_of(target))
-
-
-def _check_image(image: str) -> None:
-    """What can be known of a picture without decoding it."""
-    from pathlib import Path
-
-    if not Path(image).is_file():
-        found = "a folder" if Path(image).is_dir() else "nothing"
-        raise ImageError(f"{image}: expected an image file, found {found} there; check the path")
 
 
 def _stages(answer: Answer) -> dict[str, float]:

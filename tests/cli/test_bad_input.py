@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typed import Run
 
 from fastvlm.build import read_build
@@ -148,6 +149,43 @@ def test_logits_that_are_no_numbers(refused: Refused, build: Path, picture: Path
 
 def test_empty_prompt(refused: Refused, small_checkpoint: Path, picture: Path) -> None:
     refused("run", small_checkpoint, picture, "", says=("prompt", "empty"))
+
+
+@pytest.fixture
+def large_picture(picture: Path) -> Path:
+    """A picture of the size of the one that logits were published for."""
+    path = picture.with_name("large.png")
+    with Image.open(picture) as small:
+        small.resize((640, 480)).save(path)
+    return path
+
+
+def test_no_picture_to_check_official_logits_with(refused: Refused, small_checkpoint: Path, picture: Path) -> None:
+    check = ("check-official", small_checkpoint)
+    text = picture.with_name("text.jpg")
+    text.write_text("no picture")
+    refused(*check, says=("--image",))
+    refused(*check, "--image", "", says=("--image", "it is empty"))
+    refused(*check, "--image", picture.parent, says=("a folder",))
+    refused(*check, "--image", picture.with_name("absent.jpg"), says=("absent.jpg", "nothing"))
+    refused(*check, "--image", text, says=("text.jpg", "is not a picture"))
+    refused(*check, "--image", picture, says=("red.png is 90×60 pixels", "expected 640×480", "000000039769.jpg"))
+
+
+def test_nothing_that_official_logits_belong_to(
+    refused: Refused, small_checkpoint: Path, build: Path, large_picture: Path, tmp_path: Path
+) -> None:
+    says = (
+        "no logits were published",
+        "width 64",
+        "0.5B: 24 layers, width 896",
+        "7B: 28 layers",
+        "Apple's checkpoints",
+    )
+    refused("check-official", small_checkpoint, "--image", large_picture, says=says)
+    refused("check-official", build, "--image", large_picture, says=(f"{build} is a build", "expected a checkpoint"))
+    refused("check-official", tmp_path / "absent", "--image", large_picture, says=("absent", "no such folder"))
+    refused("check-official", large_picture.parent, "--image", large_picture, says=("is not a checkpoint",))
 
 
 def test_empty_words(refused: Refused, build: Path, picture: Path) -> None:

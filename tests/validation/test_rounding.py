@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from validation.rounding import RoundEachOp, to_half_precision
+from validation.rounding import RoundEachOp, RoundEachOpToBFloat16, to_half_precision
 
 
 def test_within_the_range_it_is_fp16() -> None:
@@ -45,3 +45,12 @@ def test_ops_are_rounded_and_do_not_overflow() -> None:
     assert square.tolist() == [[999_936.0, 9.0]]
     assert torch.equal(sine, torch.sin(x).half().float())
     assert view.data_ptr() == square.data_ptr()
+
+
+def test_the_same_to_bfloat16() -> None:
+    x = torch.tensor([[1000.0, 3.0, 1e30]])
+    with RoundEachOpToBFloat16():
+        found, whole = x * 1.003, torch.arange(3)
+    assert torch.equal(found, (x * 1.003).bfloat16().float())
+    assert not torch.equal(found, x * 1.003)
+    assert whole.dtype == torch.int64
