@@ -20,6 +20,7 @@ IMAGE_RULES = ("pad", "crop")
 TARGETS = ("ane", "gpu")
 SOURCE_OPTIONS = ("image_rule", "template", "system")
 HIDDEN = "hiddenStates"  # what a package of the language model hands to the next
+STATE = "kvCache"  # what every package with layers keeps
 LARGEST = 1 << 24  # no side, context, vocabulary or width of any model comes near; a larger number is damage
 
 

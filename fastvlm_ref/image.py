@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,13 +57,8 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
     `progress.note`.
     """
     path = Path(path)
-    if not path.is_file():
-        found = "no file" if path.exists() else "not there"
-        raise ImageError(f"{path} is {found}; expected a picture ({', '.join(FORMATS)})")
-    if not path.stat().st_size:
-        raise ImageError(f"{path} is empty (0 bytes); expected a picture, copy it or save it again")
     formats = _formats(path)
-    try:
+    with _naming(path, max_pixels):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             with Image.open(path, formats=formats) as image:
@@ -71,6 +68,28 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
                 upright = to_rgb(image)
         if image.format == "PNG":
             _verify_png(path)
+    for text in dict.fromkeys(_one_line(str(warning.message)) for warning in told):  # of damaged metadata, mostly
+        progress.note(f"{path.name}: {text}")
+    return upright
+
+
+def check_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises ImageError as `open_image` does for what a file's header tells, without decoding the picture."""
+    path = Path(path)
+    formats = _formats(path)
+    with (
+        _naming(path, max_pixels),
+        warnings.catch_warnings(action="ignore"),
+        Image.open(path, formats=formats) as image,
+    ):
+        check_size(image.size, max_pixels)
+
+
+@contextmanager
+def _naming(path: Path, max_pixels: int) -> Iterator[None]:
+    """Turns whatever Pillow raises into an ImageError that names the file."""
+    try:
+        yield
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
@@ -79,9 +98,6 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
         raise ImageError(f"{path} is too large ({error}); at most {max_pixels} pixels are read, shrink it") from error
     except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
         raise ImageError(f"{path} is damaged or cut short ({_said(error)}); copy it or save it again") from error
-    for text in dict.fromkeys(_one_line(str(warning.message)) for warning in told):  # of damaged metadata, mostly
-        progress.note(f"{path.name}: {text}")
-    return upright
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -216,7 +232,15 @@ def _verify_png(path: Path) -> None:
 
 
 def _formats(path: Path) -> list[str]:
-    """Returns the formats to try: those of this Pillow, and HEIF where the file is one and its plugin is there."""
+    """Returns the formats to try: those of this Pillow, and HEIF where the file is one and its plugin is there.
+
+    Raises ImageError where there is no file, or nothing in it.
+    """
+    if not path.is_file():
+        found = "no file" if path.exists() else "not there"
+        raise ImageError(f"{path} is {found}; expected a picture ({', '.join(FORMATS)})")
+    if not path.stat().st_size:
+        raise ImageError(f"{path} is empty (0 bytes); expected a picture, copy it or save it again")
     return [*(name for name in FORMATS if name in _registered()), *_plugin_formats(path)]
 
 

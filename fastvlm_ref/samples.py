@@ -1,20 +1,24 @@
 """Which pictures and prompts a comparison or a calibration uses: the three shipped ones, or a folder of the user's own.
 
-It does not know what they are used for; `option` is what the user typed to name the folder.
+It does not know what they are used for; `option` is what the user typed to name the folder. Questions of the user's own
+are read by `fastvlm_ref.questions`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from fastvlm.errors import UsageError
+from fastvlm.errors import ImageError, UsageError
+from fastvlm_ref.image import check_header
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm",
 )  # fmt: skip
+LISTED = 10  # files named in one error
 DEFAULT_PROMPT = "Describe the picture."
 
 
@@ -47,3 +51,16 @@ def samples_in(folder: Path, option: str = "--images") -> list[Sample]:
     if not pictures:
         raise UsageError(f"{option} {folder} holds no picture; known endings are {', '.join(SUFFIXES)}")
     return [Sample(path, DEFAULT_PROMPT) for path in pictures]
+
+
+def check_pictures(samples: Iterable[Sample]) -> None:
+    """Raises ImageError that names every file that is no picture, by their headers alone: before minutes of work."""
+    problems = []
+    for picture in dict.fromkeys(sample.picture for sample in samples):
+        try:
+            check_header(picture)
+        except ImageError as error:
+            problems.append(str(error))
+    if problems:
+        rest = f"; and {len(problems) - LISTED} more files" if len(problems) > LISTED else ""
+        raise ImageError("; ".join(problems[:LISTED]) + rest)

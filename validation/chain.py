@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvlm.build import HIDDEN, Stage
+from fastvlm.build import HIDDEN, STATE, Stage
 from fastvlm.errors import BuildError
 from validation.backends import Predictor, open_package
 from validation.host import EMBEDS
@@ -34,6 +34,10 @@ class Chain:
             self._function(index, "decode").make_state() if stage.state else None
             for index, stage in enumerate(self.stages)
         ]
+
+    def read_states(self, states: Sequence[Any]) -> list[NDArray[np.float16] | None]:
+        """Returns a copy of what each package's state holds, in the shape that the manifest gives; None without one."""
+        return [None if state is None else np.asarray(state.read_state(STATE)) for state in states]
 
     def prefill(self, inputs: dict[str, Any], states: Sequence[Any], predict: Predict) -> None:
         """Fills the states with Q positions; the head's packages are passed by."""

@@ -1,212 +1,232 @@
 """One run of the comparison: encoder, decoder and whole answers of a build against its reference, sample by sample.
 
-It gathers the worst values and the answers; `validation.judging` says what they are held against and writes them down.
+The first samples are compared in full, step by step; of the others both sides answer freely and the answers alone are
+compared, which is what a user's own questions are for. On the first sample the decoder's state is compared as well.
 A build that was exported with `--only` is compared in the part that it has.
+What was found is gathered here; `validation.judging` says what it is held against and writes it down.
 """
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvlm.build import Build
-from fastvlm.errors import ExecutionError
+from fastvlm.errors import ExecutionError, PromptError
 from fastvlm.progress import Progress
 from fastvlm_ref.engine import TorchEngine
 from fastvlm_ref.generate import check_budget
 from fastvlm_ref.image import open_image, preprocess
-from fastvlm_ref.model.fastvlm import FastVLM
-from fastvlm_ref.prompt import encode_prompt, prompt_record
+from fastvlm_ref.prompt import encode_prompt
 from fastvlm_ref.samples import Sample
 from fastvlm_ref.tokenizer import Tokenizer
-from validation.embeddings import table_error, worst_scaled_row
-from validation.limits import Measurement, limits_of, worst
-from validation.parity import DecoderParity, EncoderParity, compare_decoder, compare_encoder
+from validation.findings import Findings
+from validation.host_parity import differing_bytes, differing_fields, differing_ids, embedding_error
+from validation.limits import Measurement
+from validation.pair import Pair
+from validation.parity import DecoderParity, compare_decoder, compare_encoder
+from validation.questions import AnswerRow, DifferingStep
 from validation.reference import Encoded, Transcript, encode, one_ahead, splice, transcribe
 from validation.session import build_session
-from validation.verdict import AnswerRow
+from validation.state_parity import Filled, compare_state, fill, rows_to_fill
 
 Features = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 NO_ANSWER = "none: its values are no numbers"
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What the reference makes of one sample: image tokens by size, and the transcript."""
+    """What the reference makes of one sample: image tokens by size, the transcript, and what its cache then holds."""
 
     encoded: Mapping[int, Encoded]
     transcript: Transcript | None
+    filled: Filled | None
 
 
 class Comparison:
     """A build and its reference side by side; `steps` greedy tokens per question."""
 
-    def __init__(
-        self, build: Build, model: FastVLM, tokenizer: Tokenizer, backend: str, steps: int, progress: Progress
-    ) -> None:
-        self.build, self.model, self.tokenizer, self.steps, self.progress = build, model, tokenizer, steps, progress
+    def __init__(self, pair: Pair, tokenizer: Tokenizer, backend: str, steps: int, progress: Progress) -> None:
+        build, model = pair.build, pair.model
+        self.pair, self.tokenizer, self.steps, self.progress = pair, tokenizer, steps, progress
+        self.config = model.config
         self.session = build_session(build, backend, progress=progress)
         self.package = self.session.engine
         self.image_size = self.package.image_size or model.config.vision.image_size
         self.reference = TorchEngine(model, build.context, self.image_size)
-        self.stop_ids = model.config.prompt.stop_ids
-        self.limits = limits_of(build.manifest["compression"])
+        self.stop_ids = self.config.prompt.stop_ids
         self.peaks = self.package.watch_peaks() if backend == "mil" else {}
-        self.encoder: dict[str, EncoderParity] = {}
-        self.language: dict[str, DecoderParity] = {}
-        self.whole: dict[str, DecoderParity] = {}
-        self.differing_ids: dict[str, float] = {}
+        self.found = Findings()
+        self._names: dict[Path, str] = {}
         self._first: tuple[Sample, Truth] | None = None  # kept for the self-test
 
-    def run(self, samples: Sequence[Sample]) -> tuple[tuple[Measurement, ...], tuple[AnswerRow, ...]]:
-        """Measures everything; returns the worst value per limit, and the answers where the build can give any."""
-        rows: list[AnswerRow] = []
+    def run(self, samples: Sequence[Sample], in_full: int) -> tuple[list[Measurement], list[AnswerRow]]:
+        """Measures everything; returns the worst value per limit, and the answers where the build can give any.
+
+        The first `in_full` samples are compared step by step. Raises PromptError, before anything is computed, for
+        prompts that do not fit into the context.
+        """
+        whole = self.pair.build.encoder is not None and bool(self.pair.build.language)
+        self._name(samples)
+        self._compare_prompts(samples)
+        answers = list(self._compare_all(samples[:in_full]))
+        answers += self._ask_all(samples[in_full:]) if whole else []
+        self._compare_files()
+        return self.found.measurements(self.pair.limits), answers
+
+    def _name(self, samples: Sequence[Sample]) -> None:
+        """Names every picture by its file, and pictures of one file name in several folders by their number as well."""
+        pictures = list(dict.fromkeys(sample.picture for sample in samples))
+        shared = Counter(picture.name for picture in pictures)
+        for number, picture in enumerate(pictures, 1):
+            more = f" (picture {number})" if shared[picture.name] > 1 else ""
+            self._names[picture] = picture.name + more
+
+    def _compare_prompts(self, samples: Sequence[Sample]) -> None:
+        tokens = self.reference.tokens_at(self.image_size)
+        for sample in samples if self.pair.build.language else ():
+            ids = self.ids(sample.prompt)
+            try:
+                self.steps_after(tokens + sum(map(len, ids)))
+            except PromptError as error:
+                raise PromptError(f"{self._names[sample.picture]}: {error}") from error
+            self.found.add("prompt.differing_ids", sample.prompt, differing_ids(self.session, sample.prompt, ids))
+
+    def _compare_all(self, samples: Sequence[Sample]) -> Iterator[AnswerRow]:
         with self.progress.stage("Comparing with PyTorch", len(samples)) as advance, one_ahead() as results:
             for sample, truth in zip(samples, results(self._truths(samples)), strict=True):
                 self._first = self._first or (sample, truth)
-                rows += self._compare(sample, truth)
+                yield from self._compare(sample, truth)
                 advance(1)
-        return tuple(self._measurements()), tuple(rows)
 
-    def _truths(self, samples: Sequence[Sample]) -> Iterator[Callable[[Event], Truth]]:
+    def _ask_all(self, samples: Sequence[Sample]) -> Iterator[AnswerRow]:
+        """Both sides answer as they would for a user."""
+        if not samples:
+            return
+        with self.progress.stage("Asking both sides", len(samples)) as advance, one_ahead() as results:
+            for sample, told in zip(samples, results(self._tellings(samples)), strict=True):
+                yield AnswerRow(self._names[sample.picture], sample.prompt, self._answer(sample), told, sample.answer)
+                advance(1)
+
+    def _truths(self, samples: Sequence[Sample], with_state: bool = True) -> Iterator[Callable[[Event], Truth]]:
         """Yields per sample what the reference has to do for it; pictures are opened here, by the caller's thread."""
-        sizes = self.build.image_sizes or (self.image_size,)  # without an encoder the reference's tokens serve both
-        for sample in samples:
-            pixels = {size: self.pixels(sample.picture, size) for size in dict.fromkeys((self.image_size, *sizes))}
-            yield partial(self._truth, sample, pixels)
+        sizes = self.pair.build.image_sizes or (self.image_size,)  # without an encoder the reference's serve both
+        for number, sample in enumerate(samples):
+            pixels = self._pixels(sample, tuple(dict.fromkeys((self.image_size, *sizes))))
+            yield partial(self._truth, sample, pixels, with_state and number == 0)
 
-    def _truth(self, sample: Sample, pixels: Mapping[int, NDArray[np.uint8]], stopped: Event) -> Truth:
-        encoded = {size: encode(self.model, picture, stopped) for size, picture in pixels.items()}
-        if not self.build.language:
-            return Truth(encoded, None)
+    def _truth(self, sample: Sample, pixels: Mapping[int, Pixels], with_state: bool, stopped: Event) -> Truth:
+        encoded = {size: encode(self.pair.model, picture, stopped) for size, picture in pixels.items()}
+        if not self.pair.build.language:
+            return Truth(encoded, None, None)
         embeds = splice(self.reference, self.ids(sample.prompt), encoded[self.image_size].tokens)
-        return Truth(encoded, transcribe(self.reference, embeds, self.steps_after(len(embeds)), stopped))
+        transcript = transcribe(self.reference, embeds, self.steps_after(len(embeds)), stopped)
+        if not with_state:
+            return Truth(encoded, transcript, None)
+        rows = np.concatenate((embeds, self.reference.embed(transcript.ids[:-1])))
+        filled = fill(self.pair.model.decoder, rows_to_fill(rows, self.pair.build.query), stopped)
+        return Truth(encoded, transcript, filled)
+
+    def _tellings(self, samples: Sequence[Sample]) -> Iterator[Callable[[Event], str]]:
+        """Yields per sample what the reference has to do to answer it."""
+        for sample in samples:
+            yield partial(self._telling, sample, self._pixels(sample, (self.image_size,))[self.image_size])
+
+    def _telling(self, sample: Sample, pixels: Pixels, stopped: Event) -> str:
+        embeds = splice(self.reference, self.ids(sample.prompt), self.reference.encode_image(pixels))
+        steps = self.steps_after(len(embeds))
+        return self._text(transcribe(self.reference, embeds, steps, stopped, self.stop_ids).ids)
 
     def _compare(self, sample: Sample, truth: Truth) -> Iterator[AnswerRow]:
         """Compares the package with one sample's truth; yields the sample's answers, where the build can give any."""
         own: dict[int, Features] = {}
-        for size, encoded in truth.encoded.items() if self.build.encoder is not None else ():
+        for size, encoded in truth.encoded.items() if self.pair.build.encoder is not None else ():
             own[size] = self.package.encode_image(encoded.pixels)
-            self.encoder[f"{sample.picture.name} at {size}"] = compare_encoder(encoded, own[size])
+            self.found.encoder[f"{self._names[sample.picture]} at {size}"] = compare_encoder(encoded, own[size])
         if truth.transcript is None:
             return
-        name = f"{sample.name}: {sample.prompt}"
-        self.differing_ids[sample.prompt] = self._count_differing_ids(sample.prompt)
-        self.language[name] = self._compare_decoder("language", truth.transcript, truth.transcript.embeds)
-        if self.build.encoder is None:
+        name = f"{self._names[sample.picture]}: {sample.prompt}"
+        self.found.language[name] = self._follow("language", truth.transcript, truth.transcript.embeds)
+        if truth.filled is not None:
+            self.found.state = compare_state(self.pair, self.package, truth.filled)
+        if self.pair.build.encoder is None:
             return
         embeds = splice(self.package, self.ids(sample.prompt), own[self.image_size])
-        whole = self.whole[name] = self._compare_decoder("answer", truth.transcript, embeds)
-        yield AnswerRow(
-            sample.name, sample.prompt, self._own_answer(sample, whole), self._text(whole.reference_ids), sample.answer
-        )
+        whole = self.found.answer[name] = self._follow("answer", truth.transcript, embeds)
+        told = self._text(whole.reference_ids)
+        # what the build says when nobody leads it is the forced transcript, unless the two ever parted
+        said = told if whole.package_ids == whole.reference_ids else self._answer(sample)
+        yield AnswerRow(self._names[sample.picture], sample.prompt, said, told, sample.answer)
 
-    def _compare_decoder(self, quantity: str, transcript: Transcript, embeds: Features) -> DecoderParity:
-        return compare_decoder(transcript, self.package, embeds, self.limits[f"{quantity}.logit_error"])
+    def _follow(self, quantity: str, transcript: Transcript, embeds: Features) -> DecoderParity:
+        return compare_decoder(transcript, self.package, embeds, self.pair.limits[f"{quantity}.logit_error"])
 
-    def _worst(self, key: str, values: dict[str, float]) -> Measurement:
-        return worst(key, values, self.limits)
+    def _answer(self, sample: Sample) -> str:
+        """What the build says to a question."""
+        positions = self.package.tokens_at(self.image_size) + sum(map(len, self.ids(sample.prompt)))
+        try:
+            return self.session.answer(sample.picture, sample.prompt, self.steps_after(positions)).text
+        except ExecutionError:  # NaN or infinity: the measurements tell where, and fail the build
+            return NO_ANSWER
+
+    def _compare_files(self) -> None:
+        """What needs no sample: the manifest, the embedding table; and what was seen on the way, the largest values."""
+        build, found = self.pair.build, self.found
+        found.add("manifest.differing_fields", "model, image and prompt", differing_fields(self.config, build))
+        if build.language:
+            table = self.pair.model.decoder.embed_tokens.weight.detach().numpy()
+            key, worst_rows = embedding_error(table, self.package.embeddings)
+            found.single[key] = dict(worst_rows)
+        for part, peak in self.peaks.items():
+            if build.language if part == "language" else build.encoder:
+                first = self.package.beyond.get(part)
+                found.add(f"{part}.peak", f"first in {first}" if first else "every op", peak)
 
     def work_out(self, sample: Sample) -> tuple[Encoded, Transcript]:
         """Returns the reference's numbers for a sample, of the comparison if it was the first one there."""
         if self._first is None or self._first[0] != sample:
-            (task,) = self._truths([sample])
+            self._names.setdefault(sample.picture, sample.name)
+            (task,) = self._truths([sample], with_state=False)
             self._first = (sample, task(Event()))
         truth = self._first[1]
         assert truth.transcript is not None
         return truth.encoded[self.image_size], truth.transcript
 
-    def pixels(self, picture: Path, size: int) -> NDArray[np.uint8]:
-        """Returns a picture's RGB bytes (N, N, 3) by the checkpoint's image rule."""
-        return preprocess(open_image(picture, progress=self.progress), size, self.model.config.image_rule)
+    def _pixels(self, sample: Sample, sizes: Sequence[int]) -> dict[int, Pixels]:
+        """Returns a picture's RGB bytes (N, N, 3) by the checkpoint's image rule; counts what the build's gives."""
+        picture = open_image(sample.picture, progress=self.progress)
+        pixels = {size: preprocess(picture, size, self.config.image_rule) for size in sizes}
+        for size in sizes if self.pair.build.encoder is not None else ():
+            differing = differing_bytes(self.session, picture, pixels[size])
+            self.found.add("preprocess.differing_bytes", f"{self._names[sample.picture]} at {size}", differing)
+        return pixels
 
     def ids(self, prompt: str) -> tuple[list[int], list[int]]:
         """Returns the ids before and after the image, as the checkpoint makes them."""
-        return encode_prompt(self.tokenizer, prompt, self.model.config.prompt)
+        return encode_prompt(self.tokenizer, prompt, self.config.prompt)
 
     def steps_after(self, positions: int) -> int:
         """Returns how many steps fit behind a prompt; raises PromptError where not one does."""
-        check_budget(positions, 1, self.build.context)
-        return min(self.steps, self.build.context - positions)
+        check_budget(positions, 1, self.pair.build.context)
+        return min(self.steps, self.pair.build.context - positions)
 
-    def _own_answer(self, sample: Sample, whole: DecoderParity) -> str:
-        """What the build says when nobody leads it: the forced transcript, unless the two ever parted."""
-        if whole.package_ids == whole.reference_ids:
-            return self._text(whole.package_ids)
-        try:
-            return self.session.answer(sample.picture, sample.prompt, len(whole.package_ids)).text
-        except ExecutionError:  # NaN or infinity: the measurements tell where, and fail the build
-            return NO_ANSWER
-
-    def _text(self, ids: list[int]) -> str:
+    def _text(self, ids: Sequence[int]) -> str:
         """The answer that ids (S,) spell: up to the first stop id."""
         return self.tokenizer.decode(list(takewhile(lambda i: i not in self.stop_ids, ids)))
 
-    def _count_differing_ids(self, prompt: str) -> float:
-        """Counts ids that the build's tokenizer and template make otherwise than the checkpoint's."""
-        differing = 0
-        built = encode_prompt(self.session.tokenizer, prompt, self.session.prompt)
-        for mine, theirs in zip(built, self.ids(prompt), strict=True):
-            differing += abs(len(mine) - len(theirs)) + sum(a != b for a, b in zip(mine, theirs, strict=False))
-        return float(differing)
-
-    def _count_differing_fields(self) -> float:
-        """Counts what the manifest tells a runtime otherwise than the checkpoint would."""
-        config, manifest = self.model.config, self.build.manifest
-        model, rule = manifest["model"], self.build.image_rule
-        told = [model.get("text"), model.get("vision"), rule, manifest["prompt"]]
-        true = [asdict(config.text), asdict(config.vision), config.image_rule, prompt_record(config.prompt)]
-        return float(sum(_plain(mine) != _plain(theirs) for mine, theirs in zip(told, true, strict=True)))
-
-    def _embedding_error(self) -> Measurement:
-        """How far the table's rows are from the checkpoint's: exact in fp16, the worst row where it has scales."""
-        table, file = self.model.decoder.embed_tokens.weight.detach().numpy(), self.package.embeddings
-        if file.scales is None:
-            return self._worst("embeddings.max_error", {"all rows": table_error(table, file.table)})
-        row, decibel = worst_scaled_row(table, file.table, file.scales)
-        return self._worst("embeddings.row_snr_db", {f"row {row}": decibel})
-
-    def _measurements(self) -> Iterator[Measurement]:
-        yield worst(
-            "manifest.differing_fields", {"model, image and prompt": self._count_differing_fields()}, self.limits
-        )
-        if self.encoder:
-            yield self._worst("encoder.psnr_db", {name: row.psnr_db for name, row in self.encoder.items()})
-            yield worst(
-                "encoder.snr_loss_db", {name: row.snr_loss_db for name, row in self.encoder.items()}, self.limits
-            )
-        if self.language:
-            yield self._worst("language.kl", {name: row.mean_kl for name, row in self.language.items()})
-            yield self._worst("language.kl_step", {name: max(row.kl) for name, row in self.language.items()})
-            yield worst(
-                "language.logit_error", {name: max(row.logit_error) for name, row in self.language.items()}, self.limits
-            )
-            yield worst(
-                "language.divergences", {name: row.divergences for name, row in self.language.items()}, self.limits
-            )
-            yield self._embedding_error()
-            yield self._worst("prompt.differing_ids", self.differing_ids)
-        if self.whole:
-            yield self._worst("answer.kl", {name: row.mean_kl for name, row in self.whole.items()})
-            yield worst(
-                "answer.logit_error", {name: max(row.logit_error) for name, row in self.whole.items()}, self.limits
-            )
-            yield self._worst("answer.divergences", {name: row.divergences for name, row in self.whole.items()})
-        for part, peak in self.peaks.items():
-            if self.build.language if part == "language" else self.build.encoder:
-                first = self.package.beyond.get(part)
-                yield self._worst(f"{part}.peak", {f"first in {first}" if first else "every op": peak})
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON keeps it: tuples are lists."""
-    return json.loads(json.dumps(value))
+    def differing_steps(self) -> Iterator[DifferingStep]:
+        """Gives every step at which the package's token was another."""
+        for of, transcripts in (("language", self.found.language), ("answer", self.found.answer)):
+            for name, parity in transcripts.items():
+                for number, step in enumerate(parity.steps, 1):
+                    if step.differs:
+                        texts = (self.tokenizer.decode([i]) for i in (step.reference_id, step.package_id))
+                        yield DifferingStep(of, name, number, step, *texts)

@@ -141,6 +141,10 @@ class PackageEngine:
             )
         return logits[: self.build.vocab_size]  # the last output of a head that is split has rows beyond V
 
+    def read_states(self) -> list[NDArray[np.float16] | None]:
+        """Returns what each package of the language model keeps, as `Chain.read_states`."""
+        return self.chain.read_states(self._states())
+
     def _states(self) -> list[Any]:
         if self.states is None:
             self.reset()

@@ -2,8 +2,8 @@
 
 Order of things: the files against the manifest, the reference against the manifest's source, then the comparison.
 Everything runs on one thread, because torch's convolutions give other bytes on two, and what is stored must be the
-same for the same build. A failed verdict is written too, and removes an older `selftest/`: nothing calls that build
-good any more.
+same for the same build. A verdict that is not "passed" is written too, and removes an older `selftest/`: nothing calls
+that build good any more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastvlm.build import Build, read_build
+from fastvlm.build import SOURCE_OPTIONS, Build, read_build
 from fastvlm.errors import BuildError, OutputError, UsageError
 from fastvlm.hashes import sha256_file
 from fastvlm.manifest import NAME as MANIFEST
@@ -23,18 +23,25 @@ from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import replace_file
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.checkpoint.hub import fetch, hub_id, on_disk
+from fastvlm_ref.checkpoint.load import read_config
 from fastvlm_ref.checkpoint.opening import open_checkpoint
 from fastvlm_ref.checkpoint.source import differing
 from fastvlm_ref.model.fastvlm import FastVLM
-from fastvlm_ref.samples import samples_in, shipped_samples
+from fastvlm_ref.questions import read_questions
+from fastvlm_ref.samples import Sample, check_pictures, samples_in, shipped_samples
 from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.comparison import Comparison
+from validation.expected_time import tell
+from validation.other_reference import check_shape
+from validation.pair import Pair
+from validation.questions import score
 from validation.selftest import FOLDER as SELFTEST
 from validation.selftest import SelfTest, is_selftest, worked_example, write_selftest
-from validation.verdict import FILE, Verdict
+from validation.verdict import FILE, ReferenceFiles, Verdict
 
-STEPS = 32
+STEPS = 64
+IN_FULL = 4  # questions of a file that are compared step by step
 
 
 def validate(
@@ -42,6 +49,8 @@ def validate(
     reference: str | Path | None = None,
     *,
     images: str | Path | None = None,
+    questions: str | Path | None = None,
+    other_reference: bool = False,
     backend: str = "mil",
     steps: int = STEPS,
     progress: Progress = SILENT,
@@ -50,28 +59,49 @@ def validate(
     """Compares a build folder with its checkpoint and writes `validation.json` (and `selftest/` when it passes).
 
     `reference` may be left out for builds of the embedded checkpoint. `images` is a folder of pictures to use in
-    place of the shipped ones; `checkpoint_options` are what reading the checkpoint needs (`base`, `allow_pickle`).
-    Raises BuildError (files missing or changed), UsageError (a reference that is not the build's source), and
-    whatever loading the checkpoint raises.
+    place of the shipped ones, `questions` a .jsonl file (`fastvlm_ref.questions`), of which the first four are compared
+    in full and of the others the answers alone. `other_reference` compares with a checkpoint that is not the build's
+    source all the same: such a build cannot pass. `checkpoint_options` are what reading the checkpoint needs (`base`,
+    `allow_pickle`). Raises BuildError (files missing or changed), UsageError (a reference that is not the build's
+    source or of another shape, a questions file with a bad line), ImageError (pictures that are none), PromptError (a
+    prompt that does not fit), and whatever loading the checkpoint raises.
     """
     if steps < 1:
         raise UsageError(f"steps is {steps}, expected at least 1")
     folder = Path(build)
     opened = read_build(folder)
+    samples, in_full = _samples(images, questions, progress)
     _check_folder(opened, progress)
-    samples = shipped_samples() if images is None else samples_in(Path(images))
+    tell(opened, in_full, len(samples) - in_full, steps, progress)
     with one_thread():
-        model, tokenizer = _load_reference(opened, reference, progress, checkpoint_options)
-        comparison = Comparison(opened, model, tokenizer, backend, steps, progress)
-        rows, answers = comparison.run(samples)
+        model, tokenizer, files = _load_reference(opened, reference, progress, checkpoint_options, other_reference)
+        pair = Pair(opened, model)
+        comparison = Comparison(pair, tokenizer, backend, steps, progress)
+        rows, answers = comparison.run(samples, in_full)
         measured = {row.limit.key for row in rows}
-        missing = tuple(key for key in comparison.limits if key not in measured)
-        hashes = {name: row["sha256"] for name, row in opened.source_files.items()}
-        manifest_hash = sha256_file(folder / MANIFEST)
-        verdict = Verdict(rows, answers, backend, steps, missing, manifest_hash, hashes, folder / FILE)
+        missing = tuple(key for key in pair.limits if key not in measured)
+        verdict = Verdict(
+            tuple(rows), tuple(answers), score(answers, in_full), tuple(comparison.differing_steps()), backend, steps,
+            missing, sha256_file(folder / MANIFEST), files, folder / FILE,
+        )  # fmt: skip
         with progress.stage("Writing the verdict"):
             _publish(verdict, folder, comparison)
     return verdict
+
+
+def _samples(images: str | Path | None, questions: str | Path | None, progress: Progress) -> tuple[list[Sample], int]:
+    """Returns what to compare on, and how many of these in full; refuses files that are no pictures."""
+    if images is not None and questions is not None:
+        raise UsageError("--images and --questions both name the pictures; give one of them")
+    if questions is not None:
+        samples = read_questions(Path(questions))
+    else:
+        samples = shipped_samples() if images is None else samples_in(Path(images))
+    check_pictures(samples)
+    in_full = min(IN_FULL, len(samples)) if questions is not None else len(samples)
+    if alone := len(samples) - in_full:
+        progress.note(f"the first {in_full} questions are compared in full, of the other {alone} the answers alone")
+    return samples, in_full
 
 
 def _check_folder(build: Build, progress: Progress) -> None:
@@ -94,29 +124,40 @@ def _check_folder(build: Build, progress: Progress) -> None:
 
 
 def _load_reference(
-    build: Build, reference: str | Path | None, progress: Progress, options: dict[str, Any]
-) -> tuple[FastVLM, Tokenizer]:
-    """Loads the checkpoint with what was asked for at the export; raises UsageError where it is another one."""
+    build: Build, reference: str | Path | None, progress: Progress, options: dict[str, Any], other: bool = False
+) -> tuple[FastVLM, Tokenizer, ReferenceFiles]:
+    """Loads the checkpoint with what was asked for at the export.
+
+    Raises UsageError where it is another one: unless `other` allows that, and then where its shape is another.
+    """
     if reference is None:
         if build.source_id != "tiny":
             raise UsageError(f"this build was made from {build.source_id}; name it: --reference CHECKPOINT")
         reference = "tiny"
     told: dict[str, Any] = {**build.source_options, **options}
-    found = _on_disk(build, reference, "", progress)
+    found = _on_disk(build, reference, "", progress, other)
     if told.get("base") is not None:
-        told["base"] = _on_disk(build, told["base"], "base/", progress)
-    source = open_checkpoint(found, told.get("base"), told.get("allow_pickle", False)).source
-    sizes = {name: path.stat().st_size for name, path in source.paths.items()}
+        told["base"] = _on_disk(build, told["base"], "base/", progress, other)
+    opened = open_checkpoint(found, told.get("base"), told.get("allow_pickle", False))
+    sizes = {name: path.stat().st_size for name, path in opened.source.paths.items()}
     listed = {name: row.get("bytes") for name, row in build.source_files.items() if isinstance(row, dict)}
-    _check_same(build, reference, differing(sizes, listed))  # before gigabytes are read and hashed
+    # before gigabytes are read and hashed
+    if _check_same(build, reference, differing(sizes, listed), other):
+        options = {name: told.get(name) for name in SOURCE_OPTIONS}
+        check_shape(build, read_config(opened, **options), reference)
     model = load_checkpoint(found, progress=progress, **told)
     if model.source is None or model.tokenizer is None:
         raise UsageError(f"{reference} has no source or no tokenizer")
-    _check_same(build, reference, differing(model.source.files(progress), build.source_files))
-    return model, model.tokenizer
+    files = model.source.files(progress)
+    different = _check_same(build, reference, differing(files, build.source_files), other)
+    if different:
+        check_shape(build, model.config, reference)
+        progress.note(f"{reference} is not what this build was made from: whatever the limits say, it cannot pass")
+    recorded = files if different else build.source_files
+    return model, model.tokenizer, ReferenceFiles({name: row["sha256"] for name, row in recorded.items()}, different)
 
 
-def _on_disk(build: Build, reference: str | Path, part: str, progress: Progress) -> str | Path:
+def _on_disk(build: Build, reference: str | Path, part: str, progress: Progress, other: bool) -> str | Path:
     """Fetches a Hub id, `part` "base/" for a LoRA's base; UsageError before that where its files have other sizes.
 
     An id without a revision means the commit that the manifest records: a branch may have moved on since.
@@ -128,7 +169,7 @@ def _on_disk(build: Build, reference: str | Path, part: str, progress: Progress)
     }
 
     def accept(sizes: Mapping[str, int]) -> None:
-        _check_same(build, reference, differing({name: sizes.get(name) for name in listed}, listed))
+        _check_same(build, reference, differing({name: sizes.get(name) for name in listed}, listed), other)
 
     recorded = build.manifest["source"].get("base", {}) if part else build.manifest["source"]
     commit = recorded.get("revision") if isinstance(recorded, dict) and recorded.get("id") == reference else None
@@ -139,16 +180,19 @@ def _on_disk(build: Build, reference: str | Path, part: str, progress: Progress)
     return fetch(pinned, progress, accept)
 
 
-def _check_same(build: Build, reference: str | Path, different: list[str]) -> None:
-    if different:
+def _check_same(build: Build, reference: str | Path, different: list[str], other: bool) -> tuple[str, ...]:
+    """Returns the names of files that differ from the build's source; UsageError unless `other` allows any."""
+    if different and not other:
         raise UsageError(
-            f"{reference} is not what this build was made from ({', '.join(different[:5])} differ); "
-            f"give the checkpoint {build.source_id} it was exported from, or export again"
+            f"{reference} is not what this build was made from ({', '.join(different[:5])} differ); give the "
+            f"checkpoint {build.source_id} it was exported from, export again, or compare all the same with "
+            "--other-reference"
         )
+    return tuple(different)
 
 
 def _publish(verdict: Verdict, build: Path, comparison: Comparison) -> None:
-    """A passed verdict is written after its self-test, a failed one before the old self-test goes: neither lies."""
+    """A passed verdict is written after its self-test, any other before the old self-test goes: neither lies."""
     if verdict.passed and verdict.answers:
         write_selftest(build, _example(comparison))
         replace_file(verdict.path, dump(verdict.as_json()))
@@ -162,5 +206,5 @@ def _example(comparison: Comparison) -> SelfTest:
     """Always the first shipped picture: a user's own photo must not travel with the build."""
     sample = shipped_samples()[0]
     encoded, transcript = comparison.work_out(sample)
-    ids, limits = comparison.ids(sample.prompt), comparison.limits
+    ids, limits = comparison.ids(sample.prompt), comparison.pair.limits
     return worked_example(sample.prompt, encoded, transcript, ids, comparison.stop_ids, limits)

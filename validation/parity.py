@@ -15,82 +15,156 @@ from numpy.typing import NDArray
 
 from fastvlm_ref.engine import Engine
 from validation.limits import LIMITS, Limit
-from validation.metrics import cosine, kl_divergence, margin, max_error, psnr_db, snr_db, worst_row_snr_db
+from validation.metrics import (
+    angle_db,
+    kl_divergence,
+    margin,
+    max_error,
+    psnr_db,
+    rank,
+    snr_db,
+    top_overlap,
+    worst_row_snr_db,
+)
 from validation.reference import Encoded, Transcript
 
 
 @dataclass(frozen=True)
-class EncoderParity:
-    """One picture's image tokens (T, H): package against reference, all in dB but the cosine."""
+class Closeness:
+    """How close image tokens (T, H) are to the reference's, all in dB: together, as a direction, and the worst token.
+
+    psnr_db: 20·log10(max |ref| / RMSE). angle_db: −10·log10(1 − cosine). worst_token_db: the SNR of the worst token.
+    """
 
     psnr_db: float
     snr_db: float
-    rounded_snr_db: float  # of the reference with every op rounded to fp16
-    cosine: float
+    angle_db: float
     worst_token_db: float
+
+
+@dataclass(frozen=True)
+class EncoderParity:
+    """One picture's image tokens: the package's, and the reference's with every op rounded to fp16."""
+
+    package: Closeness
+    rounded: Closeness
+
+    @property
+    def psnr_db(self) -> float:
+        """The package's own."""
+        return self.package.psnr_db
 
     @property
     def snr_loss_db(self) -> float:
-        """How much the package is worse than fp16 alone; negative when it is better.
+        """How much the package is worse than fp16 alone; negative when it is better."""
+        return loss_db(self.rounded.snr_db, self.package.snr_db)
 
-        inf where fp16 alone already ruins the picture: being no worse than a ruin is nothing to pass with.
-        """
-        if self.rounded_snr_db == -math.inf:
-            return math.inf
-        return 0.0 if self.rounded_snr_db == self.snr_db else self.rounded_snr_db - self.snr_db
+    @property
+    def cosine_loss_db(self) -> float:
+        """The same of 1 − cosine."""
+        return loss_db(self.rounded.angle_db, self.package.angle_db)
+
+    @property
+    def worst_token_loss_db(self) -> float:
+        """How much the package's worst token is worse than the worst of fp16 alone, which may be another."""
+        return loss_db(self.rounded.worst_token_db, self.package.worst_token_db)
+
+
+def loss_db(rounded: float, package: float) -> float:
+    """Returns how many dB the package's value lies below that of fp16 alone.
+
+    inf where fp16 alone already ruins everything: being no worse than a ruin is nothing to pass with.
+    """
+    if rounded == -math.inf:
+        return math.inf
+    return 0.0 if rounded == package else rounded - package
 
 
 def compare_encoder(reference: Encoded, actual: NDArray[np.float32]) -> EncoderParity:
     """Returns how far image tokens (T, H) are from the reference's."""
-    return EncoderParity(
-        psnr_db(reference.tokens, actual),
-        snr_db(reference.tokens, actual),
-        snr_db(reference.tokens, reference.rounded),
-        cosine(reference.tokens, actual),
-        worst_row_snr_db(reference.tokens, actual),
-    )
+    return EncoderParity(closeness(reference.tokens, actual), closeness(reference.tokens, reference.rounded))
+
+
+def closeness(reference: NDArray[np.float32], actual: NDArray[np.float32]) -> Closeness:
+    """Returns how close image tokens (T, H) are to others."""
+    metrics = (psnr_db, snr_db, angle_db, worst_row_snr_db)
+    return Closeness(*(metric(reference, actual) for metric in metrics))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a transcript: both sides' tokens, and how far apart their logits (V,) are.
+
+    error, margin: the largest difference of a logit, and the reference's best over its second best, both over the
+    spread (standard deviation) of the reference's logits. overlap, rank: `metrics.top_overlap` and `rank`. tie: the
+    tokens differ, and an error of this size explains it.
+    """
+
+    reference_id: int
+    package_id: int  # what the package would have said
+    kl: float  # nats
+    error: float
+    margin: float
+    overlap: float
+    rank: int
+    tie: bool
+
+    @property
+    def differs(self) -> bool:
+        """Whether the two sides chose different tokens."""
+        return self.reference_id != self.package_id
 
 
 @dataclass
 class DecoderParity:
-    """The steps of one transcript: per step KL, logit error over the logits' spread, and whether the tokens agree."""
+    """The steps of one transcript; `error_limit` is what a logit error may be for a differing token to be a tie."""
 
-    reference_ids: list[int] = field(default_factory=list)
-    package_ids: list[int] = field(default_factory=list)  # what the package would have said at each step
-    kl: list[float] = field(default_factory=list)
-    logit_error: list[float] = field(default_factory=list)
-    ties: int = 0  # differing tokens that a logit error of this size explains
-    divergences: int = 0  # differing tokens that it does not
     error_limit: Limit = LIMITS["language.logit_error"]
+    steps: list[Step] = field(default_factory=list)
 
     @property
-    def mean_kl(self) -> float:
-        """KL in nats, mean over the steps."""
-        return sum(self.kl) / len(self.kl)
+    def reference_ids(self) -> list[int]:
+        """The reference's tokens, (S,)."""
+        return [step.reference_id for step in self.steps]
+
+    @property
+    def package_ids(self) -> list[int]:
+        """The package's tokens, (S,), each behind the reference's."""
+        return [step.package_id for step in self.steps]
+
+    @property
+    def logit_error(self) -> float:
+        """The worst step's."""
+        return max(step.error for step in self.steps)
+
+    @property
+    def ties(self) -> int:
+        """Differing tokens that a logit error of this size explains."""
+        return sum(step.tie for step in self.steps)
+
+    @property
+    def divergences(self) -> int:
+        """Differing tokens that it does not."""
+        return sum(step.differs and not step.tie for step in self.steps)
 
     def add(self, reference: NDArray[np.float32], actual: NDArray[np.float32]) -> None:
         """Counts one step: logits (V,) of both sides."""
-        error = max_error(reference, actual)
         expected, said = int(reference.argmax()), int(actual.argmax())
-        self.reference_ids.append(expected)
-        self.package_ids.append(said)
-        self.kl.append(kl_divergence(reference, actual))
-        self.logit_error.append(relative_error(error, reference))
-        if expected != said:
-            # A tie: an error of this size on both tokens can swap them, so nothing is shown to be wrong. Only where
-            # the error itself is within its limit: a large one would excuse every token.
-            small = self.error_limit.holds(self.logit_error[-1])
-            tie = small and margin(reference) <= 2 * error
-            self.ties += int(tie)
-            self.divergences += int(not tie)
+        error = over_spread(max_error(reference, actual), reference)
+        ahead = over_spread(margin(reference), reference)
+        # A tie: an error of this size on both tokens can swap them, so nothing is shown to be wrong. Only where the
+        # error itself is within its limit: a large one would excuse every token.
+        tie = expected != said and self.error_limit.holds(error) and ahead <= 2 * error
+        kl, overlap, place = (metric(reference, actual) for metric in (kl_divergence, top_overlap, rank))
+        self.steps.append(Step(expected, said, kl, error, ahead, overlap, int(place), tie))
 
 
-def relative_error(error: float, reference: NDArray[np.float32]) -> float:
-    """Returns an error over the spread (standard deviation) of logits (V,); inf where constant logits differ at all."""
+def over_spread(value: float, reference: NDArray[np.float32]) -> float:
+    """Returns a value over the spread (standard deviation) of logits (V,); inf where constant logits differ at all."""
     spread = float(reference.std())
     if spread == 0.0:
-        return math.inf if error else 0.0
-    return error / spread
+        return math.inf if value else 0.0
+    return value / spread
 
 
 def compare_decoder(
@@ -103,7 +177,7 @@ def compare_decoder(
 
     `error_limit` is what a logit error may be for a differing token to count as a tie.
     """
-    parity = DecoderParity(error_limit=error_limit)
+    parity = DecoderParity(error_limit)
     package.reset()
     package.prefill(embeds[:-1])
     row = embeds[-1:]

@@ -11,7 +11,7 @@ It does not know the package.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +53,8 @@ class Abandoned(Exception):
     """Nobody waits for the result any more."""
 
 
-def _check(stopped: Event) -> None:
+def check(stopped: Event) -> None:
+    """Raises Abandoned where nobody waits any more."""
     if stopped.is_set():
         raise Abandoned
 
@@ -62,9 +63,9 @@ def encode(model: FastVLM, pixels: NDArray[np.uint8], stopped: Event) -> Encoded
     """Returns the image tokens of RGB bytes (N, N, 3)."""
     tensor = pixels_to_tensor(pixels)
     with torch.no_grad():
-        _check(stopped)
+        check(stopped)
         tokens = model.encode_image(tensor)[0].numpy()
-        _check(stopped)
+        check(stopped)
         with RoundEachOp():  # type: ignore[no-untyped-call]  # torch does not annotate its base
             rounded = model.encode_image(tensor)[0].numpy()
     return Encoded(pixels, tokens, rounded)
@@ -75,18 +76,20 @@ def splice(engine: Engine, ids: tuple[Sequence[int], Sequence[int]], image_token
     return np.concatenate((engine.embed(ids[0]), image_tokens, engine.embed(ids[1])))
 
 
-def transcribe(engine: Engine, embeds: Rows, steps: int, stopped: Event) -> Transcript:
-    """Runs `steps` greedy tokens behind embeddings (S, H).
+def transcribe(engine: Engine, embeds: Rows, steps: int, stopped: Event, stop_ids: Collection[int] = ()) -> Transcript:
+    """Runs `steps` greedy tokens behind embeddings (S, H), fewer where one of `stop_ids` ends them.
 
-    It goes on past a stop id: what follows is no answer any more, but it is still arithmetic to compare.
+    Without these it goes on past a stop id: what follows is no answer any more, but it is still arithmetic to compare.
     """
     engine.reset()
     engine.prefill(embeds[:-1])
     row, logits, ids = embeds[-1:], [], []
     for _ in range(steps):
-        _check(stopped)
+        check(stopped)
         logits.append(engine.decode(row))
         ids.append(int(logits[-1].argmax()))
+        if ids[-1] in stop_ids:
+            break
         row = engine.embed(ids[-1:])
     return Transcript(embeds, logits, ids)
 

@@ -12,7 +12,14 @@ from typing import Any
 from fastvlm.errors import BuildError
 from fastvlm.publish import replace_file
 from validation.limits import in_words
+from validation.questions import Score
 from validation.verdict import FILE
+
+WORDS = {
+    "passed": "passed: every limit holds",
+    "failed": "FAILED: at least one limit was missed",
+    "compared": "none: the reference is not what the build was made from",
+}
 
 
 def write_report(build: Path, path: Path) -> Path:
@@ -27,21 +34,37 @@ def write_report(build: Path, path: Path) -> Path:
 
 
 def _lines(verdict: dict[str, Any]) -> list[str]:
-    passed = verdict["verdict"] == "passed"
     return [
         "# Validation report", "",
-        f"**Verdict: {'passed: every limit holds' if passed else 'FAILED: at least one limit was missed'}.** "
+        f"**Verdict: {WORDS[verdict['verdict']]}.** "
         f"Packages executed by backend `{verdict['backend']}`, {verdict['steps']} greedy steps per question.", "",
         "## Answers", "",
         *_table(("picture", "question", "Core ML", "PyTorch", "true answer"), map(_answer, verdict["answers"])),
+        *(("", f"{Score(**verdict['questions']).in_words()}.") if verdict["answers"] else ()),
         "", "## Limits", "",
-        *_table(("quantity", "worst value", "limit", "", "where", "why"), map(_limit, verdict["limits"])),
+        *_table(("rung", "quantity", "worst value", "limit", "", "where", "why"), map(_limit, verdict["limits"])),
         *(("", f"Not measured: {', '.join(verdict['not_measured'])}.") if verdict["not_measured"] else ()),
+        *_differing(verdict["differing_steps"]),
         "", "## What was compared", "",
         f"- manifest sha256 `{verdict['manifest_sha256']}`",
         *(f"- reference `{name}` sha256 `{digest}`" for name, digest in sorted(verdict["reference_files"].items())),
+        *(f"- not what the build was made from: `{name}` differs" for name in verdict["reference_differs_in"]),
         "",
     ]  # fmt: skip
+
+
+def _differing(steps: list[dict[str, Any]]) -> list[str]:
+    """The steps at which the two sides chose different tokens."""
+    if not steps:
+        return ["", "No token differs."]
+    heads = ("of", "question", "step", "PyTorch", "Core ML", "margin", "logit error", "")
+    return ["", "## Tokens that differ", "", *_table(heads, map(_step, steps))]
+
+
+def _step(row: dict[str, Any]) -> tuple[Any, ...]:
+    texts = (json.dumps(row[side]["text"], ensure_ascii=False) for side in ("pytorch", "coreml"))
+    word = "tie" if row["tie"] else "**divergence**"
+    return row["of"], row["sample"], row["step"], *texts, row["margin"], row["logit_error"], word
 
 
 def _answer(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -51,7 +74,7 @@ def _answer(row: dict[str, Any]) -> tuple[Any, ...]:
 def _limit(row: dict[str, Any]) -> tuple[Any, ...]:
     word = "ok" if row["passed"] else "**MISSED**"
     name = f"{row['quantity']}.{row['metric']}"
-    return name, row["value"], in_words(row["bound"], row["limit"]), word, row["subject"], row["reason"]
+    return row["rung"], name, row["value"], in_words(row["bound"], row["limit"]), word, row["subject"], row["reason"]
 
 
 def _table(heads: tuple[str, ...], rows: Any) -> list[str]:

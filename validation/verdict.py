@@ -1,33 +1,34 @@
 """What `validate` found: every limit with its value, the answers of both sides, and the verdict.
 
 `validation.json` says the same in a build; it holds no time, path or machine, so equal builds give equal files.
+Only a comparison with the checkpoint that the build was made from can pass: beside another one (`--other-reference`)
+the verdict is "compared", whatever the limits say.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from validation.limits import Measurement
+from validation.limits import RUNGS, Measurement
+from validation.questions import AnswerRow, DifferingStep, Score
 
 FILE = "validation.json"
-SCHEMA = "0.1"
+SCHEMA = "0.2"
 
 
 @dataclass(frozen=True)
-class AnswerRow:
-    """One question with the answers of the packages and of PyTorch; `expected` where the truth is known."""
+class ReferenceFiles:
+    """The files of the checkpoint that was compared with, file -> sha256; `differing` from the build's source."""
 
-    image: str
-    prompt: str
-    coreml: str
-    pytorch: str
-    expected: str | None
+    sha256: dict[str, str]
+    differing: tuple[str, ...] = ()
 
     @property
-    def same(self) -> bool:
-        """Whether both sides said the same."""
-        return self.coreml == self.pytorch
+    def is_source(self) -> bool:
+        """Whether the build was made from this checkpoint."""
+        return not self.differing
 
 
 @dataclass(frozen=True)
@@ -36,28 +37,51 @@ class Verdict:
 
     rows: tuple[Measurement, ...]
     answers: tuple[AnswerRow, ...]
+    score: Score
+    differing_steps: tuple[DifferingStep, ...]
     backend: str
     steps: int
     not_measured: tuple[str, ...]  # limits that this backend, or this part of a build, cannot be held against
     manifest_sha256: str
-    reference_files: dict[str, str]  # file -> sha256
+    reference: ReferenceFiles
     path: Path  # where validation.json was written
 
     @property
-    def passed(self) -> bool:
+    def holds(self) -> bool:
         """True when every limit holds (and there was at least one)."""
         return bool(self.rows) and all(row.passed for row in self.rows)
+
+    @property
+    def passed(self) -> bool:
+        """True when every limit holds beside the build's own source: the build computes what it should."""
+        return self.holds and self.reference.is_source
+
+    @property
+    def word(self) -> str:
+        """ "passed" or "failed"; "compared" where the reference is not the build's source."""
+        if not self.reference.is_source:
+            return "compared"
+        return "passed" if self.passed else "failed"
 
     def as_json(self) -> dict[str, object]:
         """The content of validation.json."""
         return {
             "schema": SCHEMA,
-            "verdict": "passed" if self.passed else "failed",
+            "verdict": self.word,
             "backend": self.backend,
             "steps": self.steps,
             "not_measured": list(self.not_measured),
-            "limits": [row.as_json() for row in self.rows],
+            "limits": [row.as_json() for row in in_order(self.rows)],
             "answers": [{**vars(row), "same": row.same} for row in self.answers],
+            "questions": asdict(self.score),
+            "differing_steps": [step.as_json() for step in self.differing_steps],
             "manifest_sha256": self.manifest_sha256,
-            "reference_files": self.reference_files,
+            "reference_is_source": self.reference.is_source,
+            "reference_differs_in": list(self.reference.differing),
+            "reference_files": self.reference.sha256,
         }
+
+
+def in_order(rows: Sequence[Measurement]) -> list[Measurement]:
+    """Returns rows by rung, in the order of `RUNGS`, else as they were."""
+    return sorted(rows, key=lambda row: RUNGS.index(row.limit.rung))

@@ -19,7 +19,20 @@ if TYPE_CHECKING:
 @click.command(short_help="Compare a build with the checkpoint it was made from.")
 @click.argument("build", callback=options.filled)
 @options.reference
-@click.option("--images", metavar="DIR", help="Pictures to compare on. Default: the three that are shipped.")
+@click.option(
+    "--images", metavar="DIR", callback=options.filled,
+    help="Pictures to compare on. Default: the three that are shipped.",
+)  # fmt: skip
+@click.option(
+    "--questions", metavar="FILE", callback=options.filled,
+    help='Your own task: a .jsonl file, each line {"image": path, "prompt": text, "answer": text}, where the path is '
+    "relative to the file and the true answer may be left out. The first four are compared step by step, of all others "
+    "the answers alone.",
+)  # fmt: skip
+@click.option(
+    "--other-reference", is_flag=True,
+    help="Compare also with a checkpoint that the build was not made from. Such a comparison cannot pass.",
+)  # fmt: skip
 @click.option(
     "--backend", type=click.Choice(["mil", "coreml"]), default="mil", show_default=True,
     help="Who executes the packages: this project's runtime on any machine, or Core ML on a Mac.",
@@ -30,8 +43,8 @@ if TYPE_CHECKING:
 def validate(build: str, as_json: bool, **asked: Any) -> None:
     """Execute the packages of BUILD, compare them with PyTorch on the checkpoint, and write the verdict into BUILD.
 
-    Writes validation.json (every limit with its value) and, when every limit holds, selftest/, by which a device can
-    be tested. Exit code 1 when a limit is missed: nothing calls such a build good.
+    Writes validation.json (every limit with its value, every step whose token differs) and, when every limit holds,
+    selftest/, by which a device can be tested. Exit code 1 when a limit is missed: nothing calls such a build good.
     """
     from fastvlm.manifest import read_manifest
 
@@ -47,39 +60,70 @@ def validate(build: str, as_json: bool, **asked: Any) -> None:
         from rich.console import Console
 
         show_verdict(verdict, Console(soft_wrap=True, highlight=False))
-        click.echo(f"verdict: {'passed' if verdict.passed else 'FAILED'} ({verdict.path})")
-    if verdict.passed:
-        options.next_step(f'fastvlm run {shlex.quote(build)} IMAGE "PROMPT"')
-        return
-    click.echo(f"Error: {_missed(verdict)}; this build is not good, do not ship it", err=True)
-    options.next_step(f"fastvlm inspect {shlex.quote(build)}")
-    raise click.exceptions.Exit(1)
+        word = "FAILED" if verdict.word == "failed" else verdict.word
+        click.echo(f"verdict: {word} ({verdict.path})")
+    if not verdict.holds:
+        advice = (
+            "this build is not good, do not ship it" if verdict.reference.is_source else "beside another checkpoint"
+        )
+        click.echo(f"Error: {_missed(verdict)}; {advice}", err=True)
+    options.next_step(_next(build, verdict))
+    if not verdict.holds:
+        raise click.exceptions.Exit(1)
+
+
+def _next(build: str, verdict: Verdict) -> str:
+    if not verdict.reference.is_source:
+        return options.validation_of(build)
+    quoted = shlex.quote(build)
+    return f'fastvlm run {quoted} IMAGE "PROMPT"' if verdict.passed else f"fastvlm inspect {quoted}"
 
 
 def show_verdict(verdict: Verdict, console: Console) -> None:
-    """Prints the answers of both sides beside each other, then every limit with its worst value."""
+    """Prints the answers of both sides beside each other, then every limit with its worst value, rung by rung."""
     from rich.table import Table
     from rich.text import Text
 
-    answers = Table("picture", "question", "Core ML (executed here)", "PyTorch", "", title="Answers")
+    from validation.verdict import in_order
+
+    caption = verdict.score.in_words() if verdict.answers else None
+    answers = Table("picture", "question", "Core ML (executed here)", "PyTorch", "", title="Answers", caption=caption)
     for row in verdict.answers:
         cells = (row.image, row.prompt, row.coreml, row.pytorch, "same" if row.same else "DIFFERENT")
         answers.add_row(*map(Text, cells))
     console.print(answers)
-    limits = Table("quantity", "worst value", "limit", "", title="How far apart they are")
-    for measured in verdict.rows:
-        word = "ok" if measured.passed else "MISSED"
-        limits.add_row(measured.limit.key, f"{measured.value:.3g}", measured.limit.words, word)
+    if verdict.differing_steps:
+        console.print(_steps(verdict))
+    limits = Table(title="How far apart they are")
+    for head in ("", "quantity", "worst value", "limit", ""):
+        limits.add_column(head, no_wrap=True)
+    rung = ""
+    for measured in in_order(verdict.rows):
+        if measured.limit.rung != rung:
+            limits.add_section()
+        shown = "" if measured.limit.rung == rung else measured.limit.rung
+        rung, word = measured.limit.rung, "ok" if measured.passed else "MISSED"
+        limits.add_row(shown, measured.limit.key, f"{measured.value:.3g}", measured.limit.words, word)
     console.print(limits)
     if verdict.not_measured:
         console.print(f"not measured by this backend on this build: {', '.join(verdict.not_measured)}")
+    if not verdict.reference.is_source:
+        names = ", ".join(verdict.reference.differing[:5])
+        console.print(f"the reference is not what this build was made from ({names} differ)")
+
+
+def _steps(verdict: Verdict) -> str:
+    """How many tokens differ; all of them are in validation.json."""
+    ties = sum(step.step.tie for step in verdict.differing_steps)
+    count = len(verdict.differing_steps)
+    return f"tokens that differ: {count}, {ties} of them ties (differing_steps in {verdict.path.name})"
 
 
 def _missed(verdict: Verdict) -> str:
     missed = [row for row in verdict.rows if not row.passed]
     if not missed:
         return "nothing was measured"
-    values = (f"{row.limit.key} = {row.value:.3g}, limit {row.limit.words}" for row in missed)
+    values = (f"{row.limit.key} = {row.value:.3g} ({row.subject}), limit {row.limit.words}" for row in missed)
     return f"limits missed: {', '.join(values)}"
 
 

@@ -157,7 +157,7 @@ def test_a_block_that_the_program_lacks_is_counted(exported_tiny: Any, model: An
     file.write_bytes(spec.SerializeToString())
     pair = Pair(read_build(build), model)
     comparison = compare_blocks(pair, [], rows_of(pair))
-    assert "block.unmatched" in missed(comparison)
+    assert "blocks.unmatched" in missed(comparison)
     assert any("down_proj" in name for name in comparison.runs[0].missing)
 
 

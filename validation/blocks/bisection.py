@@ -60,7 +60,9 @@ class Finding:
 
 def bisect(pair: Pair, comparison: BlockComparison) -> list[Finding]:
     """Returns the first place of each run whose blocks leave their limit; empty where none does."""
-    return [finding for each in comparison.runs for finding in _first(each, pair.limits[f"block.{each.part}_loss_db"])]
+    return [
+        finding for each in comparison.runs for finding in _first(each, pair.limits[f"{each.part}_blocks.snr_loss_db"])
+    ]
 
 
 def _first(each: BlockRun, limit: Limit) -> Iterator[Finding]:

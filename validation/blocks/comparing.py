@@ -14,7 +14,7 @@ from validation.blocks.runs import DecoderRun, EncoderRun, Rows, Run, measure
 from validation.limits import Measurement, worst
 from validation.pair import Pair
 
-UNMATCHED = "block.unmatched"
+UNMATCHED = "blocks.unmatched"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _measurements(pair: Pair, runs: Sequence[BlockRun]) -> Iterator[Measurement]
         own = [each for each in runs if each.part == part]
         losses = {row.point.title: row.snr_loss_db for each in own for row in each.rows}
         if losses:
-            yield worst(f"block.{part}_loss_db", losses, pair.limits)
+            yield worst(f"{part}_blocks.snr_loss_db", losses, pair.limits)
     missing = [name for each in runs for name in each.missing]
     if runs:
         yield worst(UNMATCHED, {missing[0] if missing else "every block": len(missing)}, pair.limits)

@@ -1,0 +1,59 @@
+"""What a build tells its host, against what the checkpoint says: fields, prompt ids, picture bytes, embedding rows.
+
+Nothing is executed here. A runtime that reads the manifest and computes all the rest rightly is as wrong as these are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastvlm.build import Build
+from fastvlm_ref.config import FastVLMConfig
+from fastvlm_ref.image import preprocess
+from fastvlm_ref.prompt import encode_prompt, prompt_record
+from validation.embeddings import table_error, worst_scaled_row
+from validation.host import EmbeddingTable
+from validation.session import Session
+
+Ids = tuple[list[int], list[int]]
+
+
+def differing_fields(config: FastVLMConfig, build: Build) -> int:
+    """Counts what the manifest tells a runtime otherwise than the checkpoint would: model, image rule, prompt."""
+    model = build.manifest["model"]
+    told = [model.get("text"), model.get("vision"), build.image_rule, build.manifest["prompt"]]
+    true = [asdict(config.text), asdict(config.vision), config.image_rule, prompt_record(config.prompt)]
+    return sum(_plain(mine) != _plain(theirs) for mine, theirs in zip(told, true, strict=True))
+
+
+def differing_ids(session: Session[Any], prompt: str, ids: Ids) -> int:
+    """Counts ids that the build's tokenizer and template make otherwise than `ids`, the checkpoint's."""
+    differing = 0
+    for mine, theirs in zip(encode_prompt(session.tokenizer, prompt, session.prompt), ids, strict=True):
+        differing += abs(len(mine) - len(theirs)) + sum(a != b for a, b in zip(mine, theirs, strict=False))
+    return differing
+
+
+def differing_bytes(session: Session[Any], picture: Image.Image, pixels: NDArray[np.uint8]) -> int:
+    """Counts bytes that the build's image rule makes otherwise than `pixels` (N, N, 3), the checkpoint's."""
+    return int((preprocess(picture, pixels.shape[0], session.image_rule) != pixels).sum())
+
+
+def embedding_error(table: NDArray[np.float32], stored: EmbeddingTable) -> tuple[str, Mapping[str, float]]:
+    """Returns the limit that a build's table is held to, and {rows: value}: exact in fp16, else the worst row."""
+    if stored.scales is None:
+        return "embeddings.max_error", {"all rows": table_error(table, stored.table)}
+    row, decibel = worst_scaled_row(table, stored.table, stored.scales)
+    return "embeddings.row_snr_db", {f"row {row}": decibel}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON keeps it: tuples are lists."""
+    return json.loads(json.dumps(value))
