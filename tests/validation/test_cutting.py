@@ -179,6 +179,6 @@ def test_a_state_is_not_read_as_it_was_before_the_piece(prefill: tuple[Cutter, A
     """Layer 1's keys, asked for behind layer 2: what lies in the state by then is not what the value was made of."""
     cutter, anchors = prefill
     begins = [anchors.given("layers.1.self_attn.q_proj").name, "ropeCos", "ropeSin", "causalMask", "kvCache"]
+    end, since = anchors.taken("layers.1.self_attn.o_proj").name, anchors.given("layers.3.self_attn.v_proj").name
     with pytest.raises(Unmatched, match="as it was before the piece"):
-        end, since = anchors.taken("layers.1.self_attn.o_proj").name, anchors.given("layers.3.self_attn.v_proj").name
         cutter.cut(begins, [end], since=since)
