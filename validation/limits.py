@@ -154,7 +154,7 @@ _ENCODER: dict[str, dict[str, tuple[float, float]]] = {
     "int4": {"psnr_db": (22.5, 33.7), "snr_loss_db": (56.0, 44.8)},  # in the 37 layers that blocks can hold
     "lut4": {"psnr_db": (18.0, 28.8), "snr_loss_db": (61.0, 49.6)},
 }
-# Weights of fewer bits, each op alone: rows that only builds with such weights have. part -> scheme -> (limit, measured)
+# Weights of fewer bits, each op alone: rows of builds that have such weights. part -> scheme -> (limit, measured).
 _PACKED: dict[str, dict[str, tuple[float, float]]] = {
     "encoder": {"int8": (20.0, 35.8), "lut6": (12.0, 26.9), "int4": (5.0, 16.5), "lut4": (2.5, 14.0)},
     "language": {"int8": (20.0, 37.8), "lut6": (12.0, 27.6), "int4": (5.0, 17.3), "lut4": (2.5, 13.4)},

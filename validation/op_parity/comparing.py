@@ -20,7 +20,7 @@ from validation.op_parity.encoder import EncoderPieces
 from validation.op_parity.piece import Piece
 from validation.op_parity.running import OpFinding, compare_piece
 from validation.pair import Pair
-from validation.program import Function
+from validation.program import Function, Op
 from validation.program.anchors import Anchors
 from validation.program.cutting import Cutter
 
@@ -53,19 +53,22 @@ def compare_ops(pair: Pair, progress: Progress = SILENT) -> tuple[Measurement, .
 def op_findings(pair: Pair, block: str | None = None) -> list[OpFinding]:
     """Returns every piece that misses its limit, or that a program lacks, in the order of the programs.
 
-    block: as counterparts name it (`vision_encoder.network.2.0`, `decoder.layers.5`), None for all; then also the ops
-    that no piece holds.
+    block: as counterparts name it (`vision_encoder.network.2.0`, `decoder.layers.5`). None: all of them, and the ops
+    that no piece holds of functions that lack none.
     """
     compared, functions = _Compared(), _functions(pair)
     for package, function, piece in _pieces(pair, block):
         compared.add(piece, package, function)
     missed = [
-        finding for finding in compared.findings
+        finding
+        for finding in compared.findings
         if finding.problem or not pair.limits[f"op.{finding.metric}"].holds(finding.snr_db)
-    ]  # fmt: skip
+    ]
     order = list(functions)
     missed.sort(key=lambda finding: order.index((finding.package, finding.function)))
-    return missed if block else [*missed, *compared.uncovered(functions)]
+    lacking = {(finding.package, finding.function) for finding in missed if finding.problem}
+    whole = {key: function for key, function in functions.items() if key not in lacking}
+    return missed if block else [*missed, *compared.uncovered(whole)]
 
 
 class _Compared:
@@ -85,12 +88,12 @@ class _Compared:
         return fresh
 
     def uncovered(self, functions: dict[tuple[str, str], Function]) -> list[OpFinding]:
-        """The ops of the functions that took no part in anything."""
+        """The ops of the functions that took no part in anything, idle ones excepted."""
         return [
             OpFinding(*key, "", op.title, op.name, problem=NOWHERE)
             for key, function in functions.items()
             for op in function.ops
-            if op.top_place not in self.places[key]
+            if op.top_place not in self.places[key] and not _idle(op, function)
         ]
 
 
@@ -121,6 +124,12 @@ def _functions(pair: Pair) -> dict[tuple[str, str], Function]:
     """Every function of a build, by its package's name and its own."""
     packages = [*filter(None, [pair.build.encoder]), *(stage.package for stage in pair.build.language)]
     return {(path.name, each.name): each for path in packages for each in pair.program(path).functions}
+
+
+def _idle(op: Op, function: Function) -> bool:
+    """Whether an op has no effect: coremltools gives an input that nothing uses an identity that nothing reads."""
+    read = any(value.name in function.readers or function.returns(value) for value in op.outputs)
+    return op.type == "identity" and not read
 
 
 def _listed(places: list[str]) -> str:

@@ -12,7 +12,8 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from export.contract import EMBEDS, HIDDEN
 from export.convert import constant_name
@@ -127,9 +128,11 @@ class FunctionPieces:
         taken = self._at(self.anchors.taken, path, counterpart.takes)
         if path.endswith("o_proj"):
             taken = heads(taken.find, self.part.target, sizes.text, counterpart.takes)
-        module = self.part.decoder.get_submodule(counterpart.module.removeprefix("decoder."))
+        module = cast(nn.Linear, self.part.decoder.get_submodule(counterpart.module.removeprefix("decoder.")))
+        precise = path.endswith("k_proj") and sizes.shifts_keys  # what is left of a key is far smaller than its bias
+        call = partial(_in_float64, module) if precise else module
         return weighted(
-            self.anchors, counterpart, taken, module, self.answers, "language",
+            self.anchors, counterpart, taken, call, self.answers, "language",
             axes=self.positions, size=TRIED, channels=1 if self.part.target == ANE else 2,
         )  # fmt: skip
 
@@ -166,6 +169,10 @@ def stored_eps(part: DecoderPart, eps: float) -> float:
     guard = part.sizes.protection
     exponent = 0 if part.target == ANE and guard.safe_forms else guard.residual
     return max(float(np.float16(eps * 4.0**-exponent)), SMALLEST) * 4.0**exponent
+
+
+def _in_float64(module: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x.double(), module.weight.double(), module.bias.double())
 
 
 def _named(values: Sequence[Value], name: str) -> Value:

@@ -122,7 +122,7 @@ class EncoderPieces:
     def _behind(self, path: str, block: str, compute: Compute | None) -> None:
         """Notes what stands behind a convolution; None: nothing but perhaps a power of two."""
         kinds = ACTIVATION if compute else LINEAR
-        name = f"{path} activation" if compute else f"{path} result"
+        name = f"{path} activation" if compute else f"{path}, passed on"
         self.pending = _Pending(name, block, (self.given(path),), compute or _same, kinds)
 
     def _repmixer(self, name: str, module: RepMixerBlock) -> Iterator[Piece]:
@@ -169,7 +169,7 @@ class EncoderPieces:
             result = scaled
         summed = spot(partial(self.anchors.added, f"{path}.conv"), exponent)
         yield between(f"{path} sum", name, (stream, result), (summed,), torch.add, free=MAPS, size=POINTS)
-        self.pending = _Pending(f"{path} sum", name, (summed,), _same, LINEAR)
+        self.pending = _Pending(f"{path} sum, passed on", name, (summed,), _same, LINEAR)
         return summed
 
     def _scaled(self, path: str) -> Callable[[], Value]:

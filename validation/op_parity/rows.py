@@ -39,6 +39,11 @@ def worst_row(expected: Tensor, actual: Tensor, rows: tuple[int, ...], floor: fl
     return _at(math.inf if worst == 0 else -10 * math.log10(worst), inside, expected, actual)
 
 
+def farthest(expected: Tensor, actual: Tensor) -> Worst:
+    """Returns where two tensors of one shape differ most; its SNR says nothing."""
+    return _at(math.nan, (actual - expected).abs(), expected, actual)
+
+
 def _at(snr: float, sizes: Tensor, expected: Tensor, actual: Tensor) -> Worst:
     place = torch.unravel_index(sizes.argmax(), sizes.shape)
     index = tuple(int(each) for each in place)

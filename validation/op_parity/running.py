@@ -16,7 +16,7 @@ from torch import Tensor
 from fastvlm.errors import PackageError
 from validation.mil import MILModel
 from validation.op_parity.piece import SMALLEST, Case, Piece, Shape, Written
-from validation.op_parity.rows import Worst, worst_row
+from validation.op_parity.rows import Worst, farthest, worst_row
 from validation.program.anchors import Unmatched
 from validation.program.cutting import Cutter
 
@@ -25,7 +25,7 @@ from validation.program.cutting import Cutter
 class OpFinding:
     """A piece and its worst row.
 
-    function, block, piece, op: where; op is the weight's constant or the value that is compared. metric: the row of the
+    function, block, piece, op: where; op is the weight's constant, or the value that was worst. metric: the row of the
     table, without its quantity. case: the kind of numbers that were worst. index: of the worst number of the worst row,
     in the program's value. program, reference: the two numbers there. problem: why nothing could be compared.
     """
@@ -46,27 +46,28 @@ class OpFinding:
     @property
     def place(self) -> str:
         """Where it is, in one line; with what is wrong there, if nothing could be compared."""
-        where = f"{self.package} {self.function}, {self.piece} ({self.op})"
+        named = "" if self.op in ("", self.piece) else f" ({self.op})"
+        where = f"{self.package} {self.function}, {self.piece}{named}"
         return f"{where}: {self.problem}" if self.problem else where
 
     def __str__(self) -> str:
         if self.problem:
             return self.place
         numbers = f"{self.program:.6g} where the reference has {self.reference:.6g}"
-        return f"{self.place}: {self.snr_db:.1f} dB with {self.case} numbers, {numbers} at {list(self.index)}"
+        return f"{self.place}: {self.snr_db:.1f} dB, {numbers} at {list(self.index)} (numbers: {self.case})"
 
 
 def compare_piece(piece: Piece, cutter: Cutter, package: str) -> tuple[OpFinding, frozenset[int]]:
     """Returns the worst of all cases of a piece, and the places of the ops that took part."""
-    finding = OpFinding(package, cutter.name, piece.block, piece.name, piece.op or piece.name)
+    finding = OpFinding(package, cutter.name, piece.block, piece.name, piece.op)
     try:
         metric = piece.metric if isinstance(piece.metric, str) else piece.metric()
         trial = _Trial(piece, cutter)
-        kind, worst = min(trial.results(), key=lambda result: result[1].snr_db)
+        kind, value, worst = min(trial.results(), key=lambda result: result[2].snr_db)
     except PackageError as error:
         return replace(finding, problem=str(error)), frozenset()
     found = replace(
-        finding, metric=metric, op=piece.op or trial.ends[-1], case=kind, index=worst.index, program=worst.program,
+        finding, metric=metric, op=piece.op or value, case=kind, index=worst.index, program=worst.program,
         reference=worst.reference, snr_db=worst.snr_db,
     )  # fmt: skip
     return found, trial.places
@@ -93,17 +94,24 @@ class _Trial:
         self.model, self.places = MILModel(cut.package, precision="fp32"), cut.places
         self.shapes = [_freed(shape, cut.free, piece.size) for shape in whole]
 
-    def results(self) -> Iterator[tuple[str, Worst]]:
-        """Gives the worst row of every end in every case, with the case's kind."""
-        for case in self.piece.cases(self.shapes):
+    def results(self) -> Iterator[tuple[str, str, Worst]]:
+        """Gives the worst row of every end in every case, with the case's kind and the end's name."""
+        for case in self._cases():
             found, state = self._run(case)
             for name, expected in zip(self.ends, case.expected, strict=True):
                 actual = torch.as_tensor(found[name])
                 if actual.shape != expected.shape:
                     raise Unmatched(f"{name} is {list(actual.shape)}, the reference gives {list(expected.shape)}")
-                yield case.kind, worst_row(expected, actual, self.piece.rows, case.floor)
+                yield case.kind, name, worst_row(expected, actual, self.piece.rows, case.floor)
             if state is not None and case.state is not None and self.piece.state is not None:
-                yield case.kind, _state_row(case.state[1], state, self.piece.state)
+                yield case.kind, self.piece.state.name, _state_row(case.state[1], state, self.piece.state)
+
+    def _cases(self) -> Iterator[Case]:
+        try:
+            yield from self.piece.cases(self.shapes)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise Unmatched(f"the reference takes nothing of shape {self.shapes} there ({reason})") from error
 
     def _run(self, case: Case) -> tuple[Mapping[str, Any], Tensor | None]:
         inputs = dict(zip(self.begins, case.inputs, strict=True))
@@ -125,9 +133,7 @@ def _state_row(expected: Tensor, actual: Tensor, written: Written) -> Worst:
     """The worst vector of the piece's own rows; −inf where any other number of the state changed."""
     worst = worst_row(expected[written.rows], actual[written.rows], written.vectors, SMALLEST)
     index = (worst.index[0] + written.rows.start, *worst.index[1:])
-    others = [part for part in (slice(written.rows.start), slice(written.rows.stop, None))
-              if not torch.equal(expected[part], actual[part])]  # fmt: skip
-    if not others:
+    parts = (slice(written.rows.start), slice(written.rows.stop, None))
+    if all(torch.equal(expected[part], actual[part]) for part in parts):
         return replace(worst, index=index)
-    changed = worst_row(expected, actual, tuple(range(expected.ndim)), SMALLEST)
-    return replace(changed, snr_db=-math.inf)
+    return replace(farthest(expected, actual), snr_db=-math.inf)

@@ -55,7 +55,8 @@ def weighted(
     def cases(shapes: Sequence[Shape]) -> Iterator[Case]:
         op = anchors.weighted(parameter)
         kernel = op.need("weight").shape
-        spreads, biased = math.prod(kernel[2:]) > 1, op.value("bias") is not None
+        spreads = kernel[1] == 1 and math.prod(kernel[2:]) > 1  # of one channel each: several could cancel
+        biased = op.value("bias") is not None
         for kind in ("normal", *(("impulse",) if spreads else ()), *(("tiny",) if biased else ())):
             x = numbers(kind, shapes[0], module)
             made = answers.of(module, call, taken.to_reference(x), (kind, shapes[0], counterpart.takes))
