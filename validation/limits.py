@@ -65,6 +65,22 @@ def in_words(bound: str, limit: float) -> str:
 # fmt: off
 TABLE: tuple[Limit, ...] = (
     Limit(
+        "op", "weights_db", "min", 55.0, 66.1,
+        "worst output channel of a convolution or linear layer alone, in float32; weights rounded to fp16 keep 66 dB",
+    ),
+    Limit(
+        "op", "plain_db", "min", 95.0, 109.7,
+        "worst row of what stands between weights (norms, attention, GELU, sums) in float32: no weight is rounded",
+    ),
+    Limit(
+        "op", "unmatched", "max", 0.0, 0,
+        "pieces of the reference that a program lacks, or that give something of another shape",
+    ),
+    Limit(
+        "op", "uncovered", "max", 0.0, 0,
+        "ops of a program that no piece of the reference holds: what they compute was compared with nothing",
+    ),
+    Limit(
         "encoder_blocks", "snr_loss_db", "max", 6.0, 1.75,
         "how much worse any block of the encoder is than the reference with each op rounded to fp16",
     ),
@@ -234,6 +250,12 @@ _BLOCKS: dict[str, Rows] = {  # as far from the yardstick as the weights are
         "int4": {"snr_loss_db": (48.0, 37.5)}, "lut4": {"snr_loss_db": (52.0, 41.3)},
     },
 }  # fmt: skip
+# Weights of fewer bits, each op alone: rows of builds that have such weights. part -> scheme -> (limit, measured).
+_PACKED: dict[str, dict[str, tuple[float, float]]] = {
+    "encoder": {"int8": (20.0, 35.8), "lut6": (12.0, 26.9), "int4": (5.0, 16.5), "lut4": (2.5, 14.0)},
+    "language": {"int8": (20.0, 37.8), "lut6": (12.0, 27.6), "int4": (5.0, 17.3), "lut4": (2.5, 13.4)},
+}
+_PACKED_REASON = "worst output channel of a layer in {}, judged as of the size of all: what its codes cannot hold"
 EMBEDDINGS_INT8 = Limit(
     "embeddings", "row_snr_db", "min", 20.5, 40.2,
     "the worst row of embeddings.bin against the checkpoint's; a row whose largest value is 40 times its mean keeps 21",
@@ -279,6 +301,10 @@ def limits_of(compression: Mapping[str, Any]) -> dict[str, Limit]:
             if (key := f"{quantity}.{metric}") in found:
                 reason = f"{scheme} weights: what they lose on the embedded checkpoint, with headroom"
                 found[key] = replace(found[key], limit=limit, measured=measured, reason=reason)
+    for part, schemes in _PACKED.items():
+        if (scheme := _coarsest(compression.get(part))) is not None:
+            row = Limit("op", f"{part}_packed_db", "min", *schemes[scheme], _PACKED_REASON.format(scheme))
+            found[row.key] = row
     if compression.get("embeddings") == "int8":
         del found["embeddings.max_error"]
         found[EMBEDDINGS_INT8.key] = EMBEDDINGS_INT8

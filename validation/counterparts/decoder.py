@@ -99,8 +99,10 @@ class DecoderPart:
 def packages_of(build: Build) -> tuple[Chunk, ...]:
     """Returns which layers and which parts of the head each package of a build's language model holds.
 
-    Read from the manifest's states and outputs, by which a host runs the chain.
+    Read from the manifest's states and outputs, by which a host runs the chain; none of a build without one.
     """
+    if not build.language:
+        return ()
     entries = build.manifest["functions"]["language"]
     entries = [entries] if isinstance(entries, dict) else entries
     counts = [entry["state"]["shape"][0] // 2 if "state" in entry else 0 for entry in entries]

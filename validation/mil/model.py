@@ -131,13 +131,16 @@ class MILModel:
         frame = self.plan.binder.frame()
         self._bind_inputs(frame, data)
         self._bind_states(frame, state)
-        with torch.inference_mode(), on_device(self.device):
-            if hook is None:
-                run_steps(self.plan.body.steps, frame)
-            else:
-                frame[HOOK_SLOT] = hook
-                run_steps_hooked(self.plan.body.steps, frame, hook)
-        return {name: frame[slot] for name, slot in zip(self.plan.outputs, self.plan.body.outputs, strict=True)}
+        try:
+            with torch.inference_mode(), on_device(self.device):
+                if hook is None:
+                    run_steps(self.plan.body.steps, frame)
+                else:
+                    frame[HOOK_SLOT] = hook
+                    run_steps_hooked(self.plan.body.steps, frame, hook)
+            return {name: frame[slot] for name, slot in zip(self.plan.outputs, self.plan.body.outputs, strict=True)}
+        finally:
+            frame.clear()  # it holds itself: without this all constants would wait for the garbage collector
 
     def _bind_inputs(self, frame: list[Any], data: Mapping[str, Any]) -> None:
         if not isinstance(data, Mapping):

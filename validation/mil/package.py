@@ -45,6 +45,10 @@ class Package:
         self._files: dict[str, BlobFile] = {}
         self.cache: dict[Any, Any] = {}
 
+    def with_program(self, spec: Any) -> Package:
+        """Returns a package of the same weight files with another program; they share nothing that was read."""
+        return Package(spec, self._root, self._model_folder, self._weights_folder)
+
     def read_blob(self, file_name: str, offset: int, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
         """The values of one blob; PackageError when file, sentinel, offset, size or dtype are wrong."""
         return self._file(file_name).read(offset, dtype, shape)

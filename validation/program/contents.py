@@ -112,6 +112,11 @@ class Op:
         return f"{self.type} {self.name!r} at {self.where}"
 
     @property
+    def top_place(self) -> int:
+        """Its position in its function's block, or that of the control flow op around it; constants count."""
+        return int(self.where.rpartition(":")[2].partition(".")[0])
+
+    @property
     def values(self) -> tuple[Value, ...]:
         """All that it takes, in the order of the program."""
         return tuple(value for values in self.inputs.values() for value in values)
