@@ -115,9 +115,9 @@ class GpuLayout:
         """(1, 1, Q, D): cosine, sine; where keys are shifted also cosine − 1 and the sine with signs."""
         if not self.sizes.shifts_keys:
             return cos, sin, cos, sin
-        signs = torch.ones(1, 1, 1, self.sizes.text.head_dim)
-        signs[..., : self.sizes.text.head_dim // 2] = -1
-        return cos, sin, cos - 1, sin * signs
+        # not written into a tensor of ones: coremltools takes `[..., :half] = -1` for all of it
+        half = torch.ones(1, 1, 1, self.sizes.text.head_dim // 2)
+        return cos, sin, cos - 1, sin * torch.cat((-half, half), -1)
 
     def mask(self, mask: Tensor) -> Tensor:
         """(1, 1, Q, C) as it is."""
