@@ -115,7 +115,7 @@ class GpuLayout:
         """(1, 1, Q, D): cosine, sine; where keys are shifted also cosine − 1 and the sine with signs."""
         if not self.sizes.shifts_keys:
             return cos, sin, cos, sin
-        # not by assignment to a slice of an ellipsis, of which coremltools 9 makes the whole tensor
+        # not written into a tensor of ones: coremltools takes `[..., :half] = -1` for all of it
         half = torch.ones(1, 1, 1, self.sizes.text.head_dim // 2)
         return cos, sin, cos - 1, sin * torch.cat((-half, half), -1)
 

@@ -82,14 +82,15 @@ def _add_function(proto: Any, converted: Converted, writer: WeightWriter, clampe
     function = proto.mlProgram.functions[converted.spec.name]
     function.CopyFrom(program.functions["main"])
     with WeightReader(converted.weights) as reader:
-        for op, value in list(blobs(function)):
-            parameter = converted.parameters.get(op.outputs[0].name)
-            if parameter is None:
+        for op in list(operations(function)):
+            parameter = converted.parameters.get(op.outputs[0].name) if op.type == "const" else None
+            if parameter is not None:  # one of fewer than ten numbers coremltools has put into the program itself
+                store(writer, parameter, op, clamped)
+                continue
+            for value in _in_weight_file(op):
                 shape = [dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions]
                 value.offset = writer.add(*filled(reader.read(value.offset), prod(shape)))
                 value.fileName = BLOB_FILE
-            else:
-                store(writer, parameter, op, clamped)
     rename(function, kept=converted.parameters)
     _describe(proto.description.functions.add(name=converted.spec.name), converted)
 
@@ -131,10 +132,15 @@ def filled(blob: tuple[int, int, bytes], count: int) -> tuple[int, int, bytes]:
 def blobs(function: Any) -> Iterator[tuple[Any, Any]]:
     """Every constant of a function that lies in its weight file, with its reference there, in the order of the ops."""
     for op in operations(function):
-        for key in sorted(op.attributes):
-            value = op.attributes[key]
-            if value.WhichOneof("value") == "blobFileValue":
-                yield op, value.blobFileValue
+        for value in _in_weight_file(op):
+            yield op, value
+
+
+def _in_weight_file(op: Any) -> Iterator[Any]:
+    for key in sorted(op.attributes):
+        value = op.attributes[key]
+        if value.WhichOneof("value") == "blobFileValue":
+            yield value.blobFileValue
 
 
 def _label(metadata: Any, labels: Labels) -> None:

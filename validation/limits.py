@@ -11,7 +11,7 @@ the design fixes, and the difference of two errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -174,6 +174,18 @@ TABLE: tuple[Limit, ...] = (
         "what `decode` writes against what `prefill` wrote there, in the error of fp16 alone: chunks leave no seam",
     ),
     Limit(
+        "audit", "differing_weights", "max", 0.0, 0,
+        "fp16 numbers in the packages that are not the checkpoint's with the declared folds, rounded once: bit for bit",
+    ),
+    Limit(
+        "audit", "differing_constants", "max", 0.0, 0,
+        "strides, pads, axes, eps, scales, windows of the state, schemes: what the reference has, as it is stored",
+    ),
+    Limit(
+        "audit", "unexplained", "max", 0.0, 0,
+        "ops and constants that the reference has not, and declared parameters that no op reads",
+    ),
+    Limit(
         "embeddings", "max_error", "max", 0.0, 0,
         "rows of embeddings.bin against the checkpoint's table rounded to fp16: a copy, so exact",
     ),
@@ -256,6 +268,35 @@ _PACKED: dict[str, dict[str, tuple[float, float]]] = {
     "language": {"int8": (20.0, 37.8), "lut6": (12.0, 27.6), "int4": (5.0, 17.3), "lut4": (2.5, 13.4)},
 }
 _PACKED_REASON = "worst output channel of a layer in {}, judged as of the size of all: what its codes cannot hold"
+# What an audit holds compressed weights to, each scheme by itself: scheme -> metric -> (limit, measured).
+_CODES: dict[str, dict[str, tuple[float, float]]] = {
+    "int8": {"misfit": (5e-3, 6.2e-5), "snr_db": (17.0, 36.6)},
+    "lut6": {"misfit": (0.01, 2.5e-4), "snr_db": (11.0, 30.4)},
+    "int4": {"misfit": (0.2, 0.0534), "snr_db": (2.0, 20.9)},
+    "lut4": {"misfit": (0.05, 3.73e-3), "snr_db": (-1.0, 18.2)},
+}
+_CODE_WORDS = {
+    "misfit": "share of a table's values that no weight uses, and of weights outside its reach, in the worst layer",
+    "snr_db": "the worst layer's weights against the checkpoint's; what no input looks at may go lost",
+}
+_CODE_EXCESS = Limit(
+    "audit", "code_excess", "max", 1e-3, 0,
+    "steps by which a code's value is farther from the weight than the nearest one; 1e-5 is float32's own rounding",
+)  # fmt: skip
+_CODED: dict[str, dict[str, Limit]] = {
+    scheme: {
+        f"audit.{scheme}_{metric}": Limit(
+            "audit", f"{scheme}_{metric}", "min" if metric == "snr_db" else "max", limit, measured,
+            f"{scheme}: {_CODE_WORDS[metric]}",
+        )
+        for metric, (limit, measured) in rows.items()
+    }
+    for scheme, rows in _CODES.items()
+}  # fmt: skip
+CODED: dict[str, Limit] = {_CODE_EXCESS.key: _CODE_EXCESS}  # every row that compression may add to an audit
+for _rows in _CODED.values():
+    CODED |= _rows
+
 EMBEDDINGS_INT8 = Limit(
     "embeddings", "row_snr_db", "min", 20.5, 40.2,
     "the worst row of embeddings.bin against the checkpoint's; a row whose largest value is 40 times its mean keeps 21",
@@ -305,6 +346,8 @@ def limits_of(compression: Mapping[str, Any]) -> dict[str, Limit]:
         if (scheme := _coarsest(compression.get(part))) is not None:
             row = Limit("op", f"{part}_packed_db", "min", *schemes[scheme], _PACKED_REASON.format(scheme))
             found[row.key] = row
+    for scheme in _used(compression.get("language"), compression.get("encoder")):
+        found |= {_CODE_EXCESS.key: _CODE_EXCESS, **_CODED[scheme]}
     if compression.get("embeddings") == "int8":
         del found["embeddings.max_error"]
         found[EMBEDDINGS_INT8.key] = EMBEDDINGS_INT8
@@ -313,8 +356,13 @@ def limits_of(compression: Mapping[str, Any]) -> dict[str, Limit]:
 
 def _coarsest(counts: object) -> str | None:
     """The coarsest scheme of {scheme: number of layers}; None where nothing is compressed."""
-    used = counts if isinstance(counts, dict) else {}
-    return next((scheme for scheme in COARSEST_FIRST if used.get(scheme)), None)
+    return next(_used(counts), None)
+
+
+def _used(*counts: object) -> Iterator[str]:
+    """The schemes that any of {scheme: number of layers} has, the coarsest first."""
+    known = [each for each in counts if isinstance(each, dict)]
+    return (scheme for scheme in COARSEST_FIRST if any(each.get(scheme) for each in known))
 
 
 @dataclass(frozen=True)

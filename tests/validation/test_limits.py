@@ -5,7 +5,7 @@ import math
 import pytest
 
 from export.compression.schemes import SCHEMES
-from validation.limits import COARSEST_FIRST, LIMITS, OFFICIAL, TABLE, limits_of, storable, worst
+from validation.limits import COARSEST_FIRST, CODED, LIMITS, OFFICIAL, TABLE, limits_of, storable, worst
 
 
 def test_keys_are_unique_and_every_row_gives_a_reason():
@@ -17,6 +17,9 @@ def test_keys_are_unique_and_every_row_gives_a_reason():
 FIXED = {
     "encoder.peak": "half of what fp16 can hold",
     "language.peak": "half of what fp16 can hold",
+    "audit.code_excess": "the nearest code is exact; what is left is how float32 rounds a weight between two",
+    "audit.int8_misfit": "nothing is idle and next to nothing clipped; a table half as large clips 0.8 % at the least",
+    "audit.lut6_misfit": "the same; what a fine-tune's odd weights do to a few groups must not alarm",
     "encoder.snr_loss_db": "the design's figure; 3 dB of headroom, since it is the difference of two errors",
     "encoder_blocks.snr_loss_db": "the same for each block",
     "language_blocks.snr_loss_db": "the same for each layer",
@@ -46,7 +49,7 @@ COMPRESSED = [
 )
 def test_each_limit_is_above_what_was_measured_but_not_far(limit):
     assert limit.holds(limit.measured)
-    if (limit.key in FIXED and limit in TABLE) or limit.limit == 0:
+    if (limit.key in FIXED and (limit in TABLE or limit.key in CODED)) or limit.limit == 0:
         return
     if limit.metric == "top5_overlap":  # of five; what is lost counts
         assert 3 <= (1 - limit.limit) / max(1 - limit.measured, 0.1) <= 15
@@ -81,6 +84,16 @@ def test_no_scheme_is_held_to_the_limits_of_fp16(part, key):
     looser = sorted(limits, reverse=key == "language.kl")
     assert limits == looser
     assert LIMITS[key].limit not in limits
+
+
+def test_an_audit_holds_each_scheme_to_rows_of_its_own():
+    """The coarsest scheme of a build says nothing of layers that have a finer one."""
+    found = limits_of({"language": {"int8": 40, "lut4": 1, "fp16": 2}, "encoder": {"lut6": 3}})
+    assert {key for key in found if key in CODED} == {
+        "audit.code_excess", "audit.int8_misfit", "audit.int8_snr_db", "audit.lut6_misfit", "audit.lut6_snr_db",
+        "audit.lut4_misfit", "audit.lut4_snr_db",
+    }  # fmt: skip
+    assert not CODED.keys() & limits_of({"language": {"int8": 0}, "embeddings": "int8"}).keys()
 
 
 def test_bounds_work_both_ways():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,14 @@ from export.chunks import Chunk, HeadSplit
 from export.key_shift import k_bias, key_shift
 from export.layout import GraphSizes
 from fastvlm.build import Build
+from fastvlm.errors import BuildError
 from fastvlm_ref.model.decoder import Decoder
 from validation.counterparts.counterpart import Block, Change, Counterpart
 from validation.program.anchors import Anchors
 
 LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+MOST_ROWS = 1 << 13  # of a state; no decoder comes near
 FILLED = ("self_attn.k_proj", "self_attn.v_proj")  # all that `prefill` keeps of the last layer
 
 
@@ -99,13 +102,14 @@ class DecoderPart:
 def packages_of(build: Build) -> tuple[Chunk, ...]:
     """Returns which layers and which parts of the head each package of a build's language model holds.
 
-    Read from the manifest's states and outputs, by which a host runs the chain; none of a build without one.
+    Read from the manifest's states and outputs, by which a host runs the chain; none of a build without one. BuildError
+    where a state has no shape.
     """
     if not build.language:
         return ()
     entries = build.manifest["functions"]["language"]
     entries = [entries] if isinstance(entries, dict) else entries
-    counts = [entry["state"]["shape"][0] // 2 if "state" in entry else 0 for entry in entries]
+    counts = [_layers(entry["state"]) if "state" in entry else 0 for entry in entries]
     chunks, part = [], 0
     for number, (stage, count) in enumerate(zip(build.language, counts, strict=True), 1):
         first = sum(counts[: number - 1])
@@ -114,6 +118,18 @@ def packages_of(build: Build) -> tuple[Chunk, ...]:
         last = first + count
         chunks.append(Chunk(number, len(counts), first, last, parts, first < last == sum(counts)))
     return tuple(chunks)
+
+
+def _layers(state: Any) -> int:
+    """How many layers a manifest's state is of: two rows each."""
+    shape = state.get("shape") if isinstance(state, dict) else None
+    rows = shape[0] if isinstance(shape, list) and shape else None
+    if type(rows) is not int or not 0 < rows <= MOST_ROWS or rows % 2:
+        raise BuildError(
+            f"functions.language in the manifest has a state of shape {str(shape)[:40]}, expected two rows for each "
+            "layer; export the build again"
+        )
+    return rows // 2
 
 
 def _rows(first: int, count: int, logits: Tensor) -> Tensor:

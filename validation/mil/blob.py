@@ -68,6 +68,17 @@ class BlobFile:
             raw = np.array(raw)  # an unaligned view would be slow or unsupported in torch
         return np.asarray(raw).view(dtype.numpy).reshape(shape)
 
+    def part(self, offset: int, dtype: DType, shape: tuple[int, ...], first: int, count: int) -> np.ndarray:
+        """`count` of the values that `read` gives, flat, from number `first` on, which must begin a byte."""
+        start, _ = self._locate(offset, dtype, shape)
+        if not 0 <= first <= first + count <= math.prod(shape) or first * dtype.bits % 8:
+            raise ValueError(f"values {first} to {first + count} of {list(shape)} in {dtype.bits} bits are no part")
+        begin, size = start + first * dtype.bits // 8, (count * dtype.bits + 7) // 8
+        raw = np.asarray(self._bytes[begin : begin + size])
+        if dtype.bits < 8:
+            return unpack(raw, dtype.bits, count, signed=dtype.name.startswith("int"))
+        return (np.array(raw) if begin % dtype.numpy.itemsize else raw).view(dtype.numpy)
+
     def check(self, offset: int, dtype: DType, shape: tuple[int, ...]) -> None:
         """Raises what `read` would raise, and reads no value."""
         self._locate(offset, dtype, shape)

@@ -53,6 +53,12 @@ class Package:
         """The values of one blob; PackageError when file, sentinel, offset, size or dtype are wrong."""
         return self._file(file_name).read(offset, dtype, shape)
 
+    def read_part(
+        self, file_name: str, offset: int, dtype: DType, shape: tuple[int, ...], first: int, count: int
+    ) -> np.ndarray:
+        """`count` values of one blob from number `first` on, flat; PackageError as `read_blob`."""
+        return self._file(file_name).part(offset, dtype, shape, first, count)
+
     def check_blob(self, file_name: str, offset: int, dtype: DType, shape: tuple[int, ...]) -> None:
         """Raises what `read_blob` would raise, and reads no value."""
         self._file(file_name).check(offset, dtype, shape)

@@ -129,6 +129,15 @@ class Constant:
             return _immediate(self.message.immediateValue, self.type, self.package)
         raise PackageError("the program holds a constant without a value; it is damaged")
 
+    def part(self, first: int, count: int) -> np.ndarray:
+        """`count` of the values that `load` gives, flat, from number `first` on; of a stored blob no others are read.
+
+        `first` must begin a byte where a value has fewer than eight bits. PackageError as `load`.
+        """
+        if self.message.WhichOneof("value") == "blobFileValue":
+            return self.package.read_part(*self._place(), first, count)
+        return np.asarray(self.load()).reshape(-1)[first : first + count]
+
     def check(self) -> None:
         """Raises the PackageError that `load` would raise of a stored blob's place, and reads no value."""
         if self.message.WhichOneof("value") == "blobFileValue":
