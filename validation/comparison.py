@@ -34,6 +34,7 @@ from validation.pair import Pair
 from validation.parity import DecoderParity, compare_decoder, compare_encoder
 from validation.questions import AnswerRow, DifferingStep
 from validation.reference import Encoded, Transcript, encode, one_ahead, splice, transcribe
+from validation.rungs import Example
 from validation.session import build_session
 from validation.state_parity import Filled, compare_state, fill, rows_to_fill
 
@@ -189,6 +190,14 @@ class Comparison:
             if build.language if part == "language" else build.encoder:
                 first = self.package.beyond.get(part)
                 found.add(f"{part}.peak", f"first in {first}" if first else "every op", peak)
+
+    def example(self) -> Example:
+        """Returns the first sample that was compared, as the rungs below take it."""
+        assert self._first is not None
+        truth, sizes = self._first[1], self.pair.build.image_sizes
+        pictures = [encoded.pixels for size, encoded in truth.encoded.items() if size in sizes]
+        rows = truth.transcript.embeds if truth.transcript is not None else None
+        return Example(pictures if self.pair.build.encoder is not None else [], rows)
 
     def work_out(self, sample: Sample) -> tuple[Encoded, Transcript]:
         """Returns the reference's numbers for a sample, of the comparison if it was the first one there."""

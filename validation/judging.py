@@ -36,6 +36,7 @@ from validation.expected_time import tell
 from validation.other_reference import check_shape
 from validation.pair import Pair
 from validation.questions import score
+from validation.rungs import block_rung, lower_rungs
 from validation.selftest import FOLDER as SELFTEST
 from validation.selftest import SelfTest, is_selftest, worked_example, write_selftest
 from validation.verdict import FILE, ReferenceFiles, Verdict
@@ -77,12 +78,15 @@ def validate(
         model, tokenizer, files = _load_reference(opened, reference, progress, checkpoint_options, other_reference)
         pair = Pair(opened, model)
         comparison = Comparison(pair, tokenizer, backend, steps, progress)
-        rows, answers = comparison.run(samples, in_full)
+        rows = lower_rungs(pair, progress)
+        compared, answers = comparison.run(samples, in_full)
+        blocks, findings = block_rung(pair, comparison.example(), progress) if backend == "mil" else ([], [])
+        rows += [*blocks, *compared]
         measured = {row.limit.key for row in rows}
         missing = tuple(key for key in pair.limits if key not in measured)
         verdict = Verdict(
-            tuple(rows), tuple(answers), score(answers, in_full), tuple(comparison.differing_steps()), backend, steps,
-            missing, sha256_file(folder / MANIFEST), files, folder / FILE,
+            tuple(rows), tuple(answers), score(answers, in_full), tuple(comparison.differing_steps()), tuple(findings),
+            backend, steps, missing, sha256_file(folder / MANIFEST), files, folder / FILE,
         )  # fmt: skip
         with progress.stage("Writing the verdict"):
             _publish(verdict, folder, comparison)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from validation.blocks import Finding
 from validation.limits import RUNGS, Measurement
 from validation.questions import AnswerRow, DifferingStep, Score
 
@@ -39,6 +40,7 @@ class Verdict:
     answers: tuple[AnswerRow, ...]
     score: Score
     differing_steps: tuple[DifferingStep, ...]
+    findings: tuple[Finding, ...]  # where the first block goes wrong, of each run whose blocks miss their limit
     backend: str
     steps: int
     not_measured: tuple[str, ...]  # limits that this backend, or this part of a build, cannot be held against
@@ -75,6 +77,7 @@ class Verdict:
             "answers": [{**vars(row), "same": row.same} for row in self.answers],
             "questions": asdict(self.score),
             "differing_steps": [step.as_json() for step in self.differing_steps],
+            "findings": [finding.as_json() for finding in self.findings],
             "manifest_sha256": self.manifest_sha256,
             "reference_is_source": self.reference.is_source,
             "reference_differs_in": list(self.reference.differing),

@@ -105,6 +105,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
         rung, word = measured.limit.rung, "ok" if measured.passed else "MISSED"
         limits.add_row(shown, measured.limit.key, f"{measured.value:.3g}", measured.limit.words, word)
     console.print(limits)
+    for finding in verdict.findings:
+        console.print(Text(f"where it begins, {finding}"))
     if verdict.not_measured:
         console.print(f"not measured by this backend on this build: {', '.join(verdict.not_measured)}")
     if not verdict.reference.is_source:
