@@ -6,7 +6,7 @@ is safe. For the Neural Engine, of which nobody knows, inputs are made small fir
 then stay in plain ops (`SafeChannelNorm`), the decoder's many end in the op, which rounds once (`BoundedRMSNorm`).
 
 eps of `layer_norm`: it is stored in the tensors' dtype. 1e-5 becomes 1.0014e-5 and 1e-6 becomes 1.0133e-6 (both are
-fp16 subnormals; coremltools raises to 1.1e-7 what would become 0). An engine that flushes subnormals computes with
+fp16 subnormals; coremltools raises to 6.0e-8 what would become 0). An engine that flushes subnormals computes with
 eps 0: the difference is below fp16's own rounding while mean(x²) > 2e-3, and a zero row would be NaN, which is why
 padding repeats a real row (docs/architecture.md).
 It knows nothing of weights files or packages.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import struct
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +50,19 @@ def predict(path: object, precision: str = "fp16") -> np.ndarray:
 @pytest.mark.parametrize("precision", ["fp16", "fp16-accumulate", "fp32"])
 def test_reads_stored_weights(package: Path, precision: str) -> None:
     np.testing.assert_array_equal(predict(package, precision), TABLE[[3, 0, -1]])
+
+
+def test_what_a_run_bound_is_given_back_without_the_garbage_collector(package: Path) -> None:
+    """Hundreds of pieces of a program run one after the other, each with its own weights."""
+    model = MILModel(package, precision="fp32")
+    model.predict({"x0": np.array([3, 0, -1])})
+    (held,) = (weakref.ref(tensor) for tensor in model.package.cache.values())
+    gc.disable()
+    try:
+        del model
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_opens_specs_and_models_in_memory(package: Path) -> None:
