@@ -255,7 +255,7 @@ def test_link_out_of_a_build(run: Run, build: Path, small_checkpoint: Path) -> N
 
 def test_reference_that_is_another(refused: Refused, build: Path, checkpoint: Path, picture: Path) -> None:
     edit_config(checkpoint, unheard_of=1)
-    says = ("config.json", "not what this build was made from")
+    says = ("config.json", "not what this build was made from", "--other-reference")
     refused("validate", build, "--reference", checkpoint, "--images", picture.parent, says=says)
 
 
@@ -278,7 +278,7 @@ def test_reference_of_the_same_sizes(refused: Refused, build: Path, checkpoint: 
 def test_a_changed_readme_is_the_same_reference(build: Path, checkpoint: Path) -> None:
     (checkpoint / "README.md").write_text("my notes\n")
     (checkpoint / "LICENSE").write_text("as before\n")
-    model, _ = _load_reference(read_build(build), checkpoint, SILENT, {})
+    model, *_ = _load_reference(read_build(build), checkpoint, SILENT, {})
     assert model.source.folder == checkpoint
 
 
