@@ -290,6 +290,26 @@ def test_pictures_that_are_none(refused: Refused, build: Path, small_checkpoint:
     refused("validate", build, "--reference", small_checkpoint, "--images", tmp_path / "absent", says=("--images",))
 
 
+def test_questions_with_bad_lines(
+    refused: Refused, build: Path, small_checkpoint: Path, picture: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"image": "pictures/red.png", "prompt": "What?"}\n{"image": "gone.png", "prompt": "What?"}\n[')
+    says = ("questions.jsonl", "line 2: no picture at gone.png", "line 3: not JSON")
+    refused("validate", build, "--reference", small_checkpoint, "--questions", path, says=says)
+    words = ("validate", build, "--reference", small_checkpoint)
+    refused(*words, "--questions", tmp_path / "absent", says=("--questions", "is not a file"))
+    refused(*words, "--questions", "", says=("--questions", "it is empty"))
+    refused(*words, "--questions", path, "--images", picture.parent, says=("--images and --questions",))
+    path.write_text('{"image": "questions.jsonl", "prompt": "What?"}')
+    refused(*words, "--questions", path, says=("questions.jsonl is not a picture",))
+
+
+def test_another_reference_of_another_shape(refused: Refused, build: Path) -> None:
+    says = ("another shape", "text.hidden_size 192, the build 64")
+    refused("validate", build, "--reference", "tiny", "--other-reference", says=says)
+
+
 @pytest.mark.parametrize("name", ["pictures/red.png", "build/embeddings.bin", "build/manifest.json"])
 def test_a_file_to_inspect(refused: Refused, build: Path, picture: Path, tmp_path: Path, name: str) -> None:
     refused("inspect", tmp_path / name, says=(name, "is a file, expected a package or a build folder"))

@@ -236,7 +236,7 @@ def test_core_ml_is_named_where_it_is_missing(exported_tiny, monkeypatch):
 
 @pytest.mark.parametrize("chain", [False, True])
 def test_core_ml_runs_behind_the_same_interface(chain, exported_tiny, tmp_path, monkeypatch):
-    """A stand-in for coremltools' MLModel whose predict is the MIL runtime: same calls, same answers."""
+    """A stand-in for coremltools' MLModel whose predict is the MIL runtime: same calls, same answers, same state."""
     import coremltools
 
     from fastvlm_ref.samples import shipped_samples
@@ -266,6 +266,9 @@ def test_core_ml_runs_behind_the_same_interface(chain, exported_tiny, tmp_path, 
     session = open_session(built, "coreml")
     assert session.answer(sample.picture, sample.prompt, 16).text == expected
     assert len(opened) == (5 if chain else 2)
+    verdict = validate(shutil.copytree(built, tmp_path / "copy"), backend="coreml", steps=2)
+    assert verdict.passed
+    assert verdict.not_measured == ("encoder.peak", "language.peak"), "what is inside, Core ML does not show"
 
 
 def test_an_answer_s_ties_are_judged_by_its_own_limit(tmp_path):
