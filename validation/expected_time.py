@@ -81,4 +81,6 @@ def tell(build: Build, in_full: int, alone: int, steps: int, progress: Progress)
 def in_words(seconds: float) -> str:
     """Returns minutes or hours as one says them."""
     minutes = max(1, round(seconds / 60))
+    if minutes == 1:
+        return "a minute"
     return f"{minutes} minutes" if minutes < 120 else f"{round(minutes / 60)} hours"

@@ -293,7 +293,7 @@ def test_link_out_of_a_build(run: Run, build: Path, small_checkpoint: Path) -> N
 
 def test_reference_that_is_another(refused: Refused, build: Path, checkpoint: Path, picture: Path) -> None:
     edit_config(checkpoint, unheard_of=1)
-    says = ("config.json", "not what this build was made from")
+    says = ("config.json", "not what this build was made from", "--other-reference")
     refused("validate", build, "--reference", checkpoint, "--images", picture.parent, says=says)
 
 
@@ -316,7 +316,7 @@ def test_reference_of_the_same_sizes(refused: Refused, build: Path, checkpoint: 
 def test_a_changed_readme_is_the_same_reference(build: Path, checkpoint: Path) -> None:
     (checkpoint / "README.md").write_text("my notes\n")
     (checkpoint / "LICENSE").write_text("as before\n")
-    model, _ = _load_reference(read_build(build), checkpoint, SILENT, {})
+    model, *_ = _load_reference(read_build(build), checkpoint, SILENT, {})
     assert model.source.folder == checkpoint
 
 
@@ -326,6 +326,26 @@ def test_reference_left_out(refused: Refused, build: Path, picture: Path) -> Non
 
 def test_pictures_that_are_none(refused: Refused, build: Path, small_checkpoint: Path, tmp_path: Path) -> None:
     refused("validate", build, "--reference", small_checkpoint, "--images", tmp_path / "absent", says=("--images",))
+
+
+def test_questions_with_bad_lines(
+    refused: Refused, build: Path, small_checkpoint: Path, picture: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"image": "pictures/red.png", "prompt": "What?"}\n{"image": "gone.png", "prompt": "What?"}\n[')
+    says = ("questions.jsonl", "line 2: no picture at gone.png", "line 3: not JSON")
+    refused("validate", build, "--reference", small_checkpoint, "--questions", path, says=says)
+    words = ("validate", build, "--reference", small_checkpoint)
+    refused(*words, "--questions", tmp_path / "absent", says=("--questions", "is not a file"))
+    refused(*words, "--questions", "", says=("--questions", "it is empty"))
+    refused(*words, "--questions", path, "--images", picture.parent, says=("--images and --questions",))
+    path.write_text('{"image": "questions.jsonl", "prompt": "What?"}')
+    refused(*words, "--questions", path, says=("questions.jsonl is not a picture",))
+
+
+def test_another_reference_of_another_shape(refused: Refused, build: Path) -> None:
+    says = ("another shape", "text.hidden_size 192, the build 64")
+    refused("validate", build, "--reference", "tiny", "--other-reference", says=says)
 
 
 @pytest.mark.parametrize("name", ["pictures/red.png", "build/embeddings.bin", "build/manifest.json"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +112,51 @@ def test_validate_says_yes_and_writes_it_down(run: Run, build: Path, small_check
     assert json.loads((build / "validation.json").read_text())["verdict"] == "passed"
     assert (build / "selftest").is_dir()
     assert "validated    passed" in run("inspect", build).stdout
+
+
+@pytest.fixture
+def questions(picture: Path) -> Path:
+    """Six questions about one picture, of which the true answers are unknown but for one."""
+    path = picture.parent.parent / "questions.jsonl"
+    rows = [{"image": "pictures/red.png", "prompt": f"What is {number}?"} for number in range(6)]
+    path.write_text("\n".join(json.dumps(row) for row in [*rows[:5], {**rows[5], "answer": "red"}]))
+    return path
+
+
+def test_validate_on_a_user_s_own_questions(run: Run, build: Path, small_checkpoint: Path, questions: Path) -> None:
+    result = run("validate", build, "--reference", small_checkpoint, "--questions", questions)
+    assert result.exit_code == 0, result.stderr
+    assert "note: the first 4 questions are compared in full, of the other 2 the answers alone" in result.stderr
+    said = " ".join(result.stdout.split())
+    # its answers are noise, in which a tie is soon found: free answers need not be the same
+    assert re.search(
+        r"agree on [4-6] of 6; of 1 with a known answer the build has 0 right, PyTorch 0; compared in", said
+    )
+    table = result.stdout[result.stdout.index("How far apart") :]
+    places = [table.index(rung) for rung in ("constants", "network", "tokens")]
+    assert places == sorted(places)
+    told = json.loads(
+        run("validate", build, "--reference", small_checkpoint, "--questions", questions, "--json").stdout
+    )
+    assert told == json.loads((build / "validation.json").read_text())
+    assert (told["questions"]["count"], told["questions"]["in_full"]) == (6, 4)
+
+
+def test_validate_beside_another_checkpoint(run: Run, build: Path, checkpoint: Path, picture: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "unheard_of": 1}))
+    words = ("validate", build, "--reference", checkpoint, "--images", picture.parent)
+    assert run(*words).exit_code == 2
+    result = run(*words, "--other-reference")
+    assert result.exit_code == 0, result.stderr
+    assert "the reference is not what this build was made from (config.json differ)" in result.stdout
+    assert "verdict: compared" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith(f"next: fastvlm validate {build} --reference CHECKPOINT")
+    assert "validated    compared" in run("inspect", build).stdout
+    flip_signs(build)
+    result = run(*words, "--other-reference")
+    assert result.exit_code == 1
+    assert re.search(r"Error: limits missed: encoder\.psnr_db = .*; beside another checkpoint", result.stderr)
 
 
 def flip_signs(build: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from row_faults import reseal
 
 from export import export
 from fastvlm.build import read_build
@@ -14,16 +15,10 @@ from fastvlm.hashes import file_hash
 from fastvlm.manifest import read_manifest, write_manifest
 from validation import validate
 from validation.engine import PackageEngine
+from validation.limits import LIMITS, RUNGS
 from validation.session import open_session
 
 STEPS = 8
-
-
-def reseal(build):
-    """Makes the manifest agree with changed files, as an attacker or a broken tool would."""
-    manifest = read_manifest(build)
-    manifest["files"] = {name: file_hash(build / name) for name in manifest["files"]}
-    write_manifest(build / "manifest.json", manifest)
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +35,7 @@ def missed(verdict):
 def test_the_embedded_checkpoint_passes_every_limit(validated):
     _, verdict = validated
     assert verdict.passed, [f"{row.limit.key} = {row.value}" for row in verdict.rows if not row.passed]
-    assert {row.limit.key for row in verdict.rows} == {
-        "encoder.psnr_db",
-        "encoder.snr_loss_db",
-        "encoder.peak",
-        "language.kl",
-        "language.kl_step",
-        "language.logit_error",
-        "language.divergences",
-        "language.peak",
-        "answer.kl",
-        "answer.logit_error",
-        "answer.divergences",
-        "embeddings.max_error",
-        "manifest.differing_fields",
-        "prompt.differing_ids",
-    }
+    assert {row.limit.key for row in verdict.rows} == set(LIMITS)
     assert verdict.not_measured == ()
     assert len(verdict.answers) >= 3
     assert all(row.same for row in verdict.answers)
@@ -65,7 +45,9 @@ def test_the_table_states_what_a_validation_measures(validated):
     """Another processor may sum in another order; a figure that is five times off is out of date."""
     for row in validated[1].rows:
         stated = row.limit.measured
-        if row.limit.metric.endswith("_db"):
+        if row.limit.metric == "chunking_loss_db":  # on some processors the two ways differ nowhere
+            assert row.value <= stated + 5
+        elif row.limit.metric.endswith("_db"):
             assert abs(row.value - stated) <= 5, row.limit.key
         else:
             assert stated / 5 <= row.value <= stated * 5, row.limit.key
@@ -81,9 +63,16 @@ def test_validation_json_says_what_the_verdict_says(validated):
     build, verdict = validated
     stored = json.loads((build / "validation.json").read_text("utf-8"))
     assert stored["verdict"] == "passed"
-    assert stored["steps"] == verdict.steps == 32, "what the documents call the default"
+    assert stored["steps"] == verdict.steps == 64, "what the documents call the default"
     assert stored["manifest_sha256"] == file_hash(build / "manifest.json")["sha256"]
     assert len(stored["limits"]) == len(verdict.rows)
+    rungs = [row["rung"] for row in stored["limits"]]
+    assert rungs == sorted(rungs, key=RUNGS.index)
+    assert stored["questions"] == vars(verdict.score) == {
+        "count": 3, "in_full": 3, "agree": 3, "answered": 3, "build_right": 3, "reference_right": 3,
+    }  # fmt: skip
+    assert stored["reference_is_source"] is True
+    assert len(stored["differing_steps"]) == len(verdict.differing_steps)
 
 
 def test_validating_again_gives_the_same_bytes(validated):
@@ -247,7 +236,7 @@ def test_core_ml_is_named_where_it_is_missing(exported_tiny, monkeypatch):
 
 @pytest.mark.parametrize("chain", [False, True])
 def test_core_ml_runs_behind_the_same_interface(chain, exported_tiny, tmp_path, monkeypatch):
-    """A stand-in for coremltools' MLModel whose predict is the MIL runtime: same calls, same answers."""
+    """A stand-in for coremltools' MLModel whose predict is the MIL runtime: same calls, same answers, same state."""
     import coremltools
 
     from fastvlm_ref.samples import shipped_samples
@@ -277,6 +266,9 @@ def test_core_ml_runs_behind_the_same_interface(chain, exported_tiny, tmp_path, 
     session = open_session(built, "coreml")
     assert session.answer(sample.picture, sample.prompt, 16).text == expected
     assert len(opened) == (5 if chain else 2)
+    verdict = validate(shutil.copytree(built, tmp_path / "copy"), backend="coreml", steps=2)
+    assert verdict.passed
+    assert verdict.not_measured == ("encoder.peak", "language.peak"), "what is inside, Core ML does not show"
 
 
 def test_an_answer_s_ties_are_judged_by_its_own_limit(tmp_path):

@@ -60,7 +60,7 @@ def test_the_demo_shows_commands_answers_limits_and_paths(
         assert limit.key in shown
         assert limit.key in report
     assert "passed: every limit holds" in report
-    assert "32 greedy steps" in report
+    assert "64 greedy steps" in report
     answer = next(row["coreml"] for row in stored["answers"] if row["prompt"] == sample.prompt)
     asked = shown[shown.index("$ fastvlm run") :]
     assert answer in asked

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from validation.metrics import (
-    cosine,
+    angle_db,
     difference,
+    explained_gap,
     kl_divergence,
     margin,
     max_error,
     psnr_db,
+    rank,
     snr_db,
+    top_overlap,
     worst_row_snr_db,
 )
 
@@ -38,7 +41,9 @@ def test_non_finite_values_are_the_worst_result(poison):
     assert psnr_db(REF, bad) == -math.inf
     assert kl_divergence(REF, bad) == math.inf
     assert max_error(REF, bad) == math.inf
-    assert cosine(REF, bad) == -1.0
+    assert angle_db(REF, bad) == -math.inf
+    assert top_overlap(REF, bad) == 0.0
+    assert rank(REF, bad) == 4
 
 
 def test_shapes_are_never_broadcast():
@@ -46,9 +51,43 @@ def test_shapes_are_never_broadcast():
         snr_db(REF, REF[None])
 
 
-def test_cosine_ignores_scale_and_sees_direction():
-    assert cosine(REF, 7 * REF) == pytest.approx(1.0)
-    assert cosine(REF, -REF) == pytest.approx(-1.0)
+def test_the_angle_ignores_scale_and_sees_direction():
+    assert angle_db(REF, 8 * REF) == math.inf
+    assert angle_db(REF, -REF) == pytest.approx(10 * math.log10(1 / 2))  # cosine −1
+    assert angle_db(np.array([1.0, 0.0]), np.array([1.0, 1e-9])) == pytest.approx(10 * math.log10(2e18))
+    assert angle_db(np.zeros(2), np.zeros(2)) == math.inf
+    assert angle_db(REF, np.zeros(4)) == 0.0
+
+
+def logits(*best):
+    """1,000 logits near 0 behind the given ones."""
+    return np.array([*best, *np.linspace(-1, -2, 1000 - len(best))])
+
+
+def test_all_of_the_five_best_are_looked_for():
+    reference = logits(9, 8, 7, 6, 5, 4, 3)
+    assert top_overlap(reference, reference) == 1.0
+    assert top_overlap(reference, logits(5, 6, 7, 8, 9, 4, 3)) == 1.0  # any order
+    assert top_overlap(reference, logits(9, 8, 7, 6, 3.5, 4, 3)) == pytest.approx(0.8)
+    assert top_overlap(reference, logits(9, 3, 3, 3, 3, 4, 5)) == pytest.approx(0.6)
+    assert top_overlap(np.array([1.0, 2.0]), np.array([2.0, 1.0])) == 1.0
+
+
+def test_the_place_of_the_best_token():
+    reference = logits(9, 8, 7, 6)
+    assert rank(reference, reference) == 1
+    assert rank(reference, logits(6.5, 8, 7, 6)) == 3
+    assert rank(reference, logits(9, 9, 7, 6)) == 1, "equal is not in front"
+
+
+def test_noise_may_change_places_and_a_few_tokens_of_their_own_may_not():
+    """The same exchange, by an error that all logits have, and by one that these two alone have."""
+    reference, noise = logits(9, 8.9, 7, 6, 5, 4.9), np.random.default_rng(0).standard_normal(1000) * 0.05
+    exchanged = logits(8.85, 9.05, 7, 6, 4.85, 5.05)
+    assert explained_gap(reference, reference + noise) == pytest.approx(0.4, rel=0.1)
+    assert (rank(reference, exchanged), top_overlap(reference, exchanged)) == (2, 0.8)
+    noise[:6] = 0
+    assert (rank(reference, exchanged + noise), top_overlap(reference, exchanged + noise)) == (1, 1.0)
 
 
 def test_kl_matches_its_definition():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from validation.parity import DecoderParity, EncoderParity, relative_error
+from validation.parity import Closeness, DecoderParity, EncoderParity, closeness, loss_db, over_spread
 
 
 def logits(seed=0, size=64):
@@ -15,7 +15,9 @@ def logits(seed=0, size=64):
 def test_equal_logits_are_equal():
     parity = DecoderParity()
     parity.add(logits(), logits())
-    assert (parity.ties, parity.divergences, parity.logit_error, parity.kl) == (0, 0, [0.0], [0.0])
+    (step,) = parity.steps
+    assert (parity.ties, parity.divergences, step.error, step.kl, step.overlap, step.rank) == (0, 0, 0.0, 0.0, 1.0, 1)
+    assert not step.differs
 
 
 def test_two_equal_candidates_may_swap():
@@ -27,6 +29,10 @@ def test_two_equal_candidates_may_swap():
     parity = DecoderParity()
     parity.add(reference, swapped)
     assert (parity.ties, parity.divergences) == (1, 0)
+    (step,) = parity.steps
+    assert (step.reference_id, step.package_id, step.tie) == (first, second, True)
+    assert step.margin == pytest.approx(0.001 / reference.std(), rel=1e-3)
+    assert step.error == pytest.approx(0.002 / reference.std(), rel=1e-3)
 
 
 def test_a_clear_winner_must_not_lose():
@@ -53,16 +59,32 @@ def test_what_is_not_finite_diverges(poison):
     parity = DecoderParity()
     parity.add(logits(), bad)
     assert parity.divergences == 1
-    assert parity.logit_error == [math.inf]
+    (step,) = parity.steps
+    assert (step.error, step.overlap, step.rank, step.tie) == (math.inf, 0.0, 64, False)
 
 
 def test_constant_logits_have_no_spread_to_measure_by():
     flat = np.ones(8, np.float32)
-    assert relative_error(0.0, flat) == 0.0
-    assert relative_error(0.1, flat) == math.inf
+    assert over_spread(0.0, flat) == 0.0
+    assert over_spread(0.1, flat) == math.inf
 
 
-def test_snr_loss_at_the_edges():
-    assert EncoderParity(math.inf, math.inf, math.inf, 1.0, math.inf).snr_loss_db == 0.0
-    assert EncoderParity(10.0, 10.0, -math.inf, 1.0, 1.0).snr_loss_db == math.inf
-    assert EncoderParity(70.0, 40.0, 45.0, 1.0, 40.0).snr_loss_db == 5.0
+def test_a_loss_at_the_edges():
+    assert loss_db(math.inf, math.inf) == 0.0
+    assert loss_db(-math.inf, 10.0) == math.inf
+    assert loss_db(45.0, 40.0) == 5.0
+    assert loss_db(45.0, math.inf) == -math.inf
+
+
+def test_image_tokens_are_judged_beside_fp16():
+    parity = EncoderParity(Closeness(70.0, 40.0, 43.0, 30.0), Closeness(75.0, 45.0, 49.0, 41.0))
+    assert (parity.psnr_db, parity.snr_loss_db, parity.cosine_loss_db, parity.worst_token_loss_db) == (70, 5, 6, 11)
+
+
+def test_one_bad_token_shows_in_the_worst_alone():
+    tokens = np.random.default_rng(0).standard_normal((100, 32)).astype(np.float32)
+    bad = tokens.copy()
+    bad[7] *= 0.5
+    found = closeness(tokens, bad)
+    assert found.worst_token_db == pytest.approx(20 * math.log10(2))
+    assert found.snr_db == pytest.approx(found.worst_token_db + 20, abs=3)

@@ -88,3 +88,23 @@ def test_a_transcript_that_nobody_wants_is_not_finished() -> None:
     with pytest.raises(Abandoned):
         transcribe(engine, np.zeros((2, 2), np.float32), 100, stopped)  # type: ignore[arg-type]
     assert engine.steps == 3
+
+
+def test_an_answer_ends_with_its_stop_id() -> None:
+    class Counts:
+        said = 0
+
+        def reset(self) -> None: ...
+
+        def prefill(self, embeds: object) -> None: ...
+
+        def embed(self, ids: object) -> np.ndarray:
+            return np.zeros((1, 2), np.float32)
+
+        def decode(self, embed: object) -> np.ndarray:
+            self.said += 1
+            return np.eye(8, dtype=np.float32)[self.said]
+
+    embeds, nobody = np.zeros((2, 2), np.float32), threading.Event()
+    assert transcribe(Counts(), embeds, 6, nobody, (3,)).ids == [1, 2, 3]  # type: ignore[arg-type]
+    assert transcribe(Counts(), embeds, 6, nobody).ids == [1, 2, 3, 4, 5, 6]  # type: ignore[arg-type]
