@@ -253,6 +253,24 @@ def test_a_residual_that_takes_another_value(caught: Callable[..., str]) -> None
     assert ", expected add_" in subject
 
 
+def test_a_state_that_is_read_before_it_is_written(caught: Callable[..., str]) -> None:
+    """The values in it are those of another call."""
+
+    def edit(build: Path) -> None:
+        with program(build / LANGUAGE) as spec:
+            ops = operations(spec, "decode")
+            at = [index for index, op in enumerate(ops) if op.type == "write_state"][1]
+            assert ops[at + 1].type == "read_state"
+            held = type(ops[at])()
+            held.CopyFrom(ops[at])
+            ops[at].CopyFrom(ops[at + 1])
+            ops[at + 1].CopyFrom(held)
+
+    subject = caught("exponents", edit, UNEXPLAINED)
+    assert "layers.1.self_attn: read_state" in subject
+    assert " runs before write_state" in subject
+
+
 def test_an_op_too_many(caught: Callable[..., str]) -> None:
     """The logits are doubled."""
 

@@ -29,7 +29,7 @@ from export.compression.schemes import Scheme
 from export.parameters import GraphWeight
 
 FP16_MAX = 65504.0
-FINE = 2.0**-14  # below it fp16 has fewer bits, and a scale is rounded by so much that it reaches too far or not far
+FINE = 2.0**-14  # below it fp16 has fewer bits: a scale is rounded by so much that codes may be idle
 
 Part = Callable[[int, int], np.ndarray]  # codes, flat: from the first, so many
 Tables = Mapping[str, Tensor]
@@ -65,16 +65,21 @@ class Fit:
         ratio = self.signal / self.noise
         return 10 * log10(ratio) if ratio > 0 else -inf if ratio == 0 else ratio
 
-    def take(self, values: Tensor, away: Tensor, excess: Tensor, clipped: Tensor, idle: Tensor) -> None:
-        """Adds a block: its weights, how far they are from what is stored, and what was judged of them."""
-        at = int(excess.argmax())  # of NaN, where there is one
-        worst = float(excess.reshape(-1)[at])
-        if self.excess == self.excess and not worst <= self.excess:
-            self.excess, self.at = worst, self.weights + at
+    def take(self, values: Tensor, away: Tensor, loose: Tensor, steps: Tensor, outside: Tensor, idle: Tensor) -> None:
+        """Adds a block: its weights and how far they are from what is stored.
+
+        loose: which of them, flat, lie beyond half a step; steps, outside: how far, and whether no value is there.
+        """
+        excess = (steps - 0.5).masked_fill(outside, 0.0)
+        if len(loose) and self.excess == self.excess:  # a NaN stays
+            at = int(excess.argmax())  # of NaN, where there is one
+            worst = float(excess[at])
+            if not worst <= self.excess:
+                self.excess, self.at = worst, self.weights + int(loose[at])
         self.unreached, self.tables = self.unreached + float(idle.sum()), self.tables + idle.numel()
-        self.clipped, self.weights = self.clipped + int(clipped.sum()), self.weights + values.numel()
-        self.signal += float(values.square().sum(dtype=torch.float64))
-        self.noise += float(away.square().sum(dtype=torch.float64))
+        self.clipped, self.weights = self.clipped + int(outside.sum()), self.weights + values.numel()
+        flat, lost = values.reshape(-1), away.reshape(-1)
+        self.signal, self.noise = self.signal + float(flat.dot(flat)), self.noise + float(lost.dot(lost))
 
 
 def fit_of(weight: GraphWeight, scheme: Scheme, part: Part, tables: Mapping[str, np.ndarray]) -> Fit:
@@ -98,24 +103,24 @@ def fit_of(weight: GraphWeight, scheme: Scheme, part: Part, tables: Mapping[str,
 
 def _scales(fit: Fit, scheme: Scheme, rows: Tensor, codes: Tensor, tables: Tables) -> None:
     """Rows (n, K) of which `scale · (code − offset)` is stored, a scale (n, blocks) for each block."""
-    shape = (*tables["scale"].shape, -1)
-    values, code, scale = rows.reshape(shape), codes.float().reshape(shape), tables["scale"][..., None]
+    scale = tables["scale"][..., None]
+    shape = (*scale.shape[:2], -1)
+    values, code = rows.reshape(shape), codes.float().reshape(shape)
     half = 1 << scheme.bits - 1
     low, high = -half, half - 1
-    offset = tables["offset"][..., None] if scheme.affine else torch.zeros(())
-    beyond = values / scale + offset - code  # in steps, from the code's value to the weight
-    outside = ((code == high) & (beyond > 0)) | ((code == low) & (beyond < 0))
-    if bool((scale * (high + half) > FP16_MAX).any()):  # larger multiples are never stored
-        multiple, most = code - offset, (FP16_MAX / scale).floor()
-        outside |= ((multiple >= most) & (beyond > 0)) | ((multiple <= -most) & (beyond < 0))
-    size = beyond.abs()
+    offset = tables["offset"][..., None] if scheme.affine else torch.zeros_like(scale)
+    steps = (values / scale).add_(offset).sub_(code)  # from the code's value to the weight
+    loose = _flat_where(~(steps.abs() <= 0.5))
+    beyond, held, by, zero = (_picked(each, loose, values) for each in (steps, code, scale, offset))
+    multiple, most = held - zero, (FP16_MAX / by).floor()  # larger multiples are never stored
+    outside = torch.where(beyond > 0, (held == high) | (multiple >= most), (held == low) | (multiple <= -most))
+    least, largest = torch.aminmax(code, dim=2)
     if scheme.affine:
-        reached = (torch.maximum(code, offset).amax(2) - torch.minimum(code, offset).amin(2)) / (high - low)
+        reached = (torch.maximum(largest, tables["offset"]) - torch.minimum(least, tables["offset"])) / (high - low)
     else:
-        reached = code.abs().amax(2) / high
-    fine = values.abs().amax(2) > half * FINE
-    excess = size.masked_fill(outside, 0.0) - 0.5
-    fit.take(values, size * scale, excess, outside & (size > 0.5), (1 - reached.clamp(max=1))[fine])
+        reached = torch.maximum(-least, largest) / high
+    idle = (1 - reached.clamp(max=1))[tables["scale"] >= FINE]
+    fit.take(values, steps.mul_(scale), loose, beyond.abs(), outside, idle)
 
 
 def _palettes(fit: Fit, scheme: Scheme, rows: Tensor, codes: Tensor, tables: Tables) -> None:
@@ -123,15 +128,25 @@ def _palettes(fit: Fit, scheme: Scheme, rows: Tensor, codes: Tensor, tables: Tab
     palette = tables["lut"]
     values, code = rows.reshape(len(palette), -1), codes.reshape(len(palette), -1).long()
     below, above = _gaps(palette)
+    inner = torch.minimum(below, above)  # of an entry at an end, the only one
+    room = [torch.where(gap.isinf(), inner, gap) / 2 for gap in (below, above)]
     away = values - palette.gather(1, code)
-    size = away.abs()
-    excess = size / torch.where(away > 0, above.gather(1, code), below.gather(1, code)) - 0.5
-    last, first = above.isinf(), below.isinf()  # of a palette, and all that equal it
-    ends = torch.where(away > 0, last.gather(1, code), first.gather(1, code))
-    inner = torch.where(away > 0, below.gather(1, code), above.gather(1, code))
+    loose = _flat_where(~((away <= room[1].gather(1, code)) & (-away <= room[0].gather(1, code))))
+    entry = torch.div(loose, values.shape[1], rounding_mode="floor") * palette.shape[1] + code.reshape(-1)[loose]
+    beyond = away.reshape(-1)[loose]
+    gap = torch.where(beyond > 0, above.reshape(-1)[entry], below.reshape(-1)[entry])
     used = torch.zeros_like(palette).scatter_(1, code, 1.0)
-    lossy = size.amax(1) > 0  # a group of fewer values than entries may leave some idle
-    fit.take(values, away, excess, ends & (size > inner / 2), 1 - used[lossy].mean(1))
+    lossy = away.abs().amax(1) > 0  # a group of fewer values than entries may leave some idle
+    fit.take(values, away, loose, beyond.abs() / gap, gap.isinf(), 1 - used[lossy].mean(1))
+
+
+def _flat_where(mask: Tensor) -> Tensor:
+    return mask.reshape(-1).nonzero().reshape(-1)
+
+
+def _picked(table: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    """What a table (n, blocks, size or 1) has at flat places of values (n, blocks, size)."""
+    return table.reshape(-1)[at if table.shape == values.shape else at // values.shape[-1]]
 
 
 def _gaps(palette: Tensor) -> tuple[Tensor, Tensor]:

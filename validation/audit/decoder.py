@@ -41,28 +41,42 @@ class DecoderWalk(ABC):
         """Walks from the rows that come in to what goes out; filling: the last layer writes its state, no more."""
         walk = self.walk
         x = self.enter(walk.input("inputsEmbeds"))
-        if not self.chunk.layers:
-            return self._heads(x)
-        self.tables(walk.input("ropeCos"), walk.input("ropeSin"), walk.input("causalMask"))
-        self._positions(walk.input("position"))
-        state = walk.input("kvCache")
+        if self.chunk.layers:
+            self.tables(walk.input("ropeCos"), walk.input("ropeSin"), walk.input("causalMask"))
+            self._positions(walk.input("position"))
+            x = self._layers(x, filling)
+        if filling:
+            return
+        if self.chunk.parts and walk.function.name == "decode":
+            self._heads(x)
+            return
+        walk.place = "its results"
+        walk.gives(self.leave(x, self.text.hidden_size), "hiddenStates")
+
+    def _layers(self, x: Found, filling: bool) -> Found:
+        """All layers of the package; returns what leaves the last."""
+        walk, state = self.walk, self.walk.input("kvCache")
         cache = walk.op("read_state", input=state)
         for number in range(self.chunk.layers):
             path = f"layers.{number}"
             normed = self._norm(x, f"{path}.input_layernorm", self.chunk.first + number)
             walk.place = f"{path}.self_attn"
-            walk.step("write_state", input=state, data=self._written(number, normed, cache))
-            cache = walk.op("read_state", input=state)
+            cache = self._stored(number, normed, cache, state)
             if filling and number == self.chunk.layers - 1:
-                return self._done(cache)
+                self._done(cache)
+                return None
             keys, values = self._row(cache, 2 * number), self._row(cache, 2 * number + 1)
             x = walk.op("add", x=x, y=self.attend(number, normed, keys, values))
             normed = self._norm(x, f"{path}.post_attention_layernorm", self.chunk.first + number)
             x = walk.op("add", x=x, y=self._mlp(path, normed))
-        if self.chunk.parts and walk.function.name == "decode":
-            return self._heads(x)
-        walk.place = "its results"
-        walk.gives(self.leave(x, self.text.hidden_size), "hiddenStates")
+        return x
+
+    def _stored(self, number: int, normed: Found, cache: Found, state: Found) -> Found:
+        """Writes a layer's keys and values; returns the state as it is read after that."""
+        written = self.walk.step("write_state", input=state, data=self._written(number, normed, cache))
+        read = self.walk.step("read_state", input=state)
+        self.walk.in_order(written, read)
+        return read.outputs[0] if read is not None and read.outputs else None
 
     @abstractmethod
     def enter(self, embeds: Found) -> Found:

@@ -7,10 +7,9 @@ once, so that halves of a head only change places. One row needs no transpose.
 from __future__ import annotations
 
 import numpy as np
-from torch import nn
 
 from validation.audit.decoder import DecoderWalk, Found, outputs
-from validation.audit.encoder import geometry
+from validation.audit.encoder import POINTWISE, geometry
 from validation.audit.expected import Axes, Parameter, Shape
 from validation.audit.forms import shrunk
 
@@ -59,7 +58,7 @@ class AneWalk(DecoderWalk):
         return walk.op("mul", x=first, y=Parameter(parameter))
 
     def linear(self, x: Found, path: str, width: int, biased: bool = False) -> Found:
-        arguments = geometry(nn.Linear(1, 1, device="meta"))
+        arguments = geometry(POINTWISE)
         if biased:
             arguments["bias"] = Parameter(f"{path}.bias")
         return self.walk.op("conv", x=x, weight=Parameter(f"{path}.weight"), **arguments)

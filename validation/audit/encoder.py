@@ -30,6 +30,7 @@ from validation.program.contents import Value
 BYTES = 255.0  # a pixel of the reference is a byte over 255 (`fastvlm_ref.image.pixels_to_tensor`)
 RGB = 20  # Core ML's colour space
 FEATURES = "imageFeatures"
+POINTWISE = nn.Linear(1, 1, device="meta")  # any linear layer
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class EncoderWalk:
         channels, pixels = block.norm.weight.numel(), x.side**2
         normed = channel_norm(walk, x.value, block.norm.eps, channels, x.exponent, self.safe)
         heads = Shape((1, mixer.heads, mixer.head_dim, pixels))
-        found = [self._conv(f"{path}.{part}", nn.Linear(1, 1), Map(normed, x.side)) for part in "qkv"]
+        found = [self._conv(f"{path}.{part}", POINTWISE, Map(normed, x.side)) for part in "qkv"]
         q, k, v = (walk.op("reshape", x=each.value, shape=heads) for each in found)
         scores = walk.op("matmul", x=q, y=k, transpose_x=True, transpose_y=False)
         weights = softmax(walk, scores, found[0].exponent + found[1].exponent)

@@ -44,6 +44,7 @@ class Walk:
         self.function, self.title, self.findings = function, title, findings
         self.place = "its inputs"
         self.parameters: set[str] = set()  # those that were asked for
+        self._order = {id(op): index for index, op in enumerate(function.ops)}
         self._seen: set[int] = set()
         self._given: set[str] = set()
 
@@ -80,6 +81,11 @@ class Walk:
             self.findings.count(CONSTANTS, f"{self._where}: {best.op.title}: {problem}")
         self.findings.look(CONSTANTS, sum(isinstance(each, Expected) for each in map(_wanted, arguments.values())))
         return best.op
+
+    def in_order(self, first: Op | None, second: Op | None) -> None:
+        """Tells where an op runs before another that no value ties it to."""
+        if first is not None and second is not None and self._order[id(first)] > self._order[id(second)]:
+            self._unexplained(f"{second.title} runs before {first.title}")
 
     def gives(self, value: Value | None, name: str) -> None:
         """Holds a result of the function against its name in the contract."""
