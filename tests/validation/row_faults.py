@@ -35,6 +35,11 @@ class Bench:
     build: Path
     patch: pytest.MonkeyPatch
 
+    def without_lower_rungs(self) -> None:
+        """Leaves out constants, ops and blocks: they open the packages themselves and see nothing of an engine."""
+        self.patch.setattr("validation.judging.lower_rungs", lambda *_: [])
+        self.patch.setattr("validation.judging.block_rung", lambda *_: ([], []))
+
     def red(self) -> set[str]:
         """The rows that a comparison on one picture, which is wider than high, finds missed."""
         sample, question = shipped_samples()[2], self.build.parent / "question.jsonl"
@@ -81,6 +86,7 @@ def in_image_tokens(change: Callable[[Rows], Rows]) -> Plant:
     """The encoder gives other image tokens (T, H)."""
 
     def plant(bench: Bench) -> None:
+        bench.without_lower_rungs()
         given = PackageEngine.encode_image
         bench.patch.setattr(PackageEngine, "encode_image", lambda self, pixels: change(given(self, pixels)))
 
@@ -91,6 +97,7 @@ def in_logits(quantity: str, change: Callable[[int, Rows], Rows]) -> Plant:
     """The decoder gives other logits (V,) at the steps of "language" or of "answer", counted from 0."""
 
     def plant(bench: Bench) -> None:
+        bench.without_lower_rungs()
         follow, decode, now = Comparison._follow, PackageEngine.decode, {"quantity": "", "step": 0}
 
         def following(self: Comparison, of: str, *told: Any) -> Any:
@@ -117,6 +124,7 @@ def in_state(change: Callable[[Rows, int], None], when: int) -> Plant:
     """The state (2L, kv_heads, D, C), filled so far, holds something else when it is read: 0 prefilled, 1 decoded."""
 
     def plant(bench: Bench) -> None:
+        bench.without_lower_rungs()
         read, times = PackageEngine.read_states, iter(range(9))
 
         def reading(self: PackageEngine) -> Any:
@@ -134,6 +142,7 @@ def in_peaks(part: str) -> Plant:
     """An op in the middle returns 40,000 once."""
 
     def plant(bench: Bench) -> None:
+        bench.without_lower_rungs()
         predict = PackageEngine._predict
 
         class Loud:
@@ -258,4 +267,7 @@ FAULTS = [
     RowFault("prompt.differing_ids", swapped_ids),
 ]  # fmt: skip
 # Rows of rungs whose faults have tests of their own.
-ELSEWHERE = {"audit": "test_audit.py", "op": "test_ops.py", "block": "test_blocks.py"}
+ELSEWHERE = {
+    "audit": "test_audit_faults.py", "op": "test_op_parity_faults.py", "blocks": "test_blocks.py",
+    "encoder_blocks": "test_blocks.py", "language_blocks": "test_blocks.py",
+}  # fmt: skip

@@ -22,6 +22,8 @@ def bench(tiny_build: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 def test_every_row_of_the_table_has_a_fault() -> None:
     assert len(BY_KEY) == len(FAULTS)
     assert {key for key, limit in LIMITS.items() if limit.quantity not in ELSEWHERE} == set(BY_KEY)
+    assert {limit.quantity for limit in LIMITS.values()} >= ELSEWHERE.keys()
+    assert all((Path(__file__).parent / name).is_file() for name in ELSEWHERE.values())
 
 
 def test_without_a_fault_nothing_is_red(bench: Bench) -> None:
