@@ -45,6 +45,10 @@ class Package:
         self._files: dict[str, BlobFile] = {}
         self.cache: dict[Any, Any] = {}
 
+    def part(self, spec: Any) -> Package:
+        """Another program over the same weight files, which it maps anew; it shares nothing with this one."""
+        return Package(spec, self._root, self._model_folder, self._weights_folder)
+
     def read_blob(self, file_name: str, offset: int, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
         """The values of one blob; PackageError when file, sentinel, offset, size or dtype are wrong."""
         return self._file(file_name).read(offset, dtype, shape)
