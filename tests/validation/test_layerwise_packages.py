@@ -96,7 +96,7 @@ def test_a_package_in_parts(name: str, request: pytest.FixtureRequest, monkeypat
 
 
 def _watch_openings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many functions of other parts are there still, at every opening of a part."""
+    """How many functions and constants of other parts are there still, at every opening of a part."""
     opened: list[weakref.ref[Any]] = []
     alive: list[int] = []
     planned = parts._planned
@@ -105,6 +105,7 @@ def _watch_openings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         alive.append(sum(model() is not None for model in opened))
         found = planned(*asked)
         opened.extend(weakref.ref(model) for model in found.values())
+        opened.extend(weakref.ref(value) for value in asked[0].cache.values())
         return found
 
     monkeypatch.setattr(parts, "_planned", watched)

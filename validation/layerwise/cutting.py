@@ -7,7 +7,7 @@ take from earlier pieces becomes inputs, what later ones take becomes outputs. W
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -18,15 +18,16 @@ from validation.mil.package import Package
 from validation.mil.schema import model_message
 
 
-def cut(package: Package, largest: int) -> list[Package]:
-    """Returns the package in pieces of at most `largest` bytes of fp16 weights, or of one layer where that is more.
+def cut(package: Package, largest: int) -> Iterator[Package]:
+    """Gives the package in pieces of at most `largest` bytes of fp16 weights, or of one layer where that is more.
 
-    A package that is no larger is returned as it is. Raises PackageError for a program with control flow, or whose
+    A package that is no larger is given as it is. Raises PackageError for a program with control flow, or whose
     functions do not write their state alike.
     """
     functions = {name: Steps(message, name) for name, message in package.program.functions.items()}
     if max(sum(steps.bytes) for steps in functions.values()) <= largest:
-        return [package]
+        yield package
+        return
     bounds = {name: steps.bounds() for name, steps in functions.items()}
     counts = {name: len(found) - 1 for name, found in bounds.items()}
     if len(set(counts.values())) > 1:
@@ -40,11 +41,9 @@ def cut(package: Package, largest: int) -> list[Package]:
         for index in range(next(iter(counts.values())))
     ]
     runs = even_runs(sizes, max(largest, *sizes))
-    if len(runs) == 1:
-        return [package]
-    return [
-        _piece(package, functions, {name: (b[first], b[last]) for name, b in bounds.items()}) for first, last in runs
-    ]
+    for first, last in runs:
+        own = {name: (found[first], found[last]) for name, found in bounds.items()}
+        yield package if len(runs) == 1 else _piece(package, functions, own)
 
 
 def _spans(bounds: Mapping[str, list[int]]) -> dict[str, list[tuple[int, int]]]:

@@ -50,12 +50,14 @@ def parts_of(
     if backend != "mil":
         yield Part(stage, _opened(stage, wanted, backend, precision, target))
         return
-    pieces = cut(open_folder(stage.package), largest)
-    for package in pieces:
+    whole = open_folder(stage.package)
+    for package in cut(whole, largest):
         opened = _planned(package, wanted, precision)
-        yield Part(stage, opened, cut=len(pieces) > 1)
-        opened.clear()  # whoever took the part may hold it still while the next one is opened
-        gc.collect()  # a frame holds itself, and with it all weights
+        yield Part(stage, opened, cut=package is not whole)
+        # whoever took the part may hold it still while the next one is opened, and a frame holds itself
+        opened.clear()
+        package.cache.clear()
+        gc.collect()
 
 
 def _opened(stage: Stage, wanted: list[str], backend: str, precision: str, target: str) -> dict[str, Predictor]:

@@ -86,13 +86,26 @@ def dtype_named(name: str) -> DType:
 def unpack(packed: np.ndarray, bits: int, count: int, signed: bool) -> np.ndarray:
     """Spread `count` values of `bits` bits each, lowest bits first, into one byte each.
 
-    packed: uint8 (ceil(count * bits / 8),) -> int8 or uint8 (count,). Source: MILBlob's sub-byte storage.
+    packed: uint8 (ceil(count * bits / 8),) -> int8 or uint8 (count,). Raises ValueError where that many are not there.
+    Source: MILBlob's sub-byte storage.
     """
-    stream = np.unpackbits(packed, bitorder="little")[: count * bits].reshape(count, bits)
-    weights = (1 << np.arange(bits)).astype(np.uint8)
-    values: np.ndarray = (stream * weights).sum(axis=1, dtype=np.uint8)
+    if packed.size * 8 < count * bits:
+        raise ValueError(f"{packed.size} bytes cannot hold {count} values of {bits} bits")
+    groups = -(-count // 8)  # eight values fill as many bytes as each has bits
+    stream = np.zeros((groups, bits), np.uint8)
+    used = min(packed.size, stream.size)
+    stream.reshape(-1)[:used] = packed[:used]
+    values = np.zeros((groups, 8), np.uint8)
+    for place in range(8) if bits else ():
+        at, shift = divmod(place * bits, 8)
+        np.right_shift(stream[:, at], shift, out=values[:, place])
+        if shift + bits > 8:
+            values[:, place] |= stream[:, at + 1] << (8 - shift)
+    values &= (1 << bits) - 1
+    unsigned: np.ndarray = values.reshape(-1)[:count]
     if not signed:
-        return values
-    wide = values.astype(np.int16)
-    wide[values >= 1 << (bits - 1)] -= 1 << bits
-    return wide.astype(np.int8)
+        return unsigned
+    half = 1 << (bits - 1)
+    unsigned ^= half
+    unsigned -= half  # wraps: the sign's bit is spread over those above it
+    return unsigned.view(np.int8)
