@@ -64,12 +64,13 @@ def test_functions_that_write_otherwise_are_not_cut(package: Package) -> None:
         list(cut(package.part(spec), 1))
 
 
-def test_a_state_that_is_looked_into_across_layers(package: Package) -> None:
-    """A layer that reads an older value of the state than the newest cannot be parted from the one before."""
+@pytest.mark.parametrize(("kind", "value"), [("slice_by_index", -2), ("slice_update", 0)])
+def test_a_state_that_is_read_across_layers(kind: str, value: int, package: Package) -> None:
+    """A layer that looks at the state as the one before left it, or updates an old value, is not parted from that."""
     steps = Steps(function(package, "decode"), "decode")
     reads = [op for op in steps.steps if op.type == "read_state"]
-    old = reads[0].outputs[0].name
-    last = next(op for op in reversed(steps.steps) if op.type == "slice_by_index")
+    old = reads[value].outputs[0].name
+    last = next(op for op in reversed(steps.steps) if op.type == kind)
     last.inputs["x"].arguments[0].name = old
     with pytest.raises(PackageError, match="across layers"):
         Steps(steps.message, "decode").bounds()

@@ -56,7 +56,6 @@ def parts_of(
         yield Part(stage, opened, cut=package is not whole)
         # whoever took the part may hold it still while the next one is opened, and a frame holds itself
         opened.clear()
-        package.cache.clear()
         gc.collect()
 
 

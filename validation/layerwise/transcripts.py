@@ -96,7 +96,7 @@ def transcribe_all(
 def _begun(model: FastVLM, number: int, embeds: Rows, steps: int) -> _Run:
     whole = torch.from_numpy(np.ascontiguousarray(embeds))[None]
     rows = [part for part in (whole[:, :-1], whole[:, -1:]) if part.shape[1]]
-    return _Run(number, embeds, steps, KVCache(model.config.text, len(embeds) + steps), rows)
+    return _Run(number, embeds, steps, KVCache(model.config.text, len(embeds) + steps - 1), rows)
 
 
 def _pass(decoder: Decoder, runs: Sequence[_Run], advance: Advance, seen: Seen) -> None:
