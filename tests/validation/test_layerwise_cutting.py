@@ -68,10 +68,9 @@ def test_functions_that_write_otherwise_are_not_cut(package: Package) -> None:
 def test_a_state_that_is_read_across_layers(kind: str, value: int, package: Package) -> None:
     """A layer that looks at the state as the one before left it, or updates an old value, is not parted from that."""
     steps = Steps(function(package, "decode"), "decode")
-    reads = [op for op in steps.steps if op.type == "read_state"]
-    old = reads[value].outputs[0].name
-    last = next(op for op in reversed(steps.steps) if op.type == kind)
-    last.inputs["x"].arguments[0].name = old
+    values = [op.outputs[0].name for op in steps.steps if op.type == "read_state"]
+    reading = [op.inputs["x"].arguments[0] for op in steps.steps if op.type == kind]
+    [argument for argument in reading if argument.name in values][-1].name = values[value]
     with pytest.raises(PackageError, match="across layers"):
         Steps(steps.message, "decode").bounds()
 

@@ -5,7 +5,7 @@
 - Between two writes the cut lies where the fewest bytes are handed over: between a layer's last op and the next one's
   first.
 - The state's value is not handed over but read again by whoever updates it next. Its rows of other layers may be
-  another call's by then, so a cut never parts a read from an op that looks into it.
+  another call's by then, so a cut never parts a write from the read behind it, nor that from who looks into it.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class Steps:
         return [0, *(self._between(*pair) for pair in pairwise(writes)), len(self.steps)]
 
     def _between(self, written: int, writes: int) -> int:
-        """The place behind one write and before the next where the fewest bytes are handed over."""
-        allowed = [place for place in range(written + 1, writes + 1) if self._may_part(place, written)]
+        """The place behind one write, and behind the read of what it wrote, where the fewest bytes are handed over."""
+        own = (index for index in range(written, writes) if self.steps[index].type == "read_state")
+        allowed = [place for place in range(next(own, written) + 1, writes + 1) if self._may_part(place, written)]
         if not allowed:
             raise PackageError(
                 f"function {self.name!r} reads its state across layers (steps {written} to {writes}) and cannot be "
