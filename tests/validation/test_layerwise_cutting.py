@@ -61,7 +61,7 @@ def test_functions_that_write_otherwise_are_not_cut(package: Package) -> None:
     block = Steps(spec.mlProgram.functions["prefill"], "prefill").block
     block.operations.remove(next(op for op in block.operations if op.type == "write_state"))
     with pytest.raises(PackageError, match=r"cannot be opened in parts: .*decode 4, prefill 3|prefill 3, decode 4"):
-        list(cut(package.part(spec), 1))
+        list(cut(package.with_program(spec), 1))
 
 
 @pytest.mark.parametrize(("kind", "value"), [("slice_by_index", -2), ("slice_update", 0)])

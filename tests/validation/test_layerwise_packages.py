@@ -16,7 +16,7 @@ from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.threads import one_thread
 from validation.engine import PackageEngine
 from validation.layerwise import packages, parts
-from validation.layerwise.packages import Known, Place, Rows, logits_in_turn, logits_of_all
+from validation.layerwise.packages import Known, Place, Rows, led, logits_in_turn, logits_of_all
 
 SIZES: dict[str, Any] = {"context": 96, "query_length": 16, "only": "language"}
 TABLE = np.asarray(load_checkpoint("tiny").decoder.embed_tokens.weight.numpy())
@@ -56,6 +56,17 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> Build:
 def test_one_package(whole: Build) -> None:
     assert len(whole.language) == 1
     assert same(logits_of_all(whole, ITEMS), in_memory(whole))
+
+
+@one_thread()
+def test_a_package_that_is_led(whole: Build) -> None:
+    """Through the tokens that another has chosen: what it gives at each of them is what it gives one by one."""
+    engine, ids = PackageEngine(whole), [5, 260, 7]
+    found = logits_of_all(whole, [led(TABLE[:20], ids, engine.embed), led(TABLE[:1], ids[:1], engine.embed)])
+    engine.prefill(TABLE[:19])
+    wanted = [engine.decode(TABLE[19:20]), *(engine.decode(engine.embed([chosen])) for chosen in ids[:-1])]
+    assert np.array_equal(found[0], wanted)
+    assert len(found[1]) == 1
 
 
 @pytest.mark.parametrize("limit", [1_200_000, 800_000])

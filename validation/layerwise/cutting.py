@@ -61,7 +61,7 @@ def _piece(package: Package, functions: Mapping[str, Steps], spans: Mapping[str,
         message = steps.piece(*spans[name])
         spec.mlProgram.functions[name].CopyFrom(message)
         _describe(spec.description.functions.add(name=name), whole[name], message, steps)
-    return package.part(spec)
+    return package.with_program(spec)
 
 
 def _describe(description: Any, whole: Any, message: Any, steps: Steps) -> None:

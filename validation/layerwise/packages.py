@@ -71,6 +71,14 @@ def logits_of_all(
     return [run.logits for run in runs]
 
 
+def led(embeds: Rows, ids: Sequence[int], embed: Callable[[Sequence[int]], Rows]) -> Known:
+    """Returns what leads a package through a transcript: a prompt's embeddings (S, H), then all ids but the last.
+
+    `embed` gives the rows of ids, those of the package's own table; there are as many decoded rows as ids.
+    """
+    return Known(np.concatenate((embeds, embed(ids[:-1]))), len(embeds) - 1)
+
+
 def logits_in_turn(
     build: Build, rows: Rows, filled: int, *, backend: str = "mil", precision: str = "fp16", hook: Hook | None = None
 ) -> Rows:

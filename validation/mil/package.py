@@ -45,8 +45,8 @@ class Package:
         self._files: dict[str, BlobFile] = {}
         self.cache: dict[Any, Any] = {}
 
-    def part(self, spec: Any) -> Package:
-        """Another program over the same weight files, which it maps anew; it shares nothing with this one."""
+    def with_program(self, spec: Any) -> Package:
+        """Returns a package of the same weight files with another program; they share nothing that was read."""
         return Package(spec, self._root, self._model_folder, self._weights_folder)
 
     def read_blob(self, file_name: str, offset: int, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
