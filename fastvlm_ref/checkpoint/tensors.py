@@ -130,10 +130,13 @@ def own_memory(count: int) -> Tensor:
     """Returns `count` uninitialised float32 values; large ones in pages that go back to the system with the tensor.
 
     malloc keeps what it once got: streaming layers through it left up to a third of the model resident, by chance.
+    Pages of 2 MB where Linux has them: touching new ones of 4 KB took more time than reading and converting.
     """
     if count * 4 < OWN_PAGES:
         return torch.empty(count, dtype=torch.float32)
     pages = mmap.mmap(-1, count * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.float32)
 
 

@@ -46,6 +46,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), -1) * sin
 
 
+def surroundings(config: TextConfig, embeds: Tensor, past: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Returns what every layer takes beside rows (B, S, H) that stand behind `past` positions: rope and mask.
+
+    rope: cos and sin (S, D) in the rows' dtype. mask: (S, past + S), True where a query may look, at itself and at
+    what came before.
+    """
+    length = embeds.shape[1]
+    positions = torch.arange(past, past + length, device=embeds.device)
+    cos, sin = rope_tables(config, positions)
+    mask = torch.arange(past + length, device=embeds.device) <= positions[:, None]
+    return (cos.to(embeds.dtype), sin.to(embeds.dtype)), mask
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention: `heads` queries share `kv_heads` keys and values."""
 
@@ -119,18 +132,12 @@ class Decoder(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, embeds: Tensor, cache: KVCache | None = None) -> Tensor:
-        past = cache.length if cache is not None else 0
-        length = embeds.shape[1]
-        positions = torch.arange(past, past + length, device=embeds.device)
-        cos, sin = rope_tables(self.config, positions)
-        rope = (cos.to(embeds.dtype), sin.to(embeds.dtype))
-        # (S, past + S): True where a query may look, at itself and at what came before
-        mask = torch.arange(past + length, device=embeds.device) <= positions[:, None]
+        rope, mask = surroundings(self.config, embeds, cache.length if cache is not None else 0)
         x = embeds
         for index, layer in enumerate(self.layers):
             x = layer(x, rope, mask, cache, index)
         if cache is not None:
-            cache.advance(length)
+            cache.advance(embeds.shape[1])
         out: Tensor = self.norm(x)
         return out
 

@@ -5,7 +5,7 @@ Not named test_*: 7B takes half an hour and 31 GB of disk. `make long` runs all 
     python tests/long/long_decoder_outliers.py 7b FOLDER
 
 A picture in its prompt is prefilled, 64 given tokens are decoded. The reference runs layer by layer, the packages one
-after the other (`validation.in_turn`). Without protection the same checkpoint fails on the device that adds in fp16.
+after the other (`validation.layerwise`). Without protection the same checkpoint fails on the device that adds in fp16.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fastvlm_ref.samples import shipped_samples
 from fastvlm_ref.synthetic.folder import Recipe, write_synthetic
 from fastvlm_ref.synthetic.sizes import SIZES
 from fastvlm_ref.threads import one_thread
-from validation.in_turn import logits_in_turn
+from validation.layerwise.packages import logits_in_turn
 from validation.limits import LIMITS
 
 STEPS, PESSIMISTIC_STEPS = 64, 8

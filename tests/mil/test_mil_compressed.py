@@ -15,6 +15,7 @@ from mil_messages import _declare, _fill, add_op, empty_program, give
 
 from fastvlm.errors import PackageError
 from validation.mil import MILModel, compressed
+from validation.mil.ops import constexpr as constexpr_ops
 
 SCALE = "constexpr_blockwise_shift_scale"
 
@@ -316,3 +317,24 @@ def test_results_that_are_not_there_are_named() -> None:
     give(spec, block, ["y"])
     with pytest.raises(PackageError, match="gives 1 of 2 results"):
         MILModel(spec).predict({"x": one})
+
+
+@pytest.mark.parametrize(("shape", "groups", "width"), [((7, 12), (1, 4), 1), ((6, 4), (3, 1), 2), ((), (), 1)])
+def test_a_palette_is_applied_in_runs_of_rows(
+    shape: tuple[int, ...], groups: tuple[int, ...], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many values are looked up at once, the result is the same."""
+    numbers = np.random.default_rng(0)
+    indices = numbers.integers(0, 4, shape).astype(np.uint8)
+    lut = numbers.standard_normal((*groups, 4, width)).astype(np.float16)
+    axis = 0 if width > 1 else None
+    whole = constexpr_ops.constexpr_lut_to_dense(indices, lut, None, axis)
+    monkeypatch.setattr(constexpr_ops, "MOST_AT_ONCE", 10)
+    assert np.array_equal(constexpr_ops.constexpr_lut_to_dense(indices, lut, None, axis), whole)
+    assert whole.shape == ((shape[0] * width, *shape[1:]) if shape else ())
+
+
+def test_groups_that_do_not_divide_an_axis() -> None:
+    data, scale = np.zeros((4, 6), np.int8), np.ones((4, 4), np.float16)
+    with pytest.raises(ValueError, match="4 groups do not divide an axis of 6"):
+        constexpr_ops.constexpr_blockwise_shift_scale(data, scale)

@@ -6,11 +6,16 @@ parameters; a function takes both sets and tells them apart by what is there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
 from validation.mil.dtypes import unpack
 from validation.mil.ops.per_axis import along
 from validation.mil.registry import Array, Arrays, Ints, Kind, op
+
+MOST_AT_ONCE = 1 << 22  # values of a palette's result
 
 
 @op("constexpr_affine_dequantize", kind=Kind.MOVE)
@@ -27,23 +32,24 @@ def constexpr_cast(source_val: Array, output_dtype: str) -> Array:
     return source_val.astype(np.float32)
 
 
-def _spread(values: Array, shape: tuple[int, ...]) -> Array:
-    """values repeated in blocks along every axis until they have `shape`."""
-    for axis, (length, count) in enumerate(zip(shape, values.shape, strict=True)):
+def _in_blocks(values: Array, groups: Array) -> tuple[Array, Array]:
+    """values with every axis split into blocks, and one group per block to go with it: no group is repeated."""
+    split: list[int] = []
+    for length, count in zip(values.shape, groups.shape, strict=True):
         if length % count:
             raise ValueError(f"{count} groups do not divide an axis of {length}")
-        if length != count:
-            values = np.repeat(values, length // count, axis)
-    return values
+        split += (count, length // count)
+    return values.reshape(split), groups.reshape([side for count in groups.shape for side in (count, 1)])
 
 
 @op("constexpr_blockwise_shift_scale", kind=Kind.MOVE)
 def constexpr_blockwise_shift_scale(data: Array, scale: Array, offset: Array | None = None) -> Array:
     """iOS18 compression.constexpr_blockwise_shift_scale: scale * (data - offset), one pair per block"""
-    values = data.astype(np.float32)
-    if offset is not None:
-        values -= _spread(offset.astype(np.float32), data.shape)
-    values *= _spread(scale.astype(np.float32), data.shape)
+    values = data.astype(np.float32, order="C")
+    for groups, apply in ((offset, np.subtract), (scale, np.multiply)):
+        if groups is not None:
+            blocks, own = _in_blocks(values, groups.astype(np.float32))
+            apply(blocks, own, out=blocks)
     return values
 
 
@@ -58,6 +64,16 @@ def _tables(shape: tuple[int, ...], groups: tuple[int, ...]) -> Array:
     return np.broadcast_to(number, shape)
 
 
+def _runs_of_rows(values: Array) -> Iterator[Any]:
+    """Slices along the first axis of about MOST_AT_ONCE values each; all of a scalar."""
+    if not values.ndim or not values.size:
+        yield ...
+        return
+    step = max(1, MOST_AT_ONCE * len(values) // values.size)
+    for first in range(0, len(values), step):
+        yield slice(first, first + step)
+
+
 @op("constexpr_lut_to_dense", kind=Kind.MOVE)
 def constexpr_lut_to_dense(
     indices: Array, lut: Array, shape: Ints | None = None, vector_axis: int | None = None
@@ -70,7 +86,9 @@ def constexpr_lut_to_dense(
         return picked.reshape(shape)
     entries, width = lut.shape[-2:]
     tables = _tables(indices.shape, lut.shape[:-2])
-    vectors: Array = lut.reshape(-1, width)[tables * entries + indices]
+    vectors = np.empty((*indices.shape, width), lut.dtype)
+    for rows in _runs_of_rows(indices):  # the places are eight bytes each, of a head 4 GB
+        vectors[rows] = lut.reshape(-1, width)[tables[rows] * entries + indices[rows]]
     if width == 1:
         return vectors[..., 0]
     if vector_axis is None:
