@@ -15,6 +15,7 @@ from validation.faults.checkpoints import CHECKPOINTS, subject
 from validation.faults.fault import Fault
 from validation.faults.seeds import clean
 from validation.faults.suite import Outcome, run
+from validation.limits import worst
 
 ROW = "{:<46}{:<11}{:<11}{:<34}{:<52}{:>6}"
 HEAD = ROW.format("fault", "where", "rung", "caught by", "worst row", "s")
@@ -65,11 +66,17 @@ def _line(outcome: Outcome) -> str:
 
 def _seeds(count: int, folder: Path) -> bool:
     alarms = 0
+    values: dict[str, dict[str, float]] = {}
     for seed, outcome in clean(range(count), folder):
+        for row in outcome.rows:
+            values.setdefault(row.limit.key, {})[f"seed {seed}"] = row.value
         if not outcome.good:
             alarms += 1
             click.echo(f"seed {seed}: {', '.join(outcome.found_by)}: {outcome.worst}")
-    click.echo(f"{count} clean seeds: {alarms} alarms")
+    for key, found in values.items():
+        row = worst(key, found)
+        click.echo(f"{key:<28}{row.value:>10.3g}   {row.limit.words:<10} {row.subject}")
+    click.echo(f"\n{count} clean seeds: {alarms} alarms")
     return not alarms
 
 

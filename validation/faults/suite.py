@@ -20,12 +20,17 @@ from validation.limits import RUNGS, Measurement
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the rungs made of one bench: red rows, rungs that refused to run, seconds. `fault` None: a clean bench."""
+    """What the rungs made of one bench: all rows, rungs that refused to run, seconds. `fault` None: a clean bench."""
 
     fault: Fault | None
-    red: tuple[Measurement, ...]
+    rows: tuple[Measurement, ...]
     refused: dict[str, str]
     seconds: float
+
+    @property
+    def red(self) -> tuple[Measurement, ...]:
+        """The rows that missed their limit."""
+        return tuple(row for row in self.rows if not row.passed)
 
     @property
     def found_by(self) -> tuple[str, ...]:
@@ -60,8 +65,7 @@ def plant(fault: Fault | None, subject: Subject, scheme: str = "fp16") -> Outcom
             fault.plant(bench)
         bench.seal()
         rows, refused = climb(bench)
-    red = tuple(row for row in rows if not row.passed)
-    return Outcome(fault, red, refused, time.monotonic() - start)
+    return Outcome(fault, rows, refused, time.monotonic() - start)
 
 
 def run(faults: Iterable[Fault], subject: Subject) -> Iterator[Outcome]:
