@@ -132,6 +132,12 @@ def test_a_program_that_cannot_run_is_an_alarm_and_told_as_one(tiny_subject):
     assert outcome.worst.startswith("network refused")
 
 
+def test_a_name_that_no_fault_has_is_refused():
+    result = CliRunner().invoke(main, ["--fault", "blue-first", "--fault", "blue-last"])
+    assert result.exit_code == 2
+    assert "no fault is called blue-last" in result.output
+
+
 def test_a_clean_seed_raises_no_alarm():
     result = CliRunner().invoke(main, ["--seeds", "1"])
     assert result.exit_code == 0, result.output

@@ -27,14 +27,21 @@ HEAD = ROW.format("fault", "where", "rung", "caught by", "worst row", "s")
 @click.option(
     "--seeds", type=click.IntRange(1), help="Plant nothing: compare clean small checkpoints of that many seeds."
 )
+@click.option("--fault", "names", multiple=True, help="Plant the faults of this name alone (repeatable).")
 @one_thread()
-def main(checkpoint: str, short: bool, seeds: int | None) -> None:
+def main(checkpoint: str, short: bool, seeds: int | None, names: tuple[str, ...]) -> None:
     """Plants faults into a build, its programs or its reference, and shows which rungs of the comparison find them."""
+    faults = _asked(SHORT if short else CATALOGUE, names)
     with TemporaryDirectory() as folder:
-        good = (
-            _seeds(seeds, Path(folder)) if seeds else _faults(checkpoint, SHORT if short else CATALOGUE, Path(folder))
-        )
+        good = _seeds(seeds, Path(folder)) if seeds else _faults(checkpoint, faults, Path(folder))
     sys.exit(0 if good else 1)
+
+
+def _asked(faults: Sequence[Fault], names: tuple[str, ...]) -> Sequence[Fault]:
+    unknown = sorted(set(names) - {fault.name for fault in faults})
+    if unknown:
+        raise click.UsageError(f"no fault is called {', '.join(unknown)}; the table of a whole run shows all names")
+    return [fault for fault in faults if fault.name in names] if names else faults
 
 
 def _faults(checkpoint: str, faults: Sequence[Fault], folder: Path) -> bool:

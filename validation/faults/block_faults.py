@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -16,7 +15,7 @@ from fastvlm_ref.model.kv_cache import KVCache
 from validation.faults.bench import Bench
 from validation.faults.fault import Fault, fault
 from validation.faults.layers import ATTENTION, MIXER, LayerEdit, in_encoder, in_language, residual
-from validation.faults.otherwise import Attending, instead, interleaved, layer_of, one_further, tiled
+from validation.faults.otherwise import attending, instead, interleaved, layer_of, one_further, tiled
 from validation.faults.programs import FunctionEdit, result, taken
 from validation.host import rope_tables as tables_at
 
@@ -271,43 +270,32 @@ def norm_before_the_mlp_skipped(bench: Bench) -> None:
     instead(layer_of(bench), forward)
 
 
-def _attending(bench: Bench, **otherwise: object) -> None:
-    attending = replace(Attending(), **otherwise)  # type: ignore[arg-type]
-    instead(layer_of(bench).self_attn, lambda *taken: attending(*taken))
-
-
 @planted("reference")
 def keys_of_the_reference_one_position_off(bench: Bench) -> None:
     """The keys of a layer of the reference are rotated by one position more than its queries."""
     cos, sin = rope_tables(bench.model.config.text, torch.tensor([1]))
-    _attending(bench, turn_keys=one_further((cos, sin)))
+    attending(bench, turn_keys=one_further((cos, sin)))
 
 
 @planted("reference")
 def rope_of_neighbouring_channels(bench: Bench) -> None:
     """A layer of the reference rotates pairs of neighbouring channels, as GPT-J does."""
-    _attending(bench, turn=interleaved)
+    attending(bench, turn=interleaved)
 
 
 @planted("reference")
 def groups_of_heads_in_another_order(bench: Bench) -> None:
     """A layer of the reference deals keys out to query heads in turns."""
-    _attending(bench, spread=tiled)
+    attending(bench, spread=tiled)
 
 
 @planted("reference")
 def reference_without_root_of_the_width(bench: Bench) -> None:
     """The scores of a layer of the reference are not divided by √D."""
-    _attending(bench, scale=1.0)
+    attending(bench, scale=1.0)
 
 
 @planted("reference")
 def mask_of_the_reference_shows_the_next_position(bench: Bench) -> None:
     """Each row of a layer of the reference sees the one after it."""
-    _attending(bench, masked=lambda mask: mask | torch.nn.functional.pad(mask, (1, 0))[:, :-1])
-
-
-@planted("reference")
-def reference_reads_another_layer_s_cache(bench: Bench) -> None:
-    """A layer of the reference attends to the keys and values of the one before it."""
-    _attending(bench, reads=-1)
+    attending(bench, masked=lambda mask: mask | torch.nn.functional.pad(mask, (1, 0))[:, :-1])

@@ -14,8 +14,8 @@ from fastvlm_ref.model.kv_cache import KVCache
 from validation.faults.bench import Bench
 from validation.faults.fault import Fault, fault
 from validation.faults.layers import in_encoder
-from validation.faults.otherwise import instead
-from validation.faults.programs import FunctionEdit, result
+from validation.faults.otherwise import attending, instead
+from validation.faults.programs import FunctionEdit, result, taken
 from validation.mil.schema import proto
 
 FAULTS: list[Fault] = []
@@ -29,6 +29,18 @@ def pixels_by_256(bench: Bench) -> None:
     def change(function: FunctionEdit) -> None:
         (scaling,) = function.readers("image")
         function.bind(scaling, y=np.array(1 / 256, np.float32))
+
+    in_encoder(bench, change)
+
+
+@planted("graph")
+def mean_taken_from_the_picture(bench: Bench) -> None:
+    """The encoder takes 0.5 from every pixel, as towers do that were trained so."""
+
+    def change(function: FunctionEdit) -> None:
+        pixels = taken(function.weighted("patch_embed.0.conv"), "x")
+        centred = function.add("sub", pixels, x=pixels, y=np.array(0.5, np.float16))
+        function.bind(function.weighted("patch_embed.0.conv"), x=centred)
 
     in_encoder(bench, change)
 
@@ -117,3 +129,9 @@ def head_of_the_reference_one_row_off(bench: Bench) -> None:
         return Decoder.head(decoder, hidden).roll(1, -1)
 
     instead(bench.model.decoder, head, "head")
+
+
+@planted("reference")
+def reference_reads_another_layer_s_cache(bench: Bench) -> None:
+    """A layer of the reference attends to what the layer before it has kept: only where there is a cache."""
+    attending(bench, reads=-1)

@@ -88,3 +88,9 @@ def instead(module: nn.Module, method: Callable[..., Any], name: str = "forward"
 def layer_of(bench: Bench, number: int = LAYER) -> DecoderLayer:
     """Returns a layer of the reference's decoder."""
     return cast(DecoderLayer, bench.model.decoder.layers[number])
+
+
+def attending(bench: Bench, **otherwise: Any) -> None:
+    """Gives one layer of the reference another attention: what `Attending` has otherwise."""
+    other = Attending(**otherwise)
+    instead(layer_of(bench).self_attn, lambda *taken: other(*taken))
