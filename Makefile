@@ -11,7 +11,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A Python that was removed or upgraded leaves an environment that cannot start: then it is made again.
 $(shell $(VENV)/bin/python -c '' 2>/dev/null || rm -f $(VENV)/.ready* $(VENV)/bin/python)
 
-.PHONY: help setup demo test oracles long lint clean distclean
+.PHONY: help setup demo test oracles long faults lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make setup  only set up .venv"
 	@echo "make oracles  compare the model with transformers and timm, and show how closely it agrees"
 	@echo "make long   the tests that take minutes and gigabytes"
+	@echo "make faults  plant every kind of fault, on two checkpoints, and compare 100 clean ones"
 	@echo "make lint   formatter, linter and types, in check mode"
 	@echo "make clean  remove what was built (make distclean: .venv too)"
 
@@ -38,6 +39,11 @@ oracles: $(VENV)/.ready-oracles
 
 long: $(VENV)/.ready-test
 	PYTHONPATH=tests/export:tests/data $(VENV)/bin/python -m pytest tests/long/long_*.py
+
+faults: $(VENV)/.ready
+	$(VENV)/bin/python -m validation.faults --checkpoint tiny
+	$(VENV)/bin/python -m validation.faults --checkpoint seeded
+	$(VENV)/bin/python -m validation.faults --seeds 100
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff format --check .

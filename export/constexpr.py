@@ -30,15 +30,21 @@ CODES = {"constexpr_blockwise_shift_scale": "data", "constexpr_lut_to_dense": "i
 
 
 def store(writer: WeightWriter, weight: GraphWeight, op: Any, clamped: dict[str, int]) -> None:
-    """Writes a weight unless it lies there already, and makes the program's `const` op read it."""
+    """Writes a weight unless it lies there already, and makes the program's `const` op read it.
+
+    coremltools keeps fewer than ten numbers in the program itself, and there they stay.
+    """
     shape = tuple(dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions)
     if shape != weight.shape:
         raise PackageError(
             f"the converted graph has {weight.name} of shape {list(shape)}, expected {list(weight.shape)}; "
             "install the coremltools and torch of constraints.txt"
         )
-    if weight.scheme is None:
-        value = op.attributes["val"].blobFileValue
+    held = op.attributes["val"]
+    if weight.scheme is None and held.WhichOneof("value") == "immediateValue":  # of fewer than ten numbers
+        held.immediateValue.tensor.bytes.values = b"".join(weight.halves(clamped))
+    elif weight.scheme is None:
+        value = held.blobFileValue
         value.offset = writer.add_parameter(
             weight.name, BLOB_DTYPES["fp16"], 2 * prod(shape), lambda: weight.halves(clamped)
         )

@@ -81,18 +81,30 @@ def _add_function(proto: Any, converted: Converted, writer: WeightWriter, clampe
     proto.mlProgram.version = program.version
     function = proto.mlProgram.functions[converted.spec.name]
     function.CopyFrom(program.functions["main"])
+    missing = set(converted.parameters)
     with WeightReader(converted.weights) as reader:
-        for op in list(operations(function)):
-            parameter = converted.parameters.get(op.outputs[0].name) if op.type == "const" else None
-            if parameter is not None:  # one of fewer than ten numbers coremltools has put into the program itself
-                store(writer, parameter, op, clamped)
-                continue
-            for value in _in_weight_file(op):
-                shape = [dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions]
-                value.offset = writer.add(*filled(reader.read(value.offset), prod(shape)))
-                value.fileName = BLOB_FILE
+        for op in operations(function):
+            name = op.outputs[0].name if op.outputs else ""
+            if name in converted.parameters:
+                store(writer, converted.parameters[name], op, clamped)
+                missing.discard(name)
+            else:
+                _copy_blobs(op, reader, writer)
+    if missing:
+        raise PackageError(
+            f"{converted.spec.name}: the converted graph has no constants for {', '.join(sorted(missing)[:5])}; "
+            "install the coremltools and torch of constraints.txt"
+        )
     rename(function, kept=converted.parameters)
     _describe(proto.description.functions.add(name=converted.spec.name), converted)
+
+
+def _copy_blobs(op: Any, reader: WeightReader, writer: WeightWriter) -> None:
+    """Copies what an op has in the converter's weight file, unless it lies in ours already."""
+    for value in blobs(op):
+        shape = [dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions]
+        value.offset = writer.add(*filled(reader.read(value.offset), prod(shape)))
+        value.fileName = BLOB_FILE
 
 
 def _check_all_stored(wanted: Mapping[str, str], compressed: Collection[str], writer: WeightWriter) -> None:
@@ -129,14 +141,8 @@ def filled(blob: tuple[int, int, bytes], count: int) -> tuple[int, int, bytes]:
     return blob
 
 
-def blobs(function: Any) -> Iterator[tuple[Any, Any]]:
-    """Every constant of a function that lies in its weight file, with its reference there, in the order of the ops."""
-    for op in operations(function):
-        for value in _in_weight_file(op):
-            yield op, value
-
-
-def _in_weight_file(op: Any) -> Iterator[Any]:
+def blobs(op: Any) -> Iterator[Any]:
+    """The references into a weight file among an op's attributes."""
     for key in sorted(op.attributes):
         value = op.attributes[key]
         if value.WhichOneof("value") == "blobFileValue":

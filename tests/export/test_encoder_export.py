@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from export_limits import check
+from package_constants import constants
 from PIL import Image
 from small_export import small_model, use_all_passes
 from test_export_ops import ENCODER_OPS
@@ -17,6 +18,7 @@ from test_export_parity import as_pixels, picture, rounded
 from test_export_streaming import LABELS, check_same_package, direct_encoder
 
 from export.contract import FunctionSpec, encoder_functions
+from export.convert import constant_name
 from export.encoder import EncoderGraph
 from export.names import rename
 from export.package import write_package
@@ -24,6 +26,7 @@ from export.plan import ExportPlan
 from export.postcheck import operations
 from export.protection import PROTECTED, UNPROTECTED, Protection
 from export.vision import converted_encoder
+from fastvlm_ref.model.mobileone import SEBlock
 from validation.mil import MILModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,7 +123,14 @@ def weak(model: Any) -> None:
         model.vision_encoder.get_parameter(name)[::3] *= 1e-3
 
 
-@pytest.mark.parametrize("case", ["every exponent", "explicit powers"])
+def narrow_gate(model: Any) -> None:
+    """A gate of eight channels: coremltools keeps fewer than ten numbers in the program, not in the weight file."""
+    gate = SEBlock(model.config.vision.features, 8).eval().requires_grad_(False)
+    gate.reduce.bias.copy_(torch.linspace(-1, 1, 8))
+    model.vision_encoder.conv_exp.se = gate
+
+
+@pytest.mark.parametrize("case", ["every exponent", "explicit powers", "few numbers"])
 def test_programs_and_weights_are_those_of_the_direct_route(case: str, tmp_path: Path) -> None:
     model = small_model()
     protection = everywhere(model)
@@ -129,11 +139,18 @@ def test_programs_and_weights_are_those_of_the_direct_route(case: str, tmp_path:
         protection = Protection(encoder={"network.8.2": 3, "network.4.0.convffn.fc1": 3})
         powers = [module.before for module in EncoderGraph(model, protection).modules() if hasattr(module, "before")]
         assert powers.count(2.0**-3) == 2
+    if case == "few numbers":
+        narrow_gate(model)
+        protection = PROTECTED
     specs = specs_of(model, 192, 64)
     streamed, whole = tmp_path / "streamed", tmp_path / "direct"
     write_package(streamed, converted_encoder(model, specs, None, protection), "encode_192", LABELS)
     write_package(whole, direct_encoder(model, specs, protection), "encode_192", LABELS)
     check_same_package(streamed, whole)
+    if case == "few numbers":
+        stored = {each.name: each.value for each in constants(streamed, "encode_64")}
+        expected = model.vision_encoder.conv_exp.se.reduce.bias.half().numpy()
+        assert (stored[constant_name("conv_exp.se.reduce.bias")] == expected).all()
 
 
 @pytest.mark.parametrize("case", ["every exponent", "explicit powers", "safe forms", "no safe forms"])

@@ -115,7 +115,7 @@ def programs(package: Path) -> dict[str, tuple[bytes, list[tuple[str, bytes]]]]:
     found = {}
     for name, function in opened.program.functions.items():
         constants = []
-        for op, value in blobs(function):
+        for op, value in [(each, value) for each in operations(function) for value in blobs(each)]:
             shape = tuple(dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions)
             stored = file.read(value.offset, BY_NAME["fp16"], shape)
             constants.append((op.outputs[0].name, stored.tobytes()))
