@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -74,4 +75,7 @@ def _child(module: nn.Module, name: str) -> nn.Module:
 def _copied(module: nn.Module) -> nn.Module:
     changed = copy.copy(module)
     changed._modules, changed._parameters = dict(module._modules), dict(module._parameters)
+    forward = vars(module).get("forward")
+    if isinstance(forward, MethodType):  # one of the instance's own is bound to the original and its children
+        changed.forward = MethodType(forward.__func__, changed)
     return changed
