@@ -1,14 +1,14 @@
 """Modules of the reference that do one thing otherwise.
 
 `Attending` is `fastvlm_ref.model.decoder.Attention` written once more, with places to change: a clean one gives the
-same numbers (a test says so). A module's method is replaced in that instance alone; no class is touched.
+same numbers (a test says so). A module gets a method by becoming an instance of a class of its own, derived from the
+one it had: others of that class stay as they are, and a copy that a rung makes of the module does the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -81,8 +81,8 @@ def tiled(x: Tensor, group: int) -> Tensor:
 
 
 def instead(module: nn.Module, method: Callable[..., Any], name: str = "forward") -> None:
-    """Gives one module of the reference another method, by default another forward pass."""
-    setattr(module, name, MethodType(method, module))
+    """Gives one module of the reference another method, by default another forward pass; its copies have it too."""
+    module.__class__ = type(type(module).__name__, (type(module),), {name: method})
 
 
 def layer_of(bench: Bench, number: int = LAYER) -> DecoderLayer:
