@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +23,26 @@ from validation.program.anchors import Anchors
 class Point:
     """A value of one function of a program, and the module of the reference that gives it too.
 
-    where: function and package in words, "decode", "encode_1024". value: the name of the program's value.
+    where: the function, "decode", "encode_1024". value: the name of the program's value.
     """
 
     name: str
+    package: Path
     where: str
     module: str
     value: str
     result: Change
 
     @classmethod
-    def of_block(cls, block: Block, where: str) -> Point:
+    def of_block(cls, block: Block, package: Path, where: str) -> Point:
         """The result of a block."""
-        return cls(block.name, where, block.name, block.value, block.result)
+        return cls(block.name, package, where, block.name, block.value, block.result)
 
     @classmethod
-    def of_op(cls, counterpart: Counterpart, where: str, anchors: Anchors) -> Point:
+    def of_op(cls, counterpart: Counterpart, package: Path, where: str, anchors: Anchors) -> Point:
         """The result of a weighted op; Unmatched where the program has none."""
         value = anchors.given(counterpart.parameter).name
-        return cls(counterpart.parameter, where, counterpart.module, value, counterpart.result)
+        return cls(counterpart.parameter, package, where, counterpart.module, value, counterpart.result)
 
     @property
     def title(self) -> str:

@@ -7,7 +7,7 @@ runs too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fastvlm.build import HIDDEN
 from fastvlm_ref.image import pixels_to_tensor
-from validation.backends import open_package
 from validation.blocks.points import Point, PointRow, gathered, watched
+from validation.counterparts.decoder import DecoderPart
 from validation.counterparts.encoder import encoder_blocks, encoder_counterparts
-from validation.host import EMBEDS, Chunk, LanguageInputs, plan_prefill
+from validation.host import Chunk
+from validation.layerwise.packages import Known, Place, logits_of_all
+from validation.mil import MILModel
 from validation.pair import Pair
 from validation.program.anchors import Anchors, Unmatched
 from validation.rounding import RoundEachOp
 
 Rows = NDArray[np.float32]
+HEAD = "decoder.lm_head"
+See = Callable[[Point, Tensor, Chunk], None]  # a point, the program's value there, the call
 DECODED = 4  # rows of a prompt that are decoded one by one, behind those that are prefilled
 
 
@@ -54,7 +57,7 @@ class EncoderRun:
         """The results of all blocks."""
         found = Points(self.package, self.function)
         blocks = encoder_blocks(self.pair.model, self.pair.encoder_graph, self._anchors())
-        _gather(found, (Point.of_block(block, self.function) for block in blocks))
+        _gather(found, (Point.of_block(block, self.package, self.function) for block in blocks))
         return [found]
 
     def ops(self, block: str) -> list[Points]:
@@ -62,10 +65,10 @@ class EncoderRun:
         found, anchors = Points(self.package, self.function), self._anchors()
         for one in encoder_counterparts(self.pair.model, self.pair.encoder_graph):
             if one.block == block:
-                _gather(found, (Point.of_op(each, self.function, anchors) for each in (one,)))
+                _gather(found, (Point.of_op(each, self.package, self.function, anchors) for each in (one,)))
         return [found]
 
-    def reference(self) -> None:
+    def reference(self, _: Collection[str]) -> None:
         """Runs the reference."""
         self.pair.model.encode_image(pixels_to_tensor(self.pixels))
 
@@ -73,12 +76,17 @@ class EncoderRun:
         """All of a value."""
         return value
 
-    def package_values(self, wanted: list[Points], precision: str) -> Iterator[tuple[Points, dict[str, Tensor], Chunk]]:
-        """Gives what the program computes of the wanted values."""
-        (points,) = wanted
-        model = open_package(self.package, self.function, "mil", precision)
+    def program(self, points: Iterable[Point], precision: str, see: See) -> None:
+        """Runs the function, and shows what it computes at the points."""
+        model = MILModel(self.package, self.function, precision)
+        known = _by_value(points)
         whole = Chunk(self.function, 0, 0, 0)
-        yield points, _predicted(model, {"image": Image.fromarray(self.pixels)}, None, points)[0], whole
+
+        def look(name: str, _: str, value: Any) -> None:
+            for point in known.get((self.function, name), ()):
+                see(point, value, whole)
+
+        model.predict({"image": Image.fromarray(self.pixels)}, hook=look)
 
     def _anchors(self) -> Anchors:
         return Anchors(self.pair.function(self.package, self.function))
@@ -93,7 +101,7 @@ class DecoderRun:
     def blocks(self) -> list[Points]:
         """The results of all layers, in `prefill` and in `decode`."""
         return [
-            _gather(Points(package, function), (Point.of_block(b, function) for b in part.blocks(function, anchors)))
+            _gather(Points(package, function), _blocks(part, package, function, anchors))
             for package, part, function, anchors in self._functions()
         ]
 
@@ -104,7 +112,7 @@ class DecoderRun:
             points = Points(package, function)
             for one in part.counterparts(function):
                 if one.block == block:
-                    _gather(points, (Point.of_op(each, function, anchors) for each in (one,)))
+                    _gather(points, (Point.of_op(each, package, function, anchors) for each in (one,)))
             made.append(points)
         return made
 
@@ -113,10 +121,12 @@ class DecoderRun:
             for function in ("prefill", "decode") if part.layers else ("decode",):
                 yield package, part, function, Anchors(self.pair.function(package, function))
 
-    def reference(self) -> None:
-        """Runs the reference, all rows at once."""
+    def reference(self, modules: Collection[str]) -> None:
+        """Runs the reference, all rows at once; the head only where it is wanted, and for the last rows."""
         decoder = self.pair.model.decoder
-        decoder.head(decoder(torch.from_numpy(self.rows)[None])[:, -DECODED:])
+        hidden = decoder(torch.from_numpy(self.rows)[None])
+        if HEAD in modules:
+            decoder.head(hidden[:, -DECODED:])
 
     def seen(self, point: Point, value: Tensor) -> Tensor:
         """Those rows of a value that the point's function computes: the last few of the prompt are decoded."""
@@ -129,40 +139,17 @@ class DecoderRun:
         """On which axis a value has the rows of a prompt: the last for "ane", the middle one for "gpu"."""
         return 3 if self.pair.build.target == "ane" else 1
 
-    def package_values(self, wanted: list[Points], precision: str) -> Iterator[tuple[Points, dict[str, Tensor], Chunk]]:
-        """Gives, call by call, what the programs compute of the wanted values; rows beyond the real ones cut off."""
-        by_place = {(points.package, points.function): points for points in wanted}
-        calls = list(self._calls())
-        handed = [self.rows[call.start : call.start + call.rows] for call in calls]
-        for stage in self.pair.build.language:
-            opened: dict[str, Any] = {}
-            state: Any = None
-            for index, call in enumerate(calls):
-                if not stage.state and call.function == "prefill":
-                    continue
-                name = call.function
-                if name not in opened:
-                    beside = next(iter(opened.values()), None)
-                    opened[name] = open_package(stage.package, name, "mil", precision, beside)
-                state = opened[name].make_state() if stage.state and state is None else state
-                points = by_place[stage.package, name]
-                inputs = self._inputs(call, handed[index], stage.state)
-                values, outputs = _predicted(opened[name], inputs, state, points)
-                if HIDDEN in outputs:
-                    handed[index] = np.asarray(outputs[HIDDEN], np.float32)[0, : call.rows]
-                yield points, values, call
+    def program(self, points: Iterable[Point], precision: str, see: See) -> None:
+        """Makes a host's calls of every package, and shows what they compute at the points."""
+        known = _by_value(points)
 
-    def _calls(self) -> Iterator[Chunk]:
-        build, filled = self.pair.build, max(0, len(self.rows) - DECODED)
-        yield from plan_prefill(filled, past=0, query=build.query, context=build.context)
-        for row in range(filled, len(self.rows)):
-            yield Chunk("decode", row, 1, row)
+        def look(place: Place, name: str, _: str, value: Any) -> None:
+            for point in known.get((place.chunk.function, name), ()):
+                if point.package == place.package:
+                    see(point, value, place.chunk)
 
-    def _inputs(self, call: Chunk, rows: Rows, state: bool) -> dict[str, Any]:
-        build = self.pair.build
-        query = build.query if call.function == "prefill" else 1
-        made = LanguageInputs(build.head_dim, build.rope_theta, build.context).inputs(rows, call.position, query)
-        return made if state else {EMBEDS: made[EMBEDS]}
+        item = Known(self.rows, max(0, len(self.rows) - DECODED))
+        logits_of_all(self.pair.build, [item], precision=precision, seen=look)
 
 
 Run = EncoderRun | DecoderRun
@@ -173,21 +160,21 @@ def measure(run: Run, wanted: list[Points], precision: str = "fp16") -> list[Poi
     expected = _expected(run, [point for each in wanted for point in each.points])
     rows = {point: PointRow(point) for point in expected}
     _yardstick(run, list(expected), expected, rows)
-    for each, values, call in run.package_values(wanted, precision):
-        for point in each.points:
-            if point not in expected:  # the reference passes its module by
-                continue
-            pair = expected[point], values[point.value]
-            if isinstance(run, DecoderRun):
-                pair = _of_call(run, *pair, call)
-            rows[point].own.add(*pair, call.start)
+
+    def see(point: Point, value: Tensor, call: Chunk) -> None:
+        if point in expected:  # else the reference passes its module by
+            pair = expected[point], value.detach().float()
+            rows[point].own.add(*(_of_call(run, *pair, call) if isinstance(run, DecoderRun) else pair), call.start)
+
+    run.program(expected, precision, see)
     return list(rows.values())
 
 
 def _expected(run: Run, points: list[Point]) -> dict[Point, Tensor]:
     results: dict[str, Tensor] = {}
-    with torch.no_grad(), watched(run.pair.model, (point.module for point in points), results.__setitem__):
-        run.reference()
+    modules = {point.module for point in points}
+    with torch.no_grad(), watched(run.pair.model, modules, results.__setitem__):
+        run.reference(modules)
     return gathered(points, results)
 
 
@@ -203,7 +190,7 @@ def _yardstick(run: Run, points: list[Point], expected: dict[Point, Tensor], row
             rows[point].yardstick.add(run.seen(point, expected[point]), run.seen(point, found))
 
     with torch.no_grad(), watched(run.pair.model, by_module, see), RoundEachOp():  # type: ignore[no-untyped-call]
-        run.reference()
+        run.reference(by_module.keys())
 
 
 def _of_call(run: DecoderRun, whole: Tensor, found: Tensor, call: Chunk) -> tuple[Tensor, Tensor]:
@@ -212,15 +199,16 @@ def _of_call(run: DecoderRun, whole: Tensor, found: Tensor, call: Chunk) -> tupl
     return whole.narrow(run.axis, start, call.rows), found.narrow(run.axis, 0, call.rows)
 
 
-def _predicted(model: Any, inputs: dict[str, Any], state: Any, points: Points) -> tuple[dict[str, Tensor], Any]:
-    """Runs a function; returns copies of the wanted values, float32, and the outputs."""
-    wanted, values = {point.value for point in points.points}, {}
+def _by_value(points: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:
+    """The points by function and value."""
+    known: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        known.setdefault((point.where, point.value), []).append(point)
+    return known
 
-    def keep(name: str, _: str, value: Any) -> None:
-        if name in wanted:
-            values[name] = value.detach().float().clone()
 
-    return values, model.predict(inputs, state, hook=keep)
+def _blocks(part: DecoderPart, package: Path, function: str, anchors: Anchors) -> Iterator[Point]:
+    return (Point.of_block(block, package, function) for block in part.blocks(function, anchors))
 
 
 def _gather(into: Points, points: Iterator[Point]) -> Points:

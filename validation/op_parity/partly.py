@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from validation.program.anchors import Unmatched
+
 
 class _Given(nn.Module):
     """Returns what it was made with, whatever it is called with."""
@@ -29,7 +31,7 @@ class _Given(nn.Module):
 class _Noted(nn.Module):
     """Keeps what it is called with, and returns it."""
 
-    seen: Tensor
+    seen: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen = x
@@ -37,14 +39,21 @@ class _Noted(nn.Module):
 
 
 def partly(module: nn.Module, *inputs: Any, given: Mapping[str, Tensor], wanted: str = "") -> Tensor:
-    """Returns what a module hands to its child `wanted` (by path), or what it returns, with results of others given."""
+    """Returns what a module hands to its child `wanted` (by path), or what it returns, with results of others given.
+
+    Unmatched where it never runs that child.
+    """
     noted = _Noted()
     children: dict[str, nn.Module] = {path: _Given(value) for path, value in given.items()}
     if wanted:
         children[wanted] = noted
     with torch.no_grad():
         returned: Tensor = _with_children(module, children)(*inputs)
-    return noted.seen if wanted else returned
+    if not wanted:
+        return returned
+    if noted.seen is None:
+        raise Unmatched(f"the reference never runs its {wanted}")
+    return noted.seen
 
 
 def with_values(module: nn.Module, **values: Any) -> nn.Module:
