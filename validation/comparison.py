@@ -129,12 +129,15 @@ class Comparison:
         if not self.pair.build.language:
             return Truth(encoded, None, None)
         embeds = splice(self.reference, self.ids(sample.prompt), encoded[self.image_size].tokens)
-        transcript = transcribe(self.reference, embeds, self.steps_after(len(embeds)), stopped)
+        transcript = self._transcribe(embeds, stopped)
         if not with_state:
             return Truth(encoded, transcript, None)
         rows = np.concatenate((embeds, self.reference.embed(transcript.ids[:-1])))
         filled = fill(self.pair.model.decoder, rows_to_fill(rows, self.pair.build.query), stopped)
         return Truth(encoded, transcript, filled)
+
+    def _transcribe(self, embeds: Features, stopped: Event) -> Transcript:
+        return transcribe(self.reference, embeds, self.steps_after(len(embeds)), stopped)
 
     def _tellings(self, samples: Sequence[Sample]) -> Iterator[Callable[[Event], str]]:
         """Yields per sample what the reference has to do to answer it."""
@@ -183,13 +186,17 @@ class Comparison:
         build, found = self.pair.build, self.found
         found.add("manifest.differing_fields", "model, image and prompt", differing_fields(self.config, build))
         if build.language:
-            table = self.pair.model.decoder.embed_tokens.weight.detach().numpy()
-            key, worst_rows = embedding_error(table, self.package.embeddings)
+            key, worst_rows = embedding_error(self._table(), self.package.embeddings)
             found.single[key] = dict(worst_rows)
         for part, peak in self.peaks.items():
             if build.language if part == "language" else build.encoder:
                 first = self.package.beyond.get(part)
                 found.add(f"{part}.peak", f"first in {first}" if first else "every op", peak)
+
+    def _table(self) -> NDArray[np.float32]:
+        """The checkpoint's embedding table (V, H), float32."""
+        table: NDArray[np.float32] = self.pair.model.decoder.embed_tokens.weight.detach().numpy()
+        return table
 
     def example(self) -> Example:
         """Returns the first sample that was compared, as the rungs below take it."""

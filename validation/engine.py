@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class PackageEngine:
         )
         self.peaks: dict[str, float] | None = None
         self.beyond: dict[str, str] = {}  # by part, the first op whose result fp16 does not hold
+        self._lock = Lock()
         self.states: list[Any] | None = None
         self.position = 0
         self._encoders: dict[int, Any] = {}
@@ -166,21 +168,19 @@ class PackageEngine:
         self.peaks = {"encoder": 0.0, "language": 0.0}
         return self.peaks
 
-    def _predict(self, part: str, predictor: Any, inputs: dict[str, Any], state: Any = None) -> dict[str, Any]:
-        peaks = self.peaks
-        if peaks is None:
-            outputs: dict[str, Any] = predictor.predict(inputs, state)
-            return outputs
-
-        def keep(name: str, op: str, value: Any) -> None:
-            if only_moves(op):  # what it returns was seen before; a KV cache is large
-                return
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
-                least, most = (float(end) for end in torch.aminmax(value))
-                largest = math.inf if math.isnan(most) else max(-least, most)
-                peaks[part] = max(peaks[part], largest)
+    def look(self, part: str, name: str, op: str, value: Any) -> None:
+        """Keeps what one op of a part gave, if it is the largest so far; calls may come from several threads."""
+        if self.peaks is None or only_moves(op):  # what it returns was seen before; a KV cache is large
+            return
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+            least, most = (float(end) for end in torch.aminmax(value))
+            largest = math.inf if math.isnan(most) else max(-least, most)
+            with self._lock:
+                self.peaks[part] = max(self.peaks[part], largest)
                 if largest == math.inf:
                     self.beyond.setdefault(part, f"{op} {name}")
 
-        watched: dict[str, Any] = predictor.predict(inputs, state, hook=keep)
-        return watched
+    def _predict(self, part: str, predictor: Any, inputs: dict[str, Any], state: Any = None) -> dict[str, Any]:
+        watching = {} if self.peaks is None else {"hook": partial(self.look, part)}
+        outputs: dict[str, Any] = predictor.predict(inputs, state, **watching)
+        return outputs

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fastvlm_ref.checkpoint.hub import fetch, hub_id, on_disk
 from fastvlm_ref.checkpoint.load import read_config
 from fastvlm_ref.checkpoint.opening import open_checkpoint
 from fastvlm_ref.checkpoint.source import differing
+from fastvlm_ref.config import FastVLMConfig
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.questions import read_questions
 from fastvlm_ref.samples import Sample, check_pictures, samples_in, shipped_samples
@@ -33,6 +35,9 @@ from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.comparison import Comparison
 from validation.expected_time import tell
+from validation.layerwise.comparison import STEPS as LAYERWISE_STEPS
+from validation.layerwise.comparison import LayerwiseComparison
+from validation.layerwise.need import needs_layerwise
 from validation.other_reference import check_shape
 from validation.pair import Pair
 from validation.questions import score
@@ -41,7 +46,7 @@ from validation.selftest import FOLDER as SELFTEST
 from validation.selftest import SelfTest, is_selftest, worked_example, write_selftest
 from validation.verdict import FILE, ReferenceFiles, Verdict
 
-STEPS = 64
+STEPS = 64  # of a model that is compared in memory
 IN_FULL = 4  # questions of a file that are compared step by step
 
 
@@ -53,7 +58,8 @@ def validate(
     questions: str | Path | None = None,
     other_reference: bool = False,
     backend: str = "mil",
-    steps: int = STEPS,
+    steps: int | None = None,
+    layerwise: bool | None = None,
     progress: Progress = SILENT,
     **checkpoint_options: Any,
 ) -> Verdict:
@@ -62,22 +68,35 @@ def validate(
     `reference` may be left out for builds of the embedded checkpoint. `images` is a folder of pictures to use in
     place of the shipped ones, `questions` a .jsonl file (`fastvlm_ref.questions`), of which the first four are compared
     in full and of the others the answers alone. `other_reference` compares with a checkpoint that is not the build's
-    source all the same: such a build cannot pass. `checkpoint_options` are what reading the checkpoint needs (`base`,
+    source all the same: such a build cannot pass. `steps` greedy tokens are compared for each question (none: 64, or 8
+    layer by layer), `layerwise` says whether a layer is in memory at a time (none: where the weights of both sides take
+    more than half of the memory). `checkpoint_options` are what reading the checkpoint needs (`base`,
     `allow_pickle`). Raises BuildError (files missing or changed), UsageError (a reference that is not the build's
     source or of another shape, a questions file with a bad line), ImageError (pictures that are none), PromptError (a
     prompt that does not fit), and whatever loading the checkpoint raises.
     """
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise UsageError(f"steps is {steps}, expected at least 1")
     folder = Path(build)
     opened = read_build(folder)
     samples, in_full = _samples(images, questions, progress)
     _check_folder(opened, progress)
-    tell(opened, in_full, len(samples) - in_full, steps, progress)
     with one_thread():
-        model, tokenizer, files = _load_reference(opened, reference, progress, checkpoint_options, other_reference)
+        source = _opened_reference(opened, reference, progress, checkpoint_options, other_reference)
+        if layerwise is None:
+            layerwise = needs_layerwise(opened, source.config.text)
+        steps = steps or (LAYERWISE_STEPS if layerwise else STEPS)
+        if not layerwise:
+            tell(opened, in_full, len(samples) - in_full, steps, progress)
+        elif len(samples) > in_full:
+            raise UsageError(
+                f"{questions} holds {len(samples)} questions; this model takes more than half of the memory and is "
+                f"compared layer by layer, on {in_full} at most: nothing can be asked freely"
+            )
+        model, tokenizer, files = _load_reference(opened, source, progress, other_reference, stream=layerwise)
         pair = Pair(opened, model)
-        comparison = Comparison(pair, tokenizer, backend, steps, progress)
+        kind = LayerwiseComparison if layerwise else Comparison
+        comparison = kind(pair, tokenizer, backend, steps, progress)
         rows = lower_rungs(pair, progress)
         compared, answers = comparison.run(samples, in_full)
         blocks, findings = block_rung(pair, comparison.example(), progress) if backend == "mil" else ([], [])
@@ -127,10 +146,20 @@ def _check_folder(build: Build, progress: Progress) -> None:
         raise
 
 
-def _load_reference(
-    build: Build, reference: str | Path | None, progress: Progress, options: dict[str, Any], other: bool = False
-) -> tuple[FastVLM, Tokenizer, ReferenceFiles]:
-    """Loads the checkpoint with what was asked for at the export.
+@dataclass(frozen=True)
+class _Source:
+    """The reference before its weights are read: how the user named it, where it is, how it is read, what it is."""
+
+    named: str | Path
+    found: str | Path
+    options: dict[str, Any]
+    config: FastVLMConfig
+
+
+def _opened_reference(
+    build: Build, reference: str | Path | None, progress: Progress, options: dict[str, Any], other: bool
+) -> _Source:
+    """Finds the checkpoint, to be read with what was asked for at the export, and compares file sizes.
 
     Raises UsageError where it is another one: unless `other` allows that, and then where its shape is another.
     """
@@ -146,17 +175,25 @@ def _load_reference(
     sizes = {name: path.stat().st_size for name, path in opened.source.paths.items()}
     listed = {name: row.get("bytes") for name, row in build.source_files.items() if isinstance(row, dict)}
     # before gigabytes are read and hashed
-    if _check_same(build, reference, differing(sizes, listed), other):
-        options = {name: told.get(name) for name in SOURCE_OPTIONS}
-        check_shape(build, read_config(opened, **options), reference)
-    model = load_checkpoint(found, progress=progress, **told)
-    if model.source is None or model.tokenizer is None:
-        raise UsageError(f"{reference} has no source or no tokenizer")
-    files = model.source.files(progress)
-    different = _check_same(build, reference, differing(files, build.source_files), other)
+    different = _check_same(build, reference, differing(sizes, listed), other)
+    config = read_config(opened, **{name: told.get(name) for name in SOURCE_OPTIONS})
     if different:
-        check_shape(build, model.config, reference)
-        progress.note(f"{reference} is not what this build was made from: whatever the limits say, it cannot pass")
+        check_shape(build, config, reference)
+    return _Source(reference, found, told, config)
+
+
+def _load_reference(
+    build: Build, source: _Source, progress: Progress, other: bool, stream: bool
+) -> tuple[FastVLM, Tokenizer, ReferenceFiles]:
+    """Loads the checkpoint, `stream`: its decoder's weights when they are used; UsageError as above, by hashes."""
+    model = load_checkpoint(source.found, progress=progress, stream=stream, **source.options)
+    if model.source is None or model.tokenizer is None:
+        raise UsageError(f"{source.named} has no source or no tokenizer")
+    files = model.source.files(progress)
+    different = _check_same(build, source.named, differing(files, build.source_files), other)
+    if different:
+        check_shape(build, model.config, source.named)
+        progress.note(f"{source.named} is not what this build was made from: whatever the limits say, it cannot pass")
     recorded = files if different else build.source_files
     return model, model.tokenizer, ReferenceFiles({name: row["sha256"] for name, row in recorded.items()}, different)
 

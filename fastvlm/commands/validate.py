@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     "--backend", type=click.Choice(["mil", "coreml"]), default="mil", show_default=True,
     help="Who executes the packages: this project's runtime on any machine, or Core ML on a Mac.",
 )  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(1, 256), metavar="N",
+    help="Greedy tokens that are compared for each question. Default: 64; 8 for a model that is compared layer by "
+    "layer, because it takes more than half of the memory.",
+)  # fmt: skip
 @options.source_options
 @options.as_json
 @options.debug
