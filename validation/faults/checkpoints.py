@@ -22,7 +22,7 @@ from validation.faults.bench import Bench
 CHECKPOINTS = ("tiny", "seeded")
 CONTEXT = 512  # positions that the builds hold
 VISION = VisionConfig(
-    image_size=128, depths=(1, 1, 2, 2, 2), widths=(16, 32, 32, 64, 64), mlp_widths=(32, 64, 64, 128, 128),
+    image_size=128, depths=(1, 1, 2, 1, 1), widths=(16, 32, 32, 64, 64), mlp_widths=(32, 64, 64, 128, 128),
     features=128, se_channels=8,  # fewer than ten: such a bias lies in the program, not in the weight file
 )  # fmt: skip
 TEXT = replace(
