@@ -21,6 +21,7 @@ from validation.program import Function, read_program
 RATES = {"encode": 75e9, "prefill": 60e9, "decode": 9e9}
 ROUNDED = 2.4  # passes of the encoder that the reference takes: in float32, and with every op rounded
 IMAGE = 256  # image tokens where the build has no encoder to tell
+LOWER = (7.0, 2.0)  # encoders and prompts that constants, ops and blocks take together, on one picture
 TEXT = 64  # positions of a prompt besides the image
 LOADING = 150e6  # bytes of a checkpoint read, hashed and widened to float32 in a second
 IMPORTS = 8.0
@@ -60,10 +61,11 @@ def expected_seconds(build: Build, in_full: int, alone: int, steps: int) -> floa
     answer = steps * each.decode
     reference = in_full * (ROUNDED * each.encode + prompt + answer) + 2 * prompt
     package = in_full * (each.encode + 2 * (prompt + answer)) + prompt
+    lower = LOWER[0] * each.encode + LOWER[1] * prompt
     asked = alone * (each.encode + prompt + answer)
     compared = max(reference, package) if (os.cpu_count() or 1) > 1 else reference + package
     read = sum(_bytes(row) for row in build.source_files.values())
-    return IMPORTS + read / LOADING + compared + asked
+    return IMPORTS + read / LOADING + lower + compared + asked
 
 
 def _bytes(row: Any) -> int:
