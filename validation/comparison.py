@@ -62,12 +62,16 @@ class Comparison:
         self.session = build_session(build, backend, progress=progress)
         self.package = self.session.engine
         self.image_size = self.package.image_size or model.config.vision.image_size
-        self.reference = TorchEngine(model, build.context, self.image_size)
+        self.reference = TorchEngine(model, self._cached_positions(), self.image_size)
         self.stop_ids = self.config.prompt.stop_ids
         self.peaks = self.package.watch_peaks() if backend == "mil" else {}
         self.found = Findings()
         self._names: dict[Path, str] = {}
         self._first: tuple[Sample, Truth] | None = None  # kept for the self-test
+
+    def _cached_positions(self) -> int:
+        """For how many positions the reference's engine keeps keys and values."""
+        return self.pair.build.context
 
     def run(self, samples: Sequence[Sample], in_full: int) -> tuple[list[Measurement], list[AnswerRow]]:
         """Measures everything; returns the worst value per limit, and the answers where the build can give any.

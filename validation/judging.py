@@ -35,7 +35,6 @@ from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.comparison import Comparison
 from validation.expected_time import tell
-from validation.layerwise.comparison import STEPS as LAYERWISE_STEPS
 from validation.layerwise.comparison import LayerwiseComparison
 from validation.layerwise.need import needs_layerwise
 from validation.other_reference import check_shape
@@ -44,9 +43,9 @@ from validation.questions import score
 from validation.rungs import block_rung, lower_rungs
 from validation.selftest import FOLDER as SELFTEST
 from validation.selftest import SelfTest, is_selftest, worked_example, write_selftest
+from validation.steps import steps_for
 from validation.verdict import FILE, ReferenceFiles, Verdict
 
-STEPS = 64  # of a model that is compared in memory
 IN_FULL = 4  # questions of a file that are compared step by step
 
 
@@ -75,8 +74,7 @@ def validate(
     source or of another shape, a questions file with a bad line), ImageError (pictures that are none), PromptError (a
     prompt that does not fit), and whatever loading the checkpoint raises.
     """
-    if steps is not None and steps < 1:
-        raise UsageError(f"steps is {steps}, expected at least 1")
+    steps_for(steps, False)  # a wrong number is refused before anything is read
     folder = Path(build)
     opened = read_build(folder)
     samples, in_full = _samples(images, questions, progress)
@@ -85,7 +83,7 @@ def validate(
         source = _opened_reference(opened, reference, progress, checkpoint_options, other_reference)
         if layerwise is None:
             layerwise = needs_layerwise(opened, source.config.text)
-        steps = steps or (LAYERWISE_STEPS if layerwise else STEPS)
+        steps = steps_for(steps, layerwise)
         if not layerwise:
             tell(opened, in_full, len(samples) - in_full, steps, progress)
         elif len(samples) > in_full:

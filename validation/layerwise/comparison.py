@@ -23,8 +23,6 @@ from validation.parity import DecoderParity, compare_encoder
 from validation.questions import AnswerRow
 from validation.reference import Encoded, Transcript, encode, splice
 
-STEPS = 8  # greedy steps unless asked: each reads the whole model once
-
 
 class LayerwiseComparison(Comparison):
     """A build and its reference side by side, a layer of one of them in memory at a time."""
@@ -42,6 +40,10 @@ class LayerwiseComparison(Comparison):
         followed = self._follow_all(samples, transcripts, own)
         for sample, transcript, parities in zip(samples, transcripts, followed, strict=True):
             yield from self._rows_of(sample, transcript, parities)
+
+    def _cached_positions(self) -> int:
+        """One: the engine only looks up rows here, and a cache for a whole context takes up to 2 GB."""
+        return 1
 
     def _announce(self, samples: Sequence[Sample]) -> None:
         """Says how long it will take, before the first layer is read."""
