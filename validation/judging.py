@@ -95,6 +95,8 @@ def validate(
         pair = Pair(opened, model)
         kind = LayerwiseComparison if layerwise else Comparison
         comparison = kind(pair, tokenizer, backend, steps, progress)
+        if isinstance(comparison, LayerwiseComparison):
+            comparison.announce(samples)
         rows = lower_rungs(pair, progress)
         compared, answers = comparison.run(samples, in_full)
         blocks, findings = block_rung(pair, comparison.example(), progress) if backend == "mil" else ([], [])

@@ -28,7 +28,6 @@ class LayerwiseComparison(Comparison):
     """A build and its reference side by side, a layer of one of them in memory at a time."""
 
     def _compare_all(self, samples: Sequence[Sample]) -> Iterator[AnswerRow]:
-        self._announce(samples)
         truths, own = self._encode_all(samples)
         embeds = [
             splice(self.reference, self.ids(sample.prompt), truth[self.image_size].tokens)
@@ -45,8 +44,8 @@ class LayerwiseComparison(Comparison):
         """One: the engine only looks up rows here, and a cache for a whole context takes up to 2 GB."""
         return 1
 
-    def _announce(self, samples: Sequence[Sample]) -> None:
-        """Says how long it will take, before the first layer is read."""
+    def announce(self, samples: Sequence[Sample]) -> None:
+        """Says how long all rungs will take, before anything is read but the one layer that is timed."""
         tokens = self.reference.tokens_at(self.image_size)
         positions = [tokens + sum(map(len, self.ids(sample.prompt))) for sample in samples]
         sides = self.pair.build.image_sizes or (self.image_size,)
