@@ -39,6 +39,7 @@ oracles: $(VENV)/.ready-oracles
 
 long: $(VENV)/.ready-test
 	PYTHONPATH=tests/export:tests/data $(VENV)/bin/python -m pytest tests/long/long_*.py
+	$(VENV)/bin/python -m pytest -m long
 
 faults: $(VENV)/.ready
 	$(VENV)/bin/python -m validation.faults --checkpoint tiny

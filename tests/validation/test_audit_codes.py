@@ -24,11 +24,6 @@ LANGUAGE = "LanguageModel.mlpackage"
 CONSTANTS, EXCESS = "audit.differing_constants", "audit.code_excess"
 
 
-@pytest.fixture(scope="module")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
-    return Builds(tmp_path_factory.mktemp("builds"))
-
-
 @pytest.fixture
 def found(builds: Builds, tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Plants a fault into a copy of a build and gives the subjects of the rows that are red."""

@@ -18,11 +18,6 @@ WEIGHTS, CONSTANTS, UNEXPLAINED = "audit.differing_weights", "audit.differing_co
 BGR = 30  # Core ML's colour space
 
 
-@pytest.fixture(scope="module")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
-    return Builds(tmp_path_factory.mktemp("builds"))
-
-
 @pytest.fixture
 def caught(builds: Builds, tmp_path: Path) -> Callable[..., str]:
     """Plants a fault and gives the subject of the one row that is red."""
