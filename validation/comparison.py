@@ -188,7 +188,8 @@ class Comparison:
     def _compare_files(self) -> None:
         """What needs no sample: the manifest, the embedding table; and what was seen on the way, the largest values."""
         build, found = self.pair.build, self.found
-        found.add("manifest.differing_fields", "model, image and prompt", differing_fields(self.config, build))
+        fields = differing_fields(self.config, build)
+        found.add("manifest.differing_fields", "; ".join(fields[:3]) or "model, image and prompt", len(fields))
         if build.language:
             key, worst_rows = embedding_error(self._table(), self.package.embeddings)
             found.single[key] = dict(worst_rows)

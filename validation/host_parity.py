@@ -6,7 +6,7 @@ Nothing is executed here. A runtime that reads the manifest and computes all the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -25,12 +25,25 @@ from validation.session import Session
 Ids = tuple[list[int], list[int]]
 
 
-def differing_fields(config: FastVLMConfig, build: Build) -> int:
-    """Counts what the manifest tells a runtime otherwise than the checkpoint would: model, image rule, prompt."""
-    model = build.manifest["model"]
-    told = [model.get("text"), model.get("vision"), build.image_rule, build.manifest["prompt"]]
-    true = [asdict(config.text), asdict(config.vision), config.image_rule, prompt_record(config.prompt)]
-    return sum(_plain(mine) != _plain(theirs) for mine, theirs in zip(told, true, strict=True))
+def differing_fields(config: FastVLMConfig, build: Build) -> list[str]:
+    """Returns what the manifest tells a runtime otherwise than the checkpoint would, field by field, in words."""
+    manifest = build.manifest
+    parts = (
+        ("model.text", manifest["model"].get("text"), asdict(config.text)),
+        ("model.vision", manifest["model"].get("vision"), asdict(config.vision)),
+        ("prompt", manifest["prompt"], prompt_record(config.prompt)),
+        ("image", {"rule": build.image_rule}, {"rule": config.image_rule}),
+    )
+    return [words for name, told, true in parts for words in _differing(name, _plain(told), _plain(true))]
+
+
+def _differing(name: str, told: Any, true: dict[str, Any]) -> Iterator[str]:
+    if not isinstance(told, dict):
+        yield f"{name} is {str(told)[:60]}, expected an object"
+        return
+    for key in sorted(told.keys() | true.keys()):
+        if told.get(key) != true.get(key):
+            yield f"{name}.{key} is {str(told.get(key))[:60]}, expected {str(true.get(key))[:60]}"
 
 
 def differing_ids(session: Session[Any], prompt: str, ids: Ids) -> int:

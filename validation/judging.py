@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastvlm.build import SOURCE_OPTIONS, Build, read_build
-from fastvlm.errors import BuildError, OutputError, UsageError
+from fastvlm.errors import BuildError, OutputError, PackageError, UsageError
 from fastvlm.hashes import sha256_file
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import check_files, dump
@@ -77,9 +78,11 @@ def validate(
     steps_for(steps, False)  # a wrong number is refused before anything is read
     folder = Path(build)
     opened = read_build(folder)
+    if questions is not None and not opened.language:
+        raise UsageError(f"{folder} has no language model to ask: it was exported with --only; give --images DIR")
     samples, in_full = _samples(images, questions, progress)
     _check_folder(opened, progress)
-    with one_thread():
+    with one_thread(), _withdrawn_if_damaged(folder):
         source = _opened_reference(opened, reference, progress, checkpoint_options, other_reference)
         if layerwise is None:
             layerwise = needs_layerwise(opened, source.config.text)
@@ -105,7 +108,7 @@ def validate(
         missing = tuple(key for key in pair.limits if key not in measured)
         verdict = Verdict(
             tuple(rows), tuple(answers), score(answers, in_full), tuple(comparison.differing_steps()), tuple(findings),
-            backend, steps, missing, sha256_file(folder / MANIFEST), files, folder / FILE,
+            backend, steps, in_full, missing, sha256_file(folder / MANIFEST), files, folder / FILE,
         )  # fmt: skip
         with progress.stage("Writing the verdict"):
             _publish(verdict, folder, comparison)
@@ -140,10 +143,24 @@ def _check_folder(build: Build, progress: Progress) -> None:
     try:
         check_files(build.folder, build.manifest, progress)
     except BuildError:
-        (build.folder / FILE).unlink(missing_ok=True)
-        if selftest.is_dir():
-            shutil.rmtree(selftest)
+        _withdraw(build.folder)
         raise
+
+
+@contextmanager
+def _withdrawn_if_damaged(build: Path) -> Iterator[None]:
+    """Takes an older verdict away where the build turns out to be damaged: it speaks of a build that is no more."""
+    try:
+        yield
+    except (BuildError, PackageError):
+        _withdraw(build)
+        raise
+
+
+def _withdraw(build: Path) -> None:
+    (build / FILE).unlink(missing_ok=True)
+    if (build / SELFTEST).is_dir():
+        shutil.rmtree(build / SELFTEST)
 
 
 @dataclass(frozen=True)

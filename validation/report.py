@@ -45,6 +45,7 @@ def _lines(verdict: dict[str, Any]) -> list[str]:
         *_table(("rung", "quantity", "worst value", "limit", "", "where", "why"), map(_limit, verdict["limits"])),
         *(("", f"Not measured: {', '.join(verdict['not_measured'])}.") if verdict["not_measured"] else ()),
         *_differing(verdict["differing_steps"]),
+        *_findings(verdict.get("findings", [])),
         "", "## What was compared", "",
         f"- manifest sha256 `{verdict['manifest_sha256']}`",
         *(f"- reference `{name}` sha256 `{digest}`" for name, digest in sorted(verdict["reference_files"].items())),
@@ -65,6 +66,15 @@ def _step(row: dict[str, Any]) -> tuple[Any, ...]:
     texts = (json.dumps(row[side]["text"], ensure_ascii=False) for side in ("pytorch", "coreml"))
     word = "tie" if row["tie"] else "**divergence**"
     return row["of"], row["sample"], row["step"], *texts, row["margin"], row["logit_error"], word
+
+
+def _findings(findings: list[dict[str, Any]]) -> list[str]:
+    """Where the first block goes wrong, of a build that failed."""
+    if not findings:
+        return []
+    heads = ("function", "block", "op", "found", "PyTorch", "SNR", "fp16 alone", "in float32", "cause")
+    names = ("function", "block", "op", "found", "expected", "snr_db", "yardstick_db", "float32_db", "cause")
+    return ["", "## Where it begins", "", *_table(heads, ([row[name] for name in names] for row in findings))]
 
 
 def _answer(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -43,10 +43,16 @@ class Verdict:
     findings: tuple[Finding, ...]  # where the first block goes wrong, of each run whose blocks miss their limit
     backend: str
     steps: int
+    pictures: int  # that were compared in full
     not_measured: tuple[str, ...]  # limits that this backend, or this part of a build, cannot be held against
     manifest_sha256: str
     reference: ReferenceFiles
     path: Path  # where validation.json was written
+
+    @property
+    def extent(self) -> str:
+        """On how much it was compared, in words."""
+        return f"{self.pictures} pictures, {self.steps} steps" if self.answers else f"{self.pictures} pictures"
 
     @property
     def holds(self) -> bool:
@@ -72,6 +78,7 @@ class Verdict:
             "verdict": self.word,
             "backend": self.backend,
             "steps": self.steps,
+            "pictures": self.pictures,
             "not_measured": list(self.not_measured),
             "limits": [row.as_json() for row in in_order(self.rows)],
             "answers": [{**vars(row), "same": row.same} for row in self.answers],

@@ -66,22 +66,23 @@ def validate(build: str, as_json: bool, **asked: Any) -> None:
 
         show_verdict(verdict, Console(soft_wrap=True, highlight=False))
         word = "FAILED" if verdict.word == "failed" else verdict.word
-        click.echo(f"verdict: {word} ({verdict.path})")
+        click.echo(f"verdict: {word}, {verdict.extent} ({verdict.path})")
     if not verdict.holds:
-        advice = (
-            "this build is not good, do not ship it" if verdict.reference.is_source else "beside another checkpoint"
-        )
-        click.echo(f"Error: {_missed(verdict)}; {advice}", err=True)
+        click.echo(f"Error: {_missed(verdict)}", err=True)
     options.next_step(_next(build, verdict))
     if not verdict.holds:
         raise click.exceptions.Exit(1)
 
 
 def _next(build: str, verdict: Verdict) -> str:
+    quoted = shlex.quote(build)
     if not verdict.reference.is_source:
         return options.validation_of(build)
-    quoted = shlex.quote(build)
-    return f'fastvlm run {quoted} IMAGE "PROMPT"' if verdict.passed else f"fastvlm inspect {quoted}"
+    if verdict.passed:
+        return f'fastvlm run {quoted} IMAGE "PROMPT"' if verdict.answers else f"fastvlm inspect {quoted}"
+    if any(finding.cured for finding in verdict.findings):
+        return "fastvlm scan CHECKPOINT, then fastvlm export CHECKPOINT again: some value does not fit fp16"
+    return "fastvlm export CHECKPOINT again; if that build fails too, report it with its validation.json"
 
 
 def show_verdict(verdict: Verdict, console: Console) -> None:
@@ -96,7 +97,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     for row in verdict.answers:
         cells = (row.image, row.prompt, row.coreml, row.pytorch, "same" if row.same else "DIFFERENT")
         answers.add_row(*map(Text, cells))
-    console.print(answers)
+    if verdict.answers:
+        console.print(answers)
     if verdict.differing_steps:
         console.print(_steps(verdict))
     limits = Table(title="How far apart they are")
@@ -108,12 +110,17 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
             limits.add_section()
         shown = "" if measured.limit.rung == rung else measured.limit.rung
         rung, word = measured.limit.rung, "ok" if measured.passed else "MISSED"
-        limits.add_row(shown, measured.limit.key, f"{measured.value:.3g}", measured.limit.words, word)
+        limits.add_row(shown, measured.limit.key, _shown(measured.value), measured.limit.words, word)
     console.print(limits)
+    missed = [row for row in in_order(verdict.rows) if not row.passed]
+    for each in missed:
+        console.print(Text(f"missed, {each.limit.rung}: {each.limit.key} = {_shown(each.value)} ({each.subject})"))
     for finding in verdict.findings:
         console.print(Text(f"where it begins, {finding}"))
     if verdict.not_measured:
-        console.print(f"not measured by this backend on this build: {', '.join(verdict.not_measured)}")
+        console.print(
+            f"not measured here (another backend, or a part that the build lacks): {', '.join(verdict.not_measured)}"
+        )
     if not verdict.reference.is_source:
         names = ", ".join(verdict.reference.differing[:5])
         console.print(f"the reference is not what this build was made from ({names} differ)")
@@ -126,12 +133,21 @@ def _steps(verdict: Verdict) -> str:
     return f"tokens that differ: {count}, {ties} of them ties (differing_steps in {verdict.path.name})"
 
 
+def _shown(value: float) -> str:
+    """A count as a count, anything else to three digits."""
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.3g}"
+
+
 def _missed(verdict: Verdict) -> str:
-    missed = [row for row in verdict.rows if not row.passed]
+    from validation.verdict import in_order
+
+    missed = [row for row in in_order(verdict.rows) if not row.passed]
     if not missed:
-        return "nothing was measured"
-    values = (f"{row.limit.key} = {row.value:.3g} ({row.subject}), limit {row.limit.words}" for row in missed)
-    return f"limits missed: {', '.join(values)}"
+        return "nothing was measured; this build is not good, do not ship it"
+    first = missed[0]
+    begins = f"{first.limit.key} = {_shown(first.value)}, limit {first.limit.words} ({first.subject})"
+    advice = "this build is not good, do not ship it" if verdict.reference.is_source else "beside another checkpoint"
+    return f"limits missed: {len(missed)}, the lowest by rung {first.limit.rung}, {begins}; {advice}"
 
 
 def _show_json(verdict: Verdict) -> None:

@@ -156,7 +156,9 @@ def test_validate_beside_another_checkpoint(run: Run, build: Path, checkpoint: P
     flip_signs(build)
     result = run(*words, "--other-reference")
     assert result.exit_code == 1
-    assert re.search(r"Error: limits missed: encoder\.psnr_db = .*; beside another checkpoint", result.stderr)
+    assert re.search(
+        r"Error: limits missed: \d+, the lowest by rung constants, .*; beside another checkpoint", result.stderr
+    )
 
 
 def flip_signs(build: Path) -> None:
@@ -177,7 +179,12 @@ def test_validate_says_no_with_exit_code_1(run: Run, build: Path, small_checkpoi
     flip_signs(build)
     result = run("validate", build, "--reference", small_checkpoint, "--images", picture.parent)
     assert result.exit_code == 1
-    assert "Error: limits missed: encoder.psnr_db = " in result.stderr
+    assert re.search(
+        r"Error: limits missed: \d+, the lowest by rung constants, audit.differing_weights = ", result.stderr
+    )
+    assert re.search(r"missed, network: encoder\.psnr_db = .* \(.*\)", result.stdout)
+    assert "where it begins, encode_" in result.stdout
+    assert "fastvlm export CHECKPOINT again" in result.stderr.splitlines()[-1]
     assert json.loads((build / "validation.json").read_text())["verdict"] == "failed"
     assert not (build / "selftest").exists()
     assert "validated    failed" in run("inspect", build).stdout

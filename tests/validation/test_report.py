@@ -8,6 +8,7 @@ import pytest
 
 from fastvlm.errors import BuildError
 from fastvlm.manifest import dump
+from validation.blocks import Finding
 from validation.limits import LIMITS, Measurement
 from validation.parity import Step
 from validation.questions import AnswerRow, DifferingStep, score
@@ -19,11 +20,15 @@ ANSWERS = (AnswerRow("a.png", "What?", "a cat", "a dog", "a cat"),)
 TIE = DifferingStep("answer", "a.png: What?", 7, Step(3, 5, 0.1, 0.02, 0.01, 1.0, 2, tie=True), " red", " \n")
 PARTED = DifferingStep("language", "a.png: What?", 8, Step(3, 5, 0.1, 0.2, 0.6, 1.0, 2, tie=False), "x", "y")
 
+BEGINS = Finding(
+    "decode", "decoder.layers.2", "layers.2.mlp.up_proj", (0, 7, 0, 0), 3, 1.5, -1.5, 12.34, 65.4, 12.3, cured=False
+)
+
 
 def report(folder: Path, **changes: object) -> str:
     made = {
         "rows": ROWS, "answers": ANSWERS, "score": score(ANSWERS, 4), "differing_steps": (TIE, PARTED),
-        "backend": "mil", "steps": 64, "not_measured": (), "manifest_sha256": "1234",
+        "findings": (BEGINS,), "backend": "mil", "steps": 64, "pictures": 1, "not_measured": (), "manifest_sha256": "1234",
         "reference": ReferenceFiles({"config.json": "abcd"}), "path": folder / "validation.json",
     }  # fmt: skip
     verdict = Verdict(**{**made, **changes})  # type: ignore[arg-type]
@@ -40,6 +45,7 @@ def test_rows_stand_by_rung_and_differing_steps_are_listed(tmp_path: Path) -> No
     assert "agree on 0 of 1; of 1 with a known answer the build has 1 right, PyTorch 0." in text
     assert '| answer | a.png: What? | 7 | " red" | " \\n" | 0.01 | 0.02 | tie |' in text
     assert '| language | a.png: What? | 8 | "x" | "y" | 0.6 | 0.2 | **divergence** |' in text
+    assert "| decode | decoder.layers.2 | layers.2.mlp.up_proj | 1.5 | -1.5 | 12.3 | 65.4 | 12.3 | conversion |" in text
     assert "not what the build was made from" not in text
 
 

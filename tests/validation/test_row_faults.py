@@ -56,7 +56,7 @@ SLEEPERS = [
     ("validation.state_parity.snr_db", always(math.inf), "state.keys_loss_db"),
     ("validation.state_parity.loss_db", always(0.0), "state.chunking_loss_db"),
     ("validation.host_parity.table_error", always(0.0), "embeddings.max_error"),
-    ("validation.comparison.differing_fields", always(0), "manifest.differing_fields"),
+    ("validation.comparison.differing_fields", always([]), "manifest.differing_fields"),
     ("validation.comparison.differing_bytes", always(0), "preprocess.differing_bytes"),
     ("validation.comparison.differing_ids", always(0), "prompt.differing_ids"),
     ("validation.limits.Limit.holds", always(True), "state.values_loss_db"),

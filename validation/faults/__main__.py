@@ -17,7 +17,7 @@ from validation.faults.seeds import clean
 from validation.faults.suite import Outcome, run
 from validation.limits import worst
 
-ROW = "{:<46}{:<11}{:<11}{:<34}{:<52}{:>6}"
+ROW = "{:<46}{:<11}{:<11}{:<44}{:<52}{:>6}"
 HEAD = ROW.format("fault", "where", "rung", "caught by", "worst row", "s")
 
 
