@@ -73,7 +73,8 @@ def _question(file: Path, line: str) -> Sample | str:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    """Whether it is text of any length but 0, of characters that exist: half a surrogate pair is none."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -28,7 +28,13 @@ from fastvlm_ref.prompt import encode_prompt
 from fastvlm_ref.samples import Sample
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.findings import Findings
-from validation.host_parity import differing_bytes, differing_fields, differing_ids, embedding_error
+from validation.host_parity import (
+    differing_bytes,
+    differing_fields,
+    differing_ids,
+    differing_vocabulary,
+    embedding_error,
+)
 from validation.limits import Measurement
 from validation.pair import Pair
 from validation.parity import DecoderParity, compare_decoder, compare_encoder
@@ -191,6 +197,11 @@ class Comparison:
         fields = differing_fields(self.config, build)
         found.add("manifest.differing_fields", "; ".join(fields[:3]) or "model, image and prompt", len(fields))
         if build.language:
+            size = self.config.text.vocab_size
+            found.add(
+                "tokenizer.differing_ids", "every id, and texts of many scripts",
+                differing_vocabulary(self.session.tokenizer, self.tokenizer, size),
+            )  # fmt: skip
             key, worst_rows = embedding_error(self._table(), self.package.embeddings)
             found.single[key] = dict(worst_rows)
         for part, peak in self.peaks.items():

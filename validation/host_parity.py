@@ -18,6 +18,7 @@ from fastvlm.build import Build
 from fastvlm_ref.config import FastVLMConfig
 from fastvlm_ref.image import preprocess
 from fastvlm_ref.prompt import encode_prompt, prompt_record
+from fastvlm_ref.tokenizer import Tokenizer
 from validation.embeddings import table_error, worst_scaled_row
 from validation.host import EmbeddingTable
 from validation.session import Session
@@ -52,6 +53,29 @@ def differing_ids(session: Session[Any], prompt: str, ids: Ids) -> int:
     for mine, theirs in zip(encode_prompt(session.tokenizer, prompt, session.prompt), ids, strict=True):
         differing += abs(len(mine) - len(theirs)) + sum(a != b for a, b in zip(mine, theirs, strict=False))
     return differing
+
+
+# Text that vocabularies cut differently where merges, digits, spaces, scripts or control tokens are handled otherwise.
+TEXTS = (
+    "The quick brown fox jumps over 13 lazy dogs, twice!!",
+    "  two  spaces\tand\nlines\n\n",
+    "l'été, naïve, Straße, Ørsted",
+    "Привет, мир; Καλημέρα κόσμε",
+    "你好，世界 こんにちは 안녕하세요",
+    "مرحبا بالعالم שלום",
+    "नमस्ते दुनिया สวัสดี",
+    "3.14159 1,000,000 0x7f",
+    "def f(x): return {'a': [x**2, -x]}  # ok",
+    "😀👩‍👩‍👧 ✓ ½ ﬁ",
+    "<|im_end|> <image> </s> [INST]",
+    "CamelCase snake_case KEBAB-case",
+)
+
+
+def differing_vocabulary(mine: Tokenizer, theirs: Tokenizer, size: int) -> int:
+    """Counts ids of a vocabulary of `size` that `mine` spells otherwise, and texts that it cuts into other ids."""
+    spelled = sum(mine.decode([number]) != theirs.decode([number]) for number in range(size))
+    return spelled + sum(mine.encode(text) != theirs.encode(text) for text in TEXTS)
 
 
 def differing_bytes(session: Session[Any], picture: Image.Image, pixels: NDArray[np.uint8]) -> int:

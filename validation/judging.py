@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.build import SOURCE_OPTIONS, Build, read_build
-from fastvlm.errors import BuildError, OutputError, PackageError, UsageError
+from fastvlm.errors import BuildError, ExecutionError, OutputError, PackageError, UsageError
 from fastvlm.hashes import sha256_file
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import check_files, dump
@@ -41,7 +41,7 @@ from validation.layerwise.need import needs_layerwise
 from validation.other_reference import check_shape
 from validation.pair import Pair
 from validation.questions import score
-from validation.rungs import block_rung, lower_rungs
+from validation.rungs import block_rung, excused, lower_rungs
 from validation.selftest import FOLDER as SELFTEST
 from validation.selftest import SelfTest, is_selftest, worked_example, write_selftest
 from validation.steps import steps_for
@@ -80,7 +80,7 @@ def validate(
     opened = read_build(folder)
     if questions is not None and not opened.language:
         raise UsageError(f"{folder} has no language model to ask: it was exported with --only; give --images DIR")
-    samples, in_full = _samples(images, questions, progress)
+    samples, in_full = _samples(images, questions, opened.encoder is not None, progress)
     _check_folder(opened, progress)
     with one_thread(), _withdrawn_if_damaged(folder):
         source = _opened_reference(opened, reference, progress, checkpoint_options, other_reference)
@@ -106,16 +106,19 @@ def validate(
         rows += [*blocks, *compared]
         measured = {row.limit.key for row in rows}
         missing = tuple(key for key in pair.limits if key not in measured)
+        lacking = tuple(key for key in missing if key not in excused(pair, backend, layerwise))
         verdict = Verdict(
             tuple(rows), tuple(answers), score(answers, in_full), tuple(comparison.differing_steps()), tuple(findings),
-            backend, steps, in_full, missing, sha256_file(folder / MANIFEST), files, folder / FILE,
+            backend, steps, in_full, missing, lacking, sha256_file(folder / MANIFEST), files, folder / FILE,
         )  # fmt: skip
         with progress.stage("Writing the verdict"):
             _publish(verdict, folder, comparison)
     return verdict
 
 
-def _samples(images: str | Path | None, questions: str | Path | None, progress: Progress) -> tuple[list[Sample], int]:
+def _samples(
+    images: str | Path | None, questions: str | Path | None, encoder: bool, progress: Progress
+) -> tuple[list[Sample], int]:
     """Returns what to compare on, and how many of these in full; refuses files that are no pictures."""
     if images is not None and questions is not None:
         raise UsageError("--images and --questions both name the pictures; give one of them")
@@ -124,7 +127,8 @@ def _samples(images: str | Path | None, questions: str | Path | None, progress: 
     else:
         samples = shipped_samples() if images is None else samples_in(Path(images))
     check_pictures(samples)
-    in_full = min(IN_FULL, len(samples)) if questions is not None else len(samples)
+    asked = questions is not None and encoder  # without an encoder nothing is answered freely
+    in_full = min(IN_FULL, len(samples)) if asked else len(samples)
     if alone := len(samples) - in_full:
         progress.note(f"the first {in_full} questions are compared in full, of the other {alone} the answers alone")
     return samples, in_full
@@ -152,7 +156,7 @@ def _withdrawn_if_damaged(build: Path) -> Iterator[None]:
     """Takes an older verdict away where the build turns out to be damaged: it speaks of a build that is no more."""
     try:
         yield
-    except (BuildError, PackageError):
+    except (BuildError, ExecutionError, PackageError):
         _withdraw(build)
         raise
 

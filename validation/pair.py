@@ -6,16 +6,18 @@ programs of the packages as facts. It compares nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from export.chunks import Chunk, HeadSplit, head_split
 from export.encoder import EncoderGraph
 from export.language import whole_sizes
 from export.layout import GraphSizes
-from export.plan import ExportPlan
+from export.plan import PARTS, ExportPlan
 from export.protection import Protection
 from fastvlm.build import Build
 from fastvlm_ref.model.fastvlm import FastVLM
@@ -35,7 +37,7 @@ class Pair:
     @cached_property
     def limits(self) -> Mapping[str, Limit]:
         """What this build is held to, by key: compression has rows of its own."""
-        return limits_of(self.build.manifest["compression"])
+        return limits_of(_counted(self.build.manifest["compression"]))
 
     @cached_property
     def protection(self) -> Protection:
@@ -78,3 +80,11 @@ class Pair:
     def function(self, package: Path, name: str) -> Function:
         """Returns one function of a package."""
         return next(function for function in self.program(package).functions if function.name == name)
+
+
+def _counted(compression: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's compression with the layers of each scheme counted: a number that is stated excuses nothing."""
+    layers = compression.get("layers", {})
+    names = layers.items() if isinstance(layers, dict) else ()
+    parts = {part: Counter(scheme for name, scheme in names if name.startswith(f"{part}.")) for part in PARTS}
+    return {"embeddings": compression.get("embeddings"), **parts}

@@ -44,3 +44,26 @@ def block_rung(pair: Pair, example: Example, progress: Progress = SILENT) -> tup
     compared = compare_blocks(pair, example.pictures, example.rows, progress)
     missed = any(not row.passed for row in compared.measurements)
     return list(compared.measurements), bisect(pair, compared) if missed else []
+
+
+def excused(pair: Pair, backend: str, layerwise: bool) -> set[str]:
+    """Returns the rows that a comparison cannot measure for a reason that is no fault; any other must be measured.
+
+    A build may lack a part (`--only`), Core ML does not show what is inside a package, and layer by layer there is no
+    state to read.
+    """
+    build, without = pair.build, set[str]()
+    if build.encoder is None:
+        without |= {"encoder", "encoder_blocks", "answer", "preprocess"}
+    if not build.language:
+        without |= {"language", "language_blocks", "answer", "prompt", "embeddings", "state", "tokenizer"}
+    if backend != "mil":
+        without |= {"blocks", "encoder_blocks", "language_blocks"}
+    if layerwise:
+        without.add("state")
+    found = {key for key, limit in pair.limits.items() if limit.quantity in without}
+    if backend != "mil":
+        found |= {key for key, limit in pair.limits.items() if limit.metric == "peak"}
+    if build.encoder is None and pair.build.manifest["compression"].get("layers"):
+        found.add("op.weights_db")  # perhaps every weight is compressed
+    return found

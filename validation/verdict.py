@@ -45,6 +45,7 @@ class Verdict:
     steps: int
     pictures: int  # that were compared in full
     not_measured: tuple[str, ...]  # limits that this backend, or this part of a build, cannot be held against
+    lacking: tuple[str, ...]  # those of them that should have been measured: a check that was not reached is a failure
     manifest_sha256: str
     reference: ReferenceFiles
     path: Path  # where validation.json was written
@@ -56,8 +57,8 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """True when every limit holds (and there was at least one)."""
-        return bool(self.rows) and all(row.passed for row in self.rows)
+        """True when every limit that can be measured was, and holds (and there was at least one)."""
+        return bool(self.rows) and not self.lacking and all(row.passed for row in self.rows)
 
     @property
     def passed(self) -> bool:
@@ -80,6 +81,7 @@ class Verdict:
             "steps": self.steps,
             "pictures": self.pictures,
             "not_measured": list(self.not_measured),
+            "lacking": list(self.lacking),
             "limits": [row.as_json() for row in in_order(self.rows)],
             "answers": [{**vars(row), "same": row.same} for row in self.answers],
             "questions": asdict(self.score),

@@ -143,7 +143,8 @@ def _missed(verdict: Verdict) -> str:
 
     missed = [row for row in in_order(verdict.rows) if not row.passed]
     if not missed:
-        return "nothing was measured; this build is not good, do not ship it"
+        lacking = ", ".join(verdict.lacking) or "everything"
+        return f"not measured, though it should have been: {lacking}; this build is not good, do not ship it"
     first = missed[0]
     begins = f"{first.limit.key} = {_shown(first.value)}, limit {first.limit.words} ({first.subject})"
     advice = "this build is not good, do not ship it" if verdict.reference.is_source else "beside another checkpoint"

@@ -16,7 +16,7 @@ from typed import Run
 from fastvlm.build import read_build
 from fastvlm.hashes import hash_tree
 from fastvlm.progress import SILENT
-from validation.judging import _load_reference
+from validation.judging import _load_reference, _opened_reference
 
 
 @pytest.fixture
@@ -316,7 +316,9 @@ def test_reference_of_the_same_sizes(refused: Refused, build: Path, checkpoint: 
 def test_a_changed_readme_is_the_same_reference(build: Path, checkpoint: Path) -> None:
     (checkpoint / "README.md").write_text("my notes\n")
     (checkpoint / "LICENSE").write_text("as before\n")
-    model, *_ = _load_reference(read_build(build), checkpoint, SILENT, {})
+    opened = read_build(build)
+    source = _opened_reference(opened, checkpoint, SILENT, {}, other=False)
+    model, *_ = _load_reference(opened, source, SILENT, other=False, stream=False)
     assert model.source.folder == checkpoint
 
 

@@ -354,7 +354,7 @@ def test_a_weight_without_a_constant_is_refused(tmp_path: Path, monkeypatch: pyt
         add(proto, converted, writer, clamped)
 
     monkeypatch.setattr("export.package._add_function", renaming)
-    with pytest.raises(PackageError, match=r"no constants for decoder\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(PackageError, match=r"no constants for layers_1_mlp_up_proj_weight"):
         export_model(small_model(), tmp_path / "build", quantize="int8", **ASKED)
     assert list(tmp_path.iterdir()) == []
 

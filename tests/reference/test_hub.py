@@ -331,28 +331,34 @@ def test_the_manifest_pins_the_commit(build: Build) -> None:
     assert str(build.folder.parent) not in json.dumps(build.manifest)
 
 
+def loaded(build, reference, progress, options):
+    """The reference of a validation, found and read as `validate` does."""
+    source = judging._opened_reference(build, reference, progress, options, other=False)
+    return judging._load_reference(build, source, progress, other=False, stream=False)
+
+
 def test_validate_reads_the_commit_that_the_build_was_made_from(
     hub: Hub, build: Build, heard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.commits[LATER], hub.branches["main"] = {**hub.commits[COMMIT], WEIGHTS: b"other weights"}, LATER
-    model, _ = judging._load_reference(build, REPO, heard, {})
+    model, *_ = loaded(build, REPO, heard, {})
     assert model.source is not None
     assert model.source.revision == COMMIT
     assert f"{REPO} is read at commit {COMMIT}, which this build was made from" in heard.notes
     offline(monkeypatch)
-    judging._load_reference(build, REPO, heard, {})
+    loaded(build, REPO, heard, {})
 
 
 def test_validate_refuses_other_weights_before_it_fetches_them(hub: Hub, build: Build, heard: Any) -> None:
     hub.commits[LATER], hub.branches["new"] = {**hub.commits[COMMIT], WEIGHTS: b"other weights"}, LATER
     hub.requests.clear()
     with pytest.raises(UsageError, match=rf"{REPO}@new is not what this build was made from \({WEIGHTS} differ\)"):
-        judging._load_reference(build, f"{REPO}@new", heard, {})
+        loaded(build, f"{REPO}@new", heard, {})
     assert hub.asked() == []
 
 
 def test_validate_accepts_a_folder_with_the_same_files(build: Build, hub: Hub, heard: Any) -> None:
-    judging._load_reference(build, fetch(HubId(REPO, COMMIT)), heard, {})
+    loaded(build, fetch(HubId(REPO, COMMIT)), heard, {})
 
 
 def test_the_base_of_an_adapter(hub: Hub, tmp_path: Path, tiny: Path, heard: Any) -> None:
@@ -373,7 +379,7 @@ def test_the_base_of_an_adapter(hub: Hub, tmp_path: Path, tiny: Path, heard: Any
     recorded = build.manifest["source"]["base"]
     assert (recorded["id"], recorded["revision"]) == (REPO, COMMIT)
     hub.branches["main"] = "nowhere"
-    judging._load_reference(build, adapter, heard, {"base": REPO})
+    loaded(build, adapter, heard, {"base": REPO})
 
 
 SCRIPT = f"""

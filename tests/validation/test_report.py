@@ -28,7 +28,8 @@ BEGINS = Finding(
 def report(folder: Path, **changes: object) -> str:
     made = {
         "rows": ROWS, "answers": ANSWERS, "score": score(ANSWERS, 4), "differing_steps": (TIE, PARTED),
-        "findings": (BEGINS,), "backend": "mil", "steps": 64, "pictures": 1, "not_measured": (), "manifest_sha256": "1234",
+        "findings": (BEGINS,), "backend": "mil", "steps": 64, "pictures": 1, "not_measured": (), "lacking": (),
+        "manifest_sha256": "1234",
         "reference": ReferenceFiles({"config.json": "abcd"}), "path": folder / "validation.json",
     }  # fmt: skip
     verdict = Verdict(**{**made, **changes})  # type: ignore[arg-type]

@@ -26,8 +26,9 @@ from validation.audit.decoder import DecoderWalk
 from validation.audit.decoder_ane import AneWalk
 from validation.audit.decoder_gpu import GpuWalk
 from validation.audit.encoder import EncoderWalk
-from validation.audit.findings import CONSTANTS, UNEXPLAINED, Findings
+from validation.audit.findings import UNEXPLAINED, Findings
 from validation.audit.schemes import compare, places, schemes_of
+from validation.audit.told import hold_manifest, other_chain
 from validation.audit.walk import Walk
 from validation.counterparts.decoder import DecoderPart
 from validation.limits import CODED, Measurement
@@ -35,7 +36,6 @@ from validation.pair import Pair
 from validation.program.contents import Function, Program, Value
 
 WALKS: dict[str, type[DecoderWalk]] = {"ane": AneWalk, "gpu": GpuWalk}
-IMAGE = {"scale": 1 / 255, "bias": [0, 0, 0], "color": "RGB"}  # what a host is told; the reference divides bytes by 255
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def audit(pair: Pair, progress: Progress = SILENT) -> tuple[Measurement, ...]:
     """
     findings = Findings()
     schemes = schemes_of(pair.build.manifest["compression"])
-    _hold_manifest(pair, findings)
+    hold_manifest(pair, findings)
     comparisons = list(_walked(pair, findings))
     total = sum(each.value.stored for each in comparisons)
     with progress.stage("Comparing every constant with the checkpoint", total) as advance, one_thread():
@@ -126,7 +126,7 @@ def _jobs(pair: Pair) -> Iterator[Job]:
                 EncoderWalk(walk, pair.model, graph, side, safe).run()
 
             yield Job(build.encoder, f"encode_{side}", follow, tuple(weights), weights.__getitem__)
-    for package, part in pair.parts() if build.language and not _other_chain(pair) else ():
+    for package, part in pair.parts() if build.language and not other_chain(pair) else ():
         yield from _language_jobs(pair, package, part)
 
 
@@ -148,28 +148,6 @@ def _language_jobs(pair: Pair, package: Path, part: DecoderPart) -> Iterator[Job
             WALKS[part.target](walk, part, query).run(filling)
 
         yield Job(package, spec.name, follow, names, weight)
-
-
-def _hold_manifest(pair: Pair, findings: Findings) -> None:
-    """What the manifest tells a host of the image input, and how it cuts the decoder."""
-    build = pair.build
-    if build.encoder is not None:
-        findings.look(CONSTANTS, len(IMAGE))
-        for name, wanted in IMAGE.items():
-            if (told := build.manifest["image"].get(name)) != wanted:
-                findings.count(CONSTANTS, f"manifest.json: image.{name} is {str(told)[:40]}, expected {wanted}")
-    if build.language and (other := _other_chain(pair)):
-        findings.count(UNEXPLAINED, other)
-
-
-def _other_chain(pair: Pair) -> str | None:
-    """How a chain of packages is not the checkpoint's decoder, by its manifest; then nothing in it can be compared."""
-    found = sum(chunk.layers for chunk in pair.chunks), sum(len(chunk.parts) for chunk in pair.chunks)
-    wanted = pair.model.config.text.layers, pair.split.count
-    if found == wanted:
-        return None
-    words = [f"{layers} layers and {parts} parts of the head" for layers, parts in (found, wanted)]
-    return f"the packages hold {words[0]} by manifest.json, the checkpoint has {words[1]}"
 
 
 def _by_name(program: Program) -> dict[str, Function]:

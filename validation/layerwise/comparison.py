@@ -88,7 +88,7 @@ class LayerwiseComparison(Comparison):
             found = logits[number * each : (number + 1) * each]
             yield tuple(
                 self._parity(quantity, transcript, rows)
-                for quantity, rows in zip(("language", "answer"), found, strict=False)
+                for quantity, rows in zip(("language", "answer")[:each], found, strict=True)
             )
 
     def _look(self, _: Place, name: str, op: str, value: Any) -> None:

@@ -13,7 +13,7 @@ RUNGS = ("constants", "ops", "blocks", "network", "tokens")
 _RUNG_OF = {
     "audit": "constants", "embeddings": "constants", "manifest": "constants", "op": "ops",
     "blocks": "blocks", "encoder_blocks": "blocks", "language_blocks": "blocks",
-    "preprocess": "tokens", "prompt": "tokens",
+    "preprocess": "tokens", "prompt": "tokens", "tokenizer": "tokens",
 }  # fmt: skip
 
 

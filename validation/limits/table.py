@@ -139,6 +139,10 @@ TABLE: tuple[Limit, ...] = (
         "model sizes, image rule, prompt rule and stop ids that the manifest states otherwise than the checkpoint",
     ),
     Limit(
+        "tokenizer", "differing_ids", "max", 0.0, 0,
+        "ids that the build's tokenizer spells otherwise than the checkpoint's, and texts that it cuts into other ids",
+    ),
+    Limit(
         "preprocess", "differing_bytes", "max", 0.0, 0,
         "bytes that the manifest's image rule makes of a picture otherwise than the checkpoint's",
     ),
