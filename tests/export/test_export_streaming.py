@@ -149,7 +149,9 @@ def test_programs_and_weights_are_those_of_the_direct_route(sizes: dict[str, Any
     assert sorted(programs(package)) == ["decode", "prefill"]
 
 
-@pytest.mark.parametrize(("layers", "limit", "packages"), [(7, 600_000, 2), (5, 210_000, 5)])
+@pytest.mark.parametrize(
+    ("layers", "limit", "packages"), [pytest.param(7, 600_000, 2, marks=pytest.mark.long), (5, 210_000, 5)]
+)
 def test_chains_are_those_of_the_direct_route(
     layers: int, limit: int, packages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,9 @@ def test_a_function_that_is_not_there(caught: Callable[..., str]) -> None:
     def edit(build: Path) -> None:
         with manifest(build) as content:
             content["image"]["sizes"].append(512)
+            told = json.loads(json.dumps(next(iter(content["functions"]["encoder"].values()))))
+            told["inputs"][0]["shape"], told["outputs"][0]["shape"][1] = [1, 3, 512, 512], (512 // 64) ** 2
+            content["functions"]["encoder"]["encode_512"] = told
 
     assert caught("exponents", edit, UNEXPLAINED) == f"{ENCODER} has no function encode_512"
 

@@ -24,7 +24,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return export("tiny", tmp_path_factory.mktemp("chain") / "build", max_file_size=1_200_000)
 
 
-@pytest.fixture(params=["whole", "chain"])
+@pytest.fixture(params=["whole", pytest.param("chain", marks=pytest.mark.long)])
 def build(request: pytest.FixtureRequest, exported_tiny: Any, chain: Any, tmp_path: Any) -> Any:
     return shutil.copytree(exported_tiny if request.param == "whole" else chain, tmp_path / "build")
 

@@ -137,11 +137,18 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_computed(
         validate(tiny_build, questions=ask(shipped(0), shipped(1, prompt="blue " * 3000)))
 
 
-@pytest.mark.parametrize("only", ["encoder", "language"])
-def test_a_build_of_one_part_answers_nothing(only: str, ask: Ask, tmp_path: Path) -> None:
+def test_a_language_model_alone_is_compared_on_every_question(ask: Ask, tmp_path: Path) -> None:
     from export import export
 
-    build = export("tiny", tmp_path / "build", only=only)
+    build = export("tiny", tmp_path / "build", only="language")
     verdict = validate(build, questions=ask(*[shipped(1)] * 6), steps=2)
     assert verdict.passed
-    assert (verdict.answers, verdict.score.count) == ((), 0)
+    assert (verdict.answers, verdict.score.count, verdict.pictures) == ((), 0, 6)
+
+
+def test_an_encoder_alone_cannot_be_asked(ask: Ask, tmp_path: Path) -> None:
+    from export import export
+
+    build = export("tiny", tmp_path / "build", only="encoder")
+    with pytest.raises(UsageError, match="has no language model to ask"):
+        validate(build, questions=ask(shipped(1)))

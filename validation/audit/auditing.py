@@ -67,13 +67,13 @@ def audit(pair: Pair, progress: Progress = SILENT) -> tuple[Measurement, ...]:
     """
     findings = Findings()
     schemes = schemes_of(pair.build.manifest["compression"])
-    hold_manifest(pair, findings)
     comparisons = list(_walked(pair, findings))
     total = sum(each.value.stored for each in comparisons)
     with progress.stage("Comparing every constant with the checkpoint", total) as advance, one_thread():
         for each in comparisons:
             compare(each.title, each.weight, each.value, schemes, findings)
             advance(each.value.stored)
+    hold_manifest(pair, findings)  # last: the files say more than a field about them, and the first difference is told
     return tuple(findings.measurements({**CODED, **pair.limits}))
 
 
