@@ -269,7 +269,7 @@ class BuildWriter:
         text = self.model.config.text
         content["packages"]["language"] = [chunk.package for chunk in self.chunks]
         content["functions"]["language"] = [
-            _stage(language_functions(text, self.plan, chunk, self.split)) for chunk in self.chunks
+            stage_record(language_functions(text, self.plan, chunk, self.split)) for chunk in self.chunks
         ]
         content["embeddings"] = table_record(text, self.compression.embeddings)
 
@@ -291,8 +291,8 @@ def _chunk_text(chunk: Chunk) -> str:
     return f"{model}, package {chunk.number} of {chunk.count}: {layers}{head}."
 
 
-def _stage(specs: tuple[FunctionSpec, ...]) -> dict[str, Any]:
-    """The manifest's entry for one language package: its functions, and the state that they share."""
+def stage_record(specs: tuple[FunctionSpec, ...]) -> dict[str, Any]:
+    """Returns the manifest's entry for one language package: its functions, and the state that they share."""
     entry = {spec.name: spec.as_json() for spec in specs}
     states = [spec.state.as_json() for spec in specs if spec.state is not None]
     return entry | {"state": states[0]} if states else entry

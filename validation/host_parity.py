@@ -6,7 +6,7 @@ Nothing is executed here. A runtime that reads the manifest and computes all the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,7 @@ from fastvlm_ref.config import FastVLMConfig
 from fastvlm_ref.image import preprocess
 from fastvlm_ref.prompt import encode_prompt, prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
+from validation.differences import different
 from validation.embeddings import table_error, worst_scaled_row
 from validation.host import EmbeddingTable
 from validation.session import Session
@@ -35,16 +36,7 @@ def differing_fields(config: FastVLMConfig, build: Build) -> list[str]:
         ("prompt", manifest["prompt"], prompt_record(config.prompt)),
         ("image", {"rule": build.image_rule}, {"rule": config.image_rule}),
     )
-    return [words for name, told, true in parts for words in _differing(name, _plain(told), _plain(true))]
-
-
-def _differing(name: str, told: Any, true: dict[str, Any]) -> Iterator[str]:
-    if not isinstance(told, dict):
-        yield f"{name} is {str(told)[:60]}, expected an object"
-        return
-    for key in sorted(told.keys() | true.keys()):
-        if told.get(key) != true.get(key):
-            yield f"{name}.{key} is {str(told.get(key))[:60]}, expected {str(true.get(key))[:60]}"
+    return [words for name, told, true in parts for words in different(name, _plain(told), _plain(true))]
 
 
 def differing_ids(session: Session[Any], prompt: str, ids: Ids) -> int:

@@ -161,6 +161,15 @@ def test_a_block_that_the_program_lacks_is_counted(exported_tiny: Any, model: An
     assert any("down_proj" in name for name in comparison.runs[0].missing)
 
 
+def test_a_block_that_the_reference_passes_by_is_counted(exported_tiny: Any, model: Any) -> None:
+    """Its layer computes nothing of its own: no value of it could be compared."""
+    skipped = model.decoder.layers[2]
+    skipped.__class__ = type("Passed", (type(skipped),), {"__call__": lambda self, x, *_: x})
+    _, comparison = compared(exported_tiny, model)
+    assert "blocks.unmatched" in missed(comparison)
+    assert "decoder.layers.2 in prefill: the reference never runs it" in comparison.runs[1].missing
+
+
 def test_distances_are_those_of_all_calls_together() -> None:
     expected = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     found = expected.clone()

@@ -23,6 +23,7 @@ from validation.faults.programs import MODEL, NotThere
 from validation.faults.suite import plant, run
 from validation.limits import RUNGS
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 BY_NAME = {fault.name: fault for fault in CATALOGUE}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,6 +43,7 @@ def bench(tiny_subject: Subject, tmp_path: Path) -> Bench:
 
 def test_the_catalogue_covers_every_rung_and_place():
     assert len(CATALOGUE) >= 40
+    assert f"{len(CATALOGUE)} kinds" in (ROOT / "docs" / "validation.md").read_text("utf-8")
     assert len(BY_NAME) == len(CATALOGUE)
     assert {fault.rung for fault in CATALOGUE} == set(RUNGS)
     assert {fault.where for fault in CATALOGUE} == set(PLACES)

@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from export.build import stage_record
 from export.choice import language_shapes
 from export.contract import encoder_functions, language_functions
 from export.parameters import graph_weights
 from export.plan import ExportPlan
 from validation.audit.findings import CONSTANTS, UNEXPLAINED, Findings
+from validation.differences import different, short
 from validation.pair import Pair
 
 IMAGE = {"scale": 1 / 255, "bias": [0, 0, 0], "color": "RGB"}  # what a host is told; the reference divides bytes by 255
@@ -28,7 +30,7 @@ def hold_manifest(pair: Pair, findings: Findings) -> None:
         findings.look(CONSTANTS, len(IMAGE))
         for name, wanted in IMAGE.items():
             if (told := build.manifest["image"].get(name)) != wanted:
-                findings.count(CONSTANTS, f"manifest.json: image.{name} is {_short(told)}, expected {_short(wanted)}")
+                findings.count(CONSTANTS, f"manifest.json: image.{name} is {short(told)}, expected {short(wanted)}")
     if build.language and (other := other_chain(pair)):
         findings.count(UNEXPLAINED, other)
         return
@@ -49,9 +51,7 @@ def _functions(pair: Pair) -> Iterator[str]:
         wanted["language"] = []
         for chunk in pair.chunks:
             specs = language_functions(config.text, plan, chunk, pair.split)
-            states = [spec.state.as_json() for spec in specs if spec.state is not None]
-            entry = {spec.name: spec.as_json() for spec in specs}
-            wanted["language"].append(entry | ({"state": states[0]} if states else {}))
+            wanted["language"].append(stage_record(specs))
     told = dict(build.manifest["functions"])
     if isinstance(told.get("language"), dict):  # schema 0.1
         told["language"] = [told["language"]]
@@ -70,22 +70,7 @@ def _compression(pair: Pair) -> Iterator[str]:
     for part in ("language", "encoder"):
         counts = dict(sorted(Counter(layers[name] for name in layers if name.startswith(f"{part}.")).items()))
         if (stated := told.get(part) or {}) != counts:
-            yield f"compression.{part} is {_short(stated)}, expected {counts} as compression.layers has it"
-
-
-def different(path: str, told: Any, wanted: Any) -> Iterator[str]:
-    """Gives every place where two JSON values differ, in words."""
-    if isinstance(told, dict) and isinstance(wanted, dict):
-        for key in sorted(told.keys() | wanted.keys()):
-            if key not in told or key not in wanted:
-                yield f"{path}.{key} is {'missing' if key in wanted else 'there'}, expected otherwise"
-            else:
-                yield from different(f"{path}.{key}", told[key], wanted[key])
-    elif isinstance(told, list) and isinstance(wanted, list) and len(told) == len(wanted):
-        for index, (mine, theirs) in enumerate(zip(told, wanted, strict=True)):
-            yield from different(f"{path}.{index}", mine, theirs)
-    elif told != wanted:
-        yield f"{path} is {_short(told)}, expected {_short(wanted)}"
+            yield f"compression.{part} is {short(stated)}, expected {counts} as compression.layers has it"
 
 
 def other_chain(pair: Pair) -> str | None:
@@ -96,7 +81,3 @@ def other_chain(pair: Pair) -> str | None:
         return None
     words = [f"{layers} layers and {parts} parts of the head" for layers, parts in (found, wanted)]
     return f"the packages hold {words[0]} by manifest.json, the checkpoint has {words[1]}"
-
-
-def _short(value: Any) -> str:
-    return str(value)[:60]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastvlm.progress import SILENT, Progress
 from validation.blocks.points import PointRow
-from validation.blocks.runs import DecoderRun, EncoderRun, Rows, Run, measure
+from validation.blocks.runs import DecoderRun, EncoderRun, Points, Rows, Run, measure
 from validation.limits import Measurement, worst
 from validation.pair import Pair
 
@@ -53,9 +53,18 @@ def compare_blocks(
     with progress.stage("Comparing block by block", len(asked)) as advance:
         for run in asked:
             wanted = run.blocks()
-            found.append(BlockRun(run, measure(run, wanted), [name for each in wanted for name in each.missing]))
+            measured = measure(run, wanted)
+            found.append(BlockRun(run, measured, list(_unmatched(wanted, measured))))
             advance(1)
     return BlockComparison(found, tuple(_measurements(pair, found)))
+
+
+def _unmatched(wanted: Sequence[Points], rows: Sequence[PointRow]) -> Iterator[str]:
+    """What the program lacks of the reference, and blocks that the reference itself passes by."""
+    compared = {row.point for row in rows}
+    for each in wanted:
+        yield from each.missing
+        yield from (f"{point.title}: the reference never runs it" for point in each.points if point not in compared)
 
 
 def _measurements(pair: Pair, runs: Sequence[BlockRun]) -> Iterator[Measurement]:
