@@ -23,7 +23,7 @@ from export.embeddings import FILE as EMBEDDINGS
 from export.embeddings import table_record, write_embeddings
 from export.key_shift import shifts_keys
 from export.language import LanguageConverter
-from export.package import WEIGHTS, Labels, write_package
+from export.package import Labels, write_package
 from export.parts_key import encoder_key, language_key
 from export.plan import IOS_FILE, ExportPlan
 from export.protection import PROTECTED, Protection
@@ -32,8 +32,10 @@ from export.sizes import language_bytes
 from export.vision import converted_encoder
 from fastvlm import __version__
 from fastvlm.hashes import FileHash, hash_tree
+from fastvlm.licences import APPLE, licence_text
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import SCHEMA, write_manifest
+from fastvlm.mlpackage import WEIGHT_FILE
 from fastvlm.parts import RECORDS, Parts
 from fastvlm.progress import Advance, Progress
 from fastvlm_ref.checkpoint.source import Source, is_licence, weight_hashes
@@ -42,14 +44,8 @@ from fastvlm_ref.prompt import prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
 
 ENCODER, TOKENIZER = "VisionEncoder.mlpackage", "tokenizer"
-WEIGHT_FILE = f"Data/{WEIGHTS}/weight.bin"
 LICENCE = "licence"
-APPLE = "apple-amlr"
 AUTHOR = f"fastvlm {__version__}"
-APPLE_SENTENCE = (
-    "Apple Machine Learning Research Model is licensed under the "
-    "Apple Machine Learning Research Model License Agreement."
-)
 
 
 @dataclass
@@ -217,16 +213,10 @@ class BuildWriter:
         return Labels(
             f"{text} A derivative of the checkpoint whose weights have the SHA-256 under fastvlm.source.",
             AUTHOR,
-            self.licence_text,
+            licence_text(self.model.config.licence),
             __version__,
             extra,
         )
-
-    @property
-    def licence_text(self) -> str:
-        """The licence as a package states it; Apple's asks for its sentence in every derivative."""
-        licence = self.model.config.licence
-        return f"{licence}. {APPLE_SENTENCE}" if licence == APPLE else licence
 
     def manifest(self) -> dict[str, Any]:
         """Returns the manifest of what lies in the folder; its fields: docs/architecture.md."""
@@ -249,7 +239,7 @@ class BuildWriter:
             "compression": self.compression.as_json(plan.parts),
             "protection": self.protection.as_json(),
             "licence": config.licence,
-            "licence_text": self.licence_text,
+            "licence_text": licence_text(config.licence),
             "assumed": list(config.assumed),
             "saturated": self.saturated,
         }  # fmt: skip

@@ -8,8 +8,6 @@ Names inside are dealt anew (`export.names`); maps are serialised in sorted orde
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -24,10 +22,9 @@ from export.quiet import import_coremltools
 from export.weightfile import WeightReader, WeightWriter
 from fastvlm.errors import PackageError
 from fastvlm.hashes import sha256_bytes, sha256_file
+from fastvlm.mlpackage import MODEL_FILE, WEIGHT_FILE, canonical_manifest
 
 IOS18 = 9  # specification version, the first with functions and state
-MODEL = "com.apple.CoreML/model.mlmodel"
-WEIGHTS = "com.apple.CoreML/weights"
 FP16 = 1  # the weight file's code
 
 
@@ -50,9 +47,8 @@ def write_package(
     Returns, by parameter, how many values were too large for fp16 and were clamped. Raises TensorError for a parameter
     of NaN or infinity, PackageError as `check_package`.
     """
-    data = folder / "Data"
-    (data / WEIGHTS).mkdir(parents=True)
-    weights = data / WEIGHTS / "weight.bin"
+    weights = folder / WEIGHT_FILE
+    weights.parent.mkdir(parents=True)
     proto = import_coremltools().proto.Model_pb2.Model(specificationVersion=IOS18)
     specs = []
     clamped: dict[str, int] = {}
@@ -69,8 +65,8 @@ def write_package(
     _label(proto.description.metadata, labels)
     check_package(proto, specs, default)
     model: bytes = proto.SerializeToString(deterministic=True)
-    (data / MODEL).write_bytes(model)
-    manifest = _manifest(sha256_bytes(model), sha256_file(weights))
+    (folder / MODEL_FILE).write_bytes(model)
+    manifest = canonical_manifest(sha256_bytes(model), sha256_file(weights))
     (folder / "Manifest.json").write_text(manifest, encoding="utf-8")
     return clamped
 
@@ -156,18 +152,3 @@ def _label(metadata: Any, labels: Labels) -> None:
     metadata.versionString = labels.version
     for key, value in sorted(labels.extra.items()):
         metadata.userDefined[key] = value
-
-
-def _manifest(model_hash: str, weights_hash: str) -> str:
-    """Returns Manifest.json; item identifiers are UUIDs derived from what the items hold."""
-    model, weights = (
-        str(uuid.uuid5(uuid.NAMESPACE_OID, f"{path}:{digest}")).upper()
-        for path, digest in ((MODEL, model_hash), (WEIGHTS, weights_hash))
-    )
-    author = "com.apple.CoreML"
-    entries = {
-        model: {"author": author, "description": "CoreML Model Specification", "name": "model.mlmodel", "path": MODEL},
-        weights: {"author": author, "description": "CoreML Model Weights", "name": "weights", "path": WEIGHTS},
-    }
-    content = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": model}
-    return json.dumps(content, sort_keys=True, indent=4) + "\n"

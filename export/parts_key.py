@@ -1,7 +1,7 @@
 """What makes a part of a build: everything that its bytes depend on, so that an interrupted export can be gone on with.
 
 The checkpoint's files by their hashes, the sizes read from it, the plan's options for this part, and the code: the
-libraries' versions and the source of the two rooms that make graphs of weights. Weights in memory count by their own
+libraries' versions and the source of what makes graphs of weights. Weights in memory count by their own
 bytes, because whoever loads a model may change it before it is exported.
 It does not know how parts are kept: `fastvlm.parts` does.
 """
@@ -27,7 +27,7 @@ from fastvlm.manifest import SCHEMA
 from fastvlm_ref.model.fastvlm import FastVLM
 
 LIBRARIES = ("coremltools", "torch", "numpy", "protobuf")
-ROOMS = ("export", "fastvlm_ref")
+CODE = ("export", "fastvlm_ref", "fastvlm/licences.py", "fastvlm/mlpackage.py")  # rooms, and what they write by
 ENCODER_OPTIONS = {"image_sizes"}
 LANGUAGE_OPTIONS = {"context", "query_length", "target", "max_file_size"}
 
@@ -56,11 +56,11 @@ def _key(
 
 
 def code_digest() -> str:
-    """Returns the SHA-256 of the source of `ROOMS`; without sources a random one, since nothing can then be told."""
+    """Returns the SHA-256 of the source of `CODE`; without sources a random one, since nothing can then be told."""
     root, digest, found = Path(__file__).resolve().parent.parent, hashlib.sha256(), 0
-    for room in ROOMS:
-        for path in sorted((root / room).rglob("*.py")):
-            content, found = path.read_bytes(), found + 1
+    for name in CODE:
+        for path in sorted((root / name).rglob("*.py")) or [root / name]:
+            content, found = path.read_bytes() if path.is_file() else b"", found + path.is_file()
             digest.update(f"{path.relative_to(root).as_posix()}:{len(content)}\n".encode() + content)
     return digest.hexdigest() if found else secrets.token_hex(32)
 
