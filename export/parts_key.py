@@ -27,7 +27,8 @@ from fastvlm.manifest import SCHEMA
 from fastvlm_ref.model.fastvlm import FastVLM
 
 LIBRARIES = ("coremltools", "torch", "numpy", "protobuf")
-CODE = ("export", "fastvlm_ref", "fastvlm/licences.py", "fastvlm/mlpackage.py")  # rooms, and what they write by
+ROOMS = ("export", "fastvlm_ref")
+HALL = ("fastvlm/licences.py", "fastvlm/mlpackage.py")  # how packages are laid out and labelled
 ENCODER_OPTIONS = {"image_sizes"}
 LANGUAGE_OPTIONS = {"context", "query_length", "target", "max_file_size"}
 
@@ -56,12 +57,12 @@ def _key(
 
 
 def code_digest() -> str:
-    """Returns the SHA-256 of the source of `CODE`; without sources a random one, since nothing can then be told."""
+    """Returns the SHA-256 of the source of `ROOMS` and `HALL`; without sources a random one: nothing can be told then."""
     root, digest, found = Path(__file__).resolve().parent.parent, hashlib.sha256(), 0
-    for name in CODE:
-        for path in sorted((root / name).rglob("*.py")) or [root / name]:
-            content, found = path.read_bytes() if path.is_file() else b"", found + path.is_file()
-            digest.update(f"{path.relative_to(root).as_posix()}:{len(content)}\n".encode() + content)
+    rooms = (path for room in ROOMS for path in sorted((root / room).rglob("*.py")))
+    for path in (*rooms, *(root / name for name in HALL if (root / name).is_file())):
+        content, found = path.read_bytes(), found + 1
+        digest.update(f"{path.relative_to(root).as_posix()}:{len(content)}\n".encode() + content)
     return digest.hexdigest() if found else secrets.token_hex(32)
 
 
