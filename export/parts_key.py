@@ -57,7 +57,7 @@ def _key(
 
 
 def code_digest() -> str:
-    """Returns the SHA-256 of the source of `ROOMS` and `HALL`; without sources a random one: nothing can be told then."""
+    """Returns the SHA-256 of the source of `ROOMS` and `HALL`; without sources a random one, as nothing is told."""
     root, digest, found = Path(__file__).resolve().parent.parent, hashlib.sha256(), 0
     rooms = (path for room in ROOMS for path in sorted((root / room).rglob("*.py")))
     for path in (*rooms, *(root / name for name in HALL if (root / name).is_file())):

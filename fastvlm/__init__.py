@@ -4,6 +4,7 @@
     from fastvlm import export, scan                                   # checkpoint -> build folder; what fp16 asks
     from fastvlm import MILModel, validate                             # run and check .mlpackage files
     from fastvlm import lint                                           # what of one the Neural Engine would take
+    from fastvlm import bundle, verify                                 # a validated build -> iOS bundle; is one whole
 
 Names are looked up in their rooms on first use, because torch and coremltools take seconds to import and
 `fastvlm --help` must not wait for them.
@@ -28,6 +29,8 @@ _ROOM_OF = {
     "MILModel": "validation.mil",
     "validate": "validation",
     "lint": "validation.lint",
+    "bundle": "ios_bundle",
+    "verify": "ios_bundle",
     "FastVLMError": "fastvlm.errors",
 }
 
@@ -38,7 +41,8 @@ __all__ = ["__version__", *_ROOM_OF]
 def __getattr__(name: str) -> Any:
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _check_room("fastvlm_ref")  # the other rooms import it
+    if _ROOM_OF[name] != "ios_bundle":
+        _check_room("fastvlm_ref")  # the other rooms import it
     _check_room(_ROOM_OF[name].partition(".")[0])
     value = getattr(importlib.import_module(_ROOM_OF[name]), name)
     globals()[name] = value

@@ -16,6 +16,7 @@ Each message says what was found, what was expected and what to do next. The com
     ├── ImageError                not an image, truncated, too large, or a format whose plugin is missing
     ├── PromptError               empty, or too long for the context (names the three numbers)
     ├── BuildError                a build folder that is incomplete, changed, or of a newer schema
+    ├── BundleError               a folder that is no iOS bundle, or one of a newer schema
     └── PackageError              an .mlpackage that cannot be opened
         ├── UnsupportedOp         an op that the MIL runtime does not know (op, function, position)
         └── ExecutionError        an op, input or state that is wrong at run time
@@ -80,6 +81,10 @@ class PromptError(FastVLMError):
 
 class BuildError(FastVLMError):
     """A build folder is incomplete, was changed, or has a newer schema."""
+
+
+class BundleError(FastVLMError):
+    """A folder is no iOS bundle, or has a newer schema."""
 
 
 class PackageError(FastVLMError):

@@ -256,8 +256,8 @@ def _check_same(build: Build, reference: str | Path, different: list[str], other
 def _publish(verdict: Verdict, build: Path, comparison: Comparison) -> None:
     """A passed verdict is written after its self-test, any other before the old self-test goes: neither lies."""
     if verdict.passed and verdict.answers:
-        write_selftest(build, _example(comparison))
-        replace_file(verdict.path, dump(verdict.as_json()))
+        written = write_selftest(build, _example(comparison))
+        replace_file(verdict.path, dump(verdict.as_json() | {"selftest": written}))
         return
     replace_file(verdict.path, dump(verdict.as_json()))
     if (build / SELFTEST).is_dir():

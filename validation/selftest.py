@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastvlm.hashes import sha256_bytes
+from fastvlm.hashes import list_tree, sha256_bytes, sha256_file
 from fastvlm.manifest import SELFTEST, SELFTEST_FILES, dump
 from fastvlm.publish import staged_folder
 from validation.limits import LIMITS, Limit, storable
@@ -83,12 +83,13 @@ def worked_example(
     return SelfTest(prompt, encoded.pixels, encoded.tokens, tuple(ids[0]), tuple(ids[1]), greedy, tops, limits)
 
 
-def write_selftest(build: Path, test: SelfTest) -> None:
-    """Writes `selftest/` into the build, whole or not at all, in place of an older one."""
+def write_selftest(build: Path, test: SelfTest) -> dict[str, str]:
+    """Writes `selftest/` into the build, whole or not at all, in place of an older one; returns its files' SHA-256."""
     with staged_folder(build / FOLDER, overwrite=True, is_ours=is_selftest) as stage:
         Image.fromarray(test.pixels).save(stage / "picture.png")
         test.features.astype(np.float16).tofile(stage / "features.bin")
         (stage / "selftest.json").write_bytes(dump(test.as_json()))
+        return {name: sha256_file(stage / name) for name in list_tree(stage)}
 
 
 def is_selftest(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from validation.limits import RUNGS, Measurement
 from validation.questions import AnswerRow, DifferingStep, Score
 
 FILE = "validation.json"
-SCHEMA = "0.2"
+SCHEMA = "0.3"  # 0.3: `selftest`, the SHA-256 of each file of selftest/, where one was written
 
 
 @dataclass(frozen=True)

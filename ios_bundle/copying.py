@@ -1,0 +1,74 @@
+"""Files into a bundle, and proof that they arrived: what is hashed is the copy, and it is held to what was promised.
+
+Modes are set, not inherited: a bundle is the same under any umask.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from fastvlm.hashes import FileHash, file_hash, sha256_file
+from fastvlm.paths import contained
+from fastvlm.progress import Advance, Progress
+from ios_bundle.contents import Entry
+
+FILE_MODE, PROGRAM_MODE, FOLDER_MODE = 0o644, 0o755, 0o755
+_PIECE = 1 << 22
+
+
+def copy_entries(
+    build: Path, folder: Path, entries: Iterable[Entry], promised: Mapping[str, str], progress: Progress
+) -> tuple[dict[str, FileHash], list[str]]:
+    """Writes `entries` into `folder`; returns the hash of each as it lies there, and the sources that were changed.
+
+    promised: SHA-256 by source; a source without one counts as changed.
+    """
+    files: dict[str, FileHash] = {}
+    changed: list[str] = []
+    found = list(entries)
+    with progress.stage("Copying and hashing", sum(entry.size(build) for entry in found)) as advance:
+        for entry in found:
+            files[entry.path] = write_entry(build, folder, entry, advance)
+            if entry.source and entry.source not in changed and _differs(build, entry, files[entry.path], promised):
+                changed.append(entry.source)
+    return files, changed
+
+
+def write_entry(build: Path, folder: Path, entry: Entry, advance: Advance) -> FileHash:
+    """Writes one file with its mode and returns its hash, read back from what was written."""
+    target = folder / entry.path
+    make_folders(folder, target.parent)
+    if entry.source is None:
+        target.write_bytes(entry.data)
+    elif entry.start == 0 and entry.length is None:
+        shutil.copyfile(contained(build, entry.source), target)
+    else:
+        _copy_piece(contained(build, entry.source), target, entry.start, entry.size(build))
+    target.chmod(PROGRAM_MODE if entry.executable else FILE_MODE)
+    return file_hash(target, advance)
+
+
+def make_folders(top: Path, folder: Path) -> None:
+    """Makes the folders between `top` and `folder`, each with the bundle's mode."""
+    if folder != top:
+        make_folders(top, folder.parent)
+        folder.mkdir(exist_ok=True)
+        folder.chmod(FOLDER_MODE)
+
+
+def _copy_piece(source: Path, target: Path, start: int, length: int) -> None:
+    with source.open("rb") as reader, target.open("wb") as writer:
+        reader.seek(start)
+        while length and (piece := reader.read(min(length, _PIECE))):
+            writer.write(piece)
+            length -= len(piece)
+
+
+def _differs(build: Path, entry: Entry, copied: FileHash, promised: Mapping[str, str]) -> bool:
+    """Whether the source of a copy is not what was promised; of a piece the whole source is read again."""
+    assert entry.source is not None
+    whole = entry.start == 0 and entry.length is None
+    found = copied["sha256"] if whole else sha256_file(contained(build, entry.source))
+    return promised.get(entry.source) != found

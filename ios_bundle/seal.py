@@ -1,0 +1,115 @@
+"""checksums.json: the seal of a bundle, written last, and the reading of one.
+
+It lists the SHA-256 and length of every other file, and closes with the tree hash: the SHA-256 of all that stands
+before it, in canonical JSON. So no byte of a bundle, of the list or of its layout can change alone: a file no longer
+fits its line, a line no longer fits the tree hash, and text that says the same in other bytes is not canonical.
+Who can write every file can seal anew; therefore `verify` also takes the tree hash that one expects.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastvlm.errors import BundleError
+from fastvlm.hashes import FileHash, sha256_bytes
+from fastvlm.manifest import dump
+from fastvlm.paths import contained, is_plain
+from ios_bundle.layout import CHECKSUMS, SCHEMA
+
+MAX_BYTES = 4 << 20  # a bundle has dozens of files, each a line of 150 bytes
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What a bundle's files must be, path -> hash and bytes; `tree` identifies the whole bundle."""
+
+    files: dict[str, FileHash]
+    tree: str
+    schema: str = SCHEMA
+
+    @property
+    def bytes(self) -> int:
+        """All sealed files together."""
+        return sum(entry["bytes"] for entry in self.files.values())
+
+
+def seal_of(files: dict[str, FileHash]) -> Seal:
+    """Returns the seal of these files."""
+    return Seal(files, sha256_bytes(dump({"schema": SCHEMA, "files": files})))
+
+
+def write_seal(bundle: Path, seal: Seal) -> None:
+    """Writes checksums.json."""
+    (bundle / CHECKSUMS).write_bytes(dump({"schema": seal.schema, "files": seal.files, "tree": seal.tree}))
+
+
+def read_seal(bundle: Path) -> tuple[Seal | None, str | None]:
+    """Returns the seal of a bundle, or None and why there is none that holds.
+
+    Raises BundleError for a schema that this version does not read.
+    """
+    path = contained(bundle, CHECKSUMS, BundleError)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return None, f"{CHECKSUMS}: {path.stat().st_size:,} bytes, at most {MAX_BYTES:,} are read"
+        data = path.read_bytes()
+        content = json.loads(data)
+    except FileNotFoundError:
+        return None, f"{CHECKSUMS}: missing"
+    except OSError as problem:
+        return None, f"{CHECKSUMS}: cannot be read ({problem.strerror})"
+    except (ValueError, RecursionError) as problem:
+        return None, f"{CHECKSUMS}: is not JSON ({str(problem)[:80]})"
+    if isinstance(content, dict):
+        check_schema(content.get("schema"), bundle / CHECKSUMS)
+    if not _is_seal(content):
+        return None, f"{CHECKSUMS}: holds something else than schema, files and tree"
+    if not _holds(content, data):
+        return None, f"{CHECKSUMS}: was changed, its tree hash does not fit what it lists"
+    return Seal(content["files"], content["tree"], content["schema"]), None
+
+
+def check_schema(found: Any, where: Path) -> None:
+    """Raises BundleError for a schema of a newer MAJOR; what is no schema at all is damage, for the caller to tell."""
+    match = re.fullmatch(r"(\d{1,6})\.\d{1,6}", found) if isinstance(found, str) else None
+    if match and int(match[1]) > int(SCHEMA.partition(".")[0]):
+        raise BundleError(
+            f"{where} has schema {found}, this fastvlm reads up to {SCHEMA.partition('.')[0]}.x; "
+            f"install a fastvlm that reads schema {match[1]}.x"
+        )
+
+
+def _holds(content: dict[str, Any], data: bytes) -> bool:
+    """Whether the text is canonical and its tree hash that of all the rest; keys that a later MINOR adds count too."""
+    rest = {key: value for key, value in content.items() if key != "tree"}
+    try:
+        return dump(content) == data and sha256_bytes(dump(rest)) == content["tree"]
+    except ValueError:  # NaN or half a character in a key that we do not know
+        return False
+
+
+def _is_seal(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and content.keys() >= {"schema", "files", "tree"}
+        and isinstance(content["schema"], str)
+        and isinstance(content["tree"], str)
+        and isinstance(content["files"], dict)
+        and all(is_plain(name) and _is_entry(entry) for name, entry in content["files"].items())
+    )
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"sha256", "bytes"}
+        and isinstance(entry["sha256"], str)
+        and _DIGEST.fullmatch(entry["sha256"]) is not None
+        and type(entry["bytes"]) is int
+        and entry["bytes"] >= 0
+    )

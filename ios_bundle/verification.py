@@ -1,0 +1,163 @@
+"""Is a bundle whole? Every file against the seal, and nothing else beside them.
+
+It reads the bundle as an attacker or a bad copy may have left it: links are not followed, pipes are not opened, no file
+is believed to be what its name says. It says nothing of numbers: `fastvlm verify --run` executes the bundle.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastvlm.errors import BundleError
+from fastvlm.hashes import sha256_file
+from fastvlm.paths import check_entry, is_plain
+from fastvlm.progress import SILENT, Advance, Progress
+from ios_bundle.layout import CHECKSUMS, COMPILED, METADATA, MODELS, PACKAGE
+from ios_bundle.metadata import read_metadata
+from ios_bundle.seal import Seal, read_seal
+
+FINDER = (".DS_Store", "__MACOSX", "._")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found: the bundle's name and tree hash where they could be read, and every problem."""
+
+    folder: Path
+    name: str | None
+    seal: Seal | None
+    validated: bool
+    compiled: tuple[str, ...]  # models that were compiled on a Mac, which no hash covers
+    problems: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        """True when every sealed file is there, bit for bit, and nothing else."""
+        return not self.problems
+
+    def as_json(self) -> dict[str, object]:
+        """The same as plain data."""
+        return {
+            "name": self.name, "whole": self.whole, "validated": self.validated,
+            "tree": self.seal.tree if self.seal else None, "files": len(self.seal.files) if self.seal else None,
+            "bytes": self.seal.bytes if self.seal else None, "compiled": list(self.compiled),
+            "problems": list(self.problems),
+        }  # fmt: skip
+
+
+def verify(
+    bundle: str | Path, *, tree: str | None = None, compiled: bool = False, progress: Progress = SILENT
+) -> Verification:
+    """Compares every file of a bundle with its seal.
+
+    `tree` is the tree hash that the bundle should have, or its first digits. `compiled` is for what
+    `scripts/compile_models.sh` made: each package may then be replaced by the model compiled of it, which no hash
+    covers. Raises BundleError for a folder that is no bundle, or one of a newer schema.
+    """
+    folder = Path(bundle)
+    check_entry(folder, BundleError)
+    if not any((folder / name).is_file() for name in (METADATA, CHECKSUMS)):
+        found = f"neither {METADATA} nor {CHECKSUMS} in it" if folder.is_dir() else "no folder there"
+        raise BundleError(f"{folder} is no bundle, found {found}; make one with `fastvlm bundle BUILD -o DIR`")
+    seal, damage = read_seal(folder)
+    if seal is None:
+        return Verification(folder, None, None, False, (), (damage or "",))
+    there, problems = _files(folder)
+    models = _compiled(there, seal) if compiled else ()
+    problems += _problems(folder, seal, there, models, progress)
+    if tree is not None and not seal.tree.startswith(tree.lower()):
+        problems.append(f"{CHECKSUMS}: tree hash {seal.tree}, expected {tree}: whole or not, it is another bundle")
+    metadata = None if problems else read_metadata(folder)
+    name = metadata["name"] if metadata else None
+    validated = metadata is not None and metadata["validation"].get("verdict") == "passed"
+    return Verification(folder, name, seal, validated, models, tuple(problems))
+
+
+def holds_bundle_alone(folder: Path) -> bool:
+    """Whether `folder` is a bundle in which nobody has put anything: only then may it be replaced."""
+    try:
+        seal, _ = read_seal(folder)
+    except BundleError:
+        return False
+    if seal is None:
+        return False
+    found, problems = _files(folder)
+    return not problems and found <= seal.files.keys() | {CHECKSUMS}
+
+
+def _files(folder: Path) -> tuple[set[str], list[str]]:
+    """The plain files below `folder` by their relative paths, and what else there is that should not be."""
+    found: set[str] = set()
+    problems: list[str] = []
+    for parent, folders, files in os.walk(folder, onerror=lambda error: problems.append(_unlisted(error))):
+        base = Path(parent).relative_to(folder)
+        if not folders and not files and parent != str(folder):
+            problems.append(f"{_shown(base.as_posix())}: an empty folder, which no bundle has")
+        for name in sorted((*folders, *files)):
+            path = (base / name).as_posix()
+            if problem := _oddity(Path(parent) / name, path):
+                problems.append(problem)
+            elif name in files:
+                found.add(path)
+        folders[:] = sorted(folders)
+    return found, problems
+
+
+def _oddity(path: Path, relative: str) -> str | None:
+    """What is wrong with an entry before its content is looked at, or None."""
+    if path.name.startswith(FINDER):
+        return f"{_shown(relative)}: macOS put it there; delete it"
+    if path.name.startswith(".") or not is_plain(path.name):
+        return f"{_shown(relative)}: hidden, or a name that no bundle has"
+    mode = path.lstat().st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return f"{relative}: {'a link' if stat.S_ISLNK(mode) else 'neither file nor folder'}, expected plain files alone"
+
+
+def _problems(folder: Path, seal: Seal, found: set[str], compiled: tuple[str, ...], progress: Progress) -> list[str]:
+    replaced = tuple(f"{model.removesuffix(COMPILED)}{PACKAGE}/" for model in compiled)
+    kept = {name: entry for name, entry in seal.files.items() if not name.startswith(replaced)}
+    with progress.stage("Checking the files", sum(entry["bytes"] for entry in kept.values())) as advance:
+        problems = [
+            f"{name}: {problem}"
+            for name, entry in kept.items()
+            if (problem := _difference(folder / name, name in found, entry["bytes"], entry["sha256"], advance))
+        ]
+    made = tuple(f"{model}/" for model in compiled)
+    foreign = (name for name in sorted(found - kept.keys() - {CHECKSUMS}) if not name.startswith(made))
+    return problems + [f"{_shown(name)}: not in {CHECKSUMS}" for name in foreign]
+
+
+def _difference(path: Path, there: bool, size: int, digest: str, advance: Advance) -> str | None:
+    if not there:
+        return "missing"
+    try:
+        if (actual := path.stat().st_size) != size:
+            return f"{actual:,} bytes, expected {size:,}"
+        return None if sha256_file(path, advance) == digest else "its bytes changed (sha256 differs)"
+    except OSError as problem:
+        return f"cannot be read ({problem.strerror})"
+
+
+def _compiled(found: set[str], seal: Seal) -> tuple[str, ...]:
+    """The models, `models/STEM.mlmodelc`, that stand in place of a package: all of it is gone, and they are whole."""
+    packages = {"/".join(name.split("/")[:2]) for name in seal.files if name.startswith(f"{MODELS}/")}
+    models = ((package, package.removesuffix(PACKAGE) + COMPILED) for package in sorted(packages))
+    return tuple(
+        model
+        for package, model in models
+        if f"{model}/coremldata.bin" in found and not any(name.startswith(f"{package}/") for name in found)
+    )
+
+
+def _unlisted(error: OSError) -> str:
+    return f"{error.filename}: cannot be listed ({error.strerror})"
+
+
+def _shown(name: str) -> str:
+    """A name as one printable word: strangers choose names."""
+    return name if name.isascii() and name.isprintable() else ascii(name)
