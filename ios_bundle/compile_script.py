@@ -12,10 +12,7 @@ compiler comes with Xcode alone (apple/ml-stable-diffusion#17). Nothing here was
 
 from __future__ import annotations
 
-NAME = "scripts/compile_models.sh"
-MODE = 0o755
-
-TEXT = r"""#!/bin/sh
+SCRIPT = rb"""#!/bin/sh
 # Compiles this bundle's models on a Mac. OUT becomes the bundle with models/STEM.mlmodelc in the place of
 # models/STEM.mlpackage; all other files are copied as they are, metadata.json and checksums.json included.
 # An app that ships OUT compiles nothing on the device and holds the weights once.
@@ -38,8 +35,10 @@ TEXT = r"""#!/bin/sh
 #     Output Files  $(TARGET_BUILD_DIR)/$(UNLOCALIZED_RESOURCES_FOLDER_PATH)/FastVLM/checksums.json
 #     Build setting ENABLE_USER_SCRIPT_SANDBOXING = NO: a sandboxed phase may write only files that it lists
 #
-# checksums.json has the hash of every file of the bundle. While it is the same in both places OUT is up to date, and
-# Xcode skips the phase. Xcode signs the app after its phases, so OUT is sealed with it and needs no signature.
+# checksums.json has the hash of every file of the bundle: while it is the same in both places OUT is up to date. Xcode
+# signs the app after its phases, so OUT is sealed with it and needs no signature of its own.
+#
+# fastvlm verify OUT --compiled then checks all but the compiled models.
 set -eu
 
 refuse() {

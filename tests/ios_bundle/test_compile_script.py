@@ -19,10 +19,11 @@ import pytest
 
 from fastvlm.hashes import sha256_bytes
 from fastvlm.manifest import dump
-from ios_bundle import compile_script
+from ios_bundle.compile_script import SCRIPT
 
 SHELLS = [words for words in (["sh"], ["dash"], ["bash", "--posix"]) if shutil.which(words[0])]
 NEEDED = ("cat", "cmp", "cp", "mkdir", "mv", "rm", "sed", "sh", "sort")  # nothing else may be on the PATH
+PATH = "scripts/compile_models.sh"
 STEMS = ("LanguageModel-1of2", "LanguageModel-2of2", "VisionEncoder")
 
 XCRUN = r"""#!/bin/sh
@@ -83,11 +84,11 @@ def fill(bundle: Path, version: bytes = b"1") -> Path:
     for stem in STEMS:
         files[f"models/{stem}.mlpackage/Manifest.json"] = b"{}"
         files[f"models/{stem}.mlpackage/Data/weight.bin"] = stem.encode()
-    files[compile_script.NAME] = compile_script.TEXT.encode("ascii")
+    files[PATH] = SCRIPT
     for name, content in files.items():
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)
         (bundle / name).write_bytes(content)
-    (bundle / compile_script.NAME).chmod(compile_script.MODE)
+    (bundle / PATH).chmod(0o755)
     hashes = {name: {"sha256": sha256_bytes(content), "bytes": len(content)} for name, content in files.items()}
     (bundle / "checksums.json").write_bytes(dump({"schema": "0.1", "files": hashes, "tree": "0" * 64}))
     return bundle
@@ -108,7 +109,7 @@ def shell(request: pytest.FixtureRequest) -> list[str]:
 def run(
     shell: list[str], bundle: Path, mac: Mac, *words: str | Path, cwd: Path | None = None, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [*shell, str(bundle / compile_script.NAME), *map(str, words)]
+    command = [*shell, str(bundle / PATH), *map(str, words)]
     environment = mac.environment(**more)
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
@@ -136,7 +137,7 @@ def test_out_is_the_bundle_with_compiled_models(shell: list[str], bundle: Path, 
         expected[f"models/{stem}.mlmodelc/coremldata.bin"] = b"compiled\n"
         expected[f"models/{stem}.mlmodelc/weights/weight.bin"] = stem.encode()
     assert contents(out) == expected
-    assert os.access(out / compile_script.NAME, os.X_OK)
+    assert os.access(out / PATH, os.X_OK)
     assert contents(bundle) == before
     packages = [f"[coremlcompiler][compile][{bundle}/models/{stem}.mlpackage][{out}.partial/models]" for stem in STEMS]
     assert mac.compiled() == packages
@@ -282,7 +283,7 @@ def test_a_run_that_is_stopped_leaves_nothing(
     out, work = tmp_path / "out", tmp_path / "work"
     os.mkfifo(work)
     mac.xcrun(f'cat "{work}"\n')
-    command = [*shell, str(bundle / compile_script.NAME), str(out)]
+    command = [*shell, str(bundle / PATH), str(out)]
     with subprocess.Popen(
         command, env=mac.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
@@ -298,7 +299,7 @@ def test_a_run_that_is_stopped_leaves_nothing(
 
 def run_script_phase() -> str:
     """The five lines that the script's header gives for a Run Script phase."""
-    found = re.search(r"#     bundle=.*?\n#\n", compile_script.TEXT, re.DOTALL)
+    found = re.search(r"#     bundle=.*?\n#\n", SCRIPT.decode(), re.DOTALL)
     assert found
     return "\n".join(line.removeprefix("#").strip() for line in found.group().splitlines()[:-1]) + "\n"
 
@@ -322,4 +323,4 @@ def test_the_run_script_phase_compiles_only_what_is_new(shell: list[str], mac: M
 
 
 def test_the_text_is_ascii_with_plain_line_ends() -> None:
-    assert re.fullmatch(r"#!/bin/sh\n(?:[ -~]*\n)*", compile_script.TEXT)
+    assert re.fullmatch(rb"#!/bin/sh\n(?:[ -~]*\n)*", SCRIPT)
