@@ -123,7 +123,7 @@ def read_build(folder: str | Path) -> Build:
         fields.choice("target", TARGETS) if fields.has("target") else TARGETS[0],
         _embeddings(root, fields, vocabulary) if language else None,
         contained(root, fields.text("tokenizer.folder", optional=purpose is not None) or "tokenizer"),
-        purpose,
+        purpose=purpose,
     )
     if encoder and not build.image_sizes:
         fields.problems.append("image.sizes is empty, expected the sides of the encoder")

@@ -31,10 +31,12 @@ from export.space import part_bytes
 from fastvlm.build import APPLE_APP, read_build
 from fastvlm.errors import BuildError, PackageError, UsageError
 from fastvlm.hashes import hash_tree
+from fastvlm.licences import APPLE, APPLE_SENTENCE
 from fastvlm.manifest import check_files, find_changes, read_manifest, write_manifest
 from fastvlm.mlpackage import WEIGHT_FILE
 from fastvlm.progress import Progress
 from fastvlm_ref.checkpoint import load_checkpoint
+from fastvlm_ref.checkpoint.source import Source
 from fastvlm_ref.config import VisionConfig
 from fastvlm_ref.image import open_image, pixels_to_tensor, preprocess
 from fastvlm_ref.samples import shipped_samples
@@ -105,6 +107,20 @@ def test_labels_name_the_licence_and_the_derivative(proto: Any, exported_app: Pa
     assert metadata.license == manifest["licence_text"]
     assert json.loads(metadata.userDefined["fastvlm.contract"]) == manifest["functions"]["encoder"]
     assert not [key for key in metadata.userDefined if "date" in key]
+
+
+def test_apple_s_licence_goes_along(tmp_path: Path) -> None:
+    """Its sentence word for word in the package and in the manifest, its text beside them."""
+    model = small_model()
+    model.config = replace(model.config, licence=APPLE)
+    (tmp_path / "LICENSE_MODEL").write_text("the agreement")
+    model.source = Source(id="x", revision=None, layout="llava", folder=tmp_path, names=("LICENSE_MODEL",))
+    build = api.export_model(model, tmp_path.parent / f"{tmp_path.name}-out", purpose=APPLE_APP)
+    assert (build / "licence" / "LICENSE_MODEL").read_text() == "the agreement"
+    assert read_proto(build / PACKAGE).description.metadata.license == f"{APPLE}. {APPLE_SENTENCE}"
+    manifest = read_manifest(build)
+    assert (manifest["licence"], manifest["licence_text"]) == (APPLE, f"{APPLE}. {APPLE_SENTENCE}")
+    check_files(build, manifest)
 
 
 def test_the_folder_holds_the_package_and_its_manifest(exported_app: Path) -> None:

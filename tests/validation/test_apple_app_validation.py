@@ -40,7 +40,7 @@ MEASURED = {
     *("encoder.psnr_db", "encoder.snr_loss_db", "encoder.cosine_loss_db", "encoder.worst_token_loss_db"),
     *("encoder.peak", "manifest.differing_fields", "preprocess.differing_bytes"),
 }
-FLOAT16 = 65552  # of FeatureTypes.proto
+FLOAT16, FLOAT32 = 65552, 65568  # of FeatureTypes.proto
 ROOT_OF_EPS = float(np.float16(1e-5**0.5))
 
 
@@ -185,6 +185,14 @@ def test_a_planted_fault_is_found_by_the_audit(app_build: Path, fault: Any, told
     print(found)
     assert found.keys() == told.keys()
     assert [key for key, words in told.items() if words not in found[key]] == []
+
+
+def test_our_own_encoder_s_description_is_held_too(tiny_build: Path) -> None:
+    with program(tiny_build / "VisionEncoder.mlpackage") as spec:
+        spec.description.functions[0].output[0].type.multiArrayType.dataType = FLOAT32
+    found = red(Pair(read_build(tiny_build), tiny()))
+    assert list(found) == [CONSTANTS]
+    assert "encode_256 gives imageFeatures, a tensor float32 [1, 16, 192], expected imageFeatures" in found[CONSTANTS]
 
 
 def test_a_sign_fails_the_whole_comparison(app_build: Path) -> None:
