@@ -60,6 +60,20 @@ def exported_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export("tiny", tmp_path_factory.mktemp("exported") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def exported_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint's encoder for Apple's sample app, exported once; never written to (use `app_build`)."""
+    from export import export
+
+    return export("tiny", tmp_path_factory.mktemp("exported") / "app", purpose="apple-app")
+
+
+@pytest.fixture
+def app_build(exported_app: Path, tmp_path: Path) -> Path:
+    """The encoder for Apple's sample app, which this test may damage."""
+    return Path(shutil.copytree(exported_app, tmp_path / "app"))
+
+
 @pytest.fixture
 def tiny_build(exported_tiny: Path, tmp_path: Path) -> Path:
     """A build of the embedded checkpoint that this test may damage."""

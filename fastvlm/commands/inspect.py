@@ -55,6 +55,7 @@ def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> N
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     rows = {
         "made by": f"fastvlm {manifest['fastvlm_version']}, schema {manifest['schema']}",
+        **({"made for": f"{manifest['for']}, which takes the encoder alone"} if "for" in manifest else {}),
         "source": f"{source.get('id')} ({source.get('layout')} layout, revision {source.get('revision') or 'unknown'})",
         "image": f"rule {image.get('rule')}, sizes {_listed(image.get('sizes'), ', ')}",
         "prompt": f"template {prompt.get('template')}, stop ids {prompt.get('stop_ids')}",
