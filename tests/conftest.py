@@ -80,6 +80,24 @@ def tiny_build(exported_tiny: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported_tiny, tmp_path / "build"))
 
 
+@pytest.fixture(scope="session")
+def validated_tiny(exported_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build of the embedded checkpoint with a passed verdict and its self-test, made once; copy it to change it."""
+    from validation import validate
+
+    build = Path(shutil.copytree(exported_tiny, tmp_path_factory.mktemp("validated") / "tiny"))
+    assert validate(build, steps=16).passed
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(validated_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The iOS bundle of `validated_tiny`; copy it to change it."""
+    from ios_bundle import bundle
+
+    return bundle(validated_tiny, tmp_path_factory.mktemp("bundled") / "tiny-256")
+
+
 class Heard(Progress):
     """Keeps what it is told: per stage the announced total and the sum of what was advanced; the notes."""
 
