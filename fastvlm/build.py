@@ -71,6 +71,7 @@ class Build:
     target: str  # what the language model was made for: "ane" | "gpu"
     embeddings: Embeddings | None
     tokenizer: Path
+    prompts: Path | None = None  # ready-made prompts (`fastvlm.prompts`); none before schema 0.3
 
 
 def read_build(folder: str | Path) -> Build:
@@ -101,6 +102,7 @@ def read_build(folder: str | Path) -> Build:
         fields.choice("target", TARGETS) if fields.has("target") else TARGETS[0],
         _embeddings(root, fields, vocabulary) if language else None,
         contained(root, fields.text("tokenizer.folder") or "tokenizer"),
+        contained(root, fields.text("prompts.file") or "prompts.json") if fields.has("prompts") else None,
     )
     if encoder and not build.image_sizes:
         fields.problems.append("image.sizes is empty, expected the sides of the encoder")
