@@ -1,7 +1,4 @@
-"""A FastVLM of the smallest sizes that still has every part, with seeded weights, and a way to export it.
-
-Run as a program (`small_export.py OUTPUT`) it exports once, for the test that compares two processes.
-"""
+"""A FastVLM of the smallest sizes that still has every part, with seeded weights and a stand-in for a tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ import torch
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 sys.path.insert(0, str(DATA))
-sys.path.insert(0, str(DATA.parent.parent))
 
 from seeded_weights import seeded_tensor  # noqa: E402
 
@@ -99,9 +95,3 @@ def read_proto(package: Path) -> Any:
     proto = import_coremltools().proto.Model_pb2.Model()
     proto.ParseFromString((package / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
     return proto
-
-
-if __name__ == "__main__":
-    from export.api import export_model
-
-    export_model(small_model(), sys.argv[1], image_sizes=SIZES, context=CONTEXT, query_length=QUERY)
