@@ -7,7 +7,6 @@ host could ask it. It does not know what a prompt says: `fastvlm_ref.ready_promp
 from __future__ import annotations
 
 from export.plan import ExportPlan
-from fastvlm.errors import UsageError
 from fastvlm.progress import Progress
 from fastvlm.prompts import EncodedPrompt
 from fastvlm_ref.model.fastvlm import FastVLM
@@ -18,11 +17,10 @@ def fitting_prompts(model: FastVLM, plan: ExportPlan, progress: Progress) -> tup
     """Returns the checkpoint's prompts with their ids, without those that leave no position for an answer.
 
     Of an encoder alone all are kept: its context is that of a language model which is not there. Raises CheckpointError
-    for a prompts.json that is none, TokenizerError for a vocabulary that cannot be used, UsageError for a model that
-    `load_checkpoint` did not return.
+    for a prompts.json that is none, TokenizerError for a vocabulary that cannot be used.
     """
-    if model.source is None or model.tokenizer is None:
-        raise UsageError("this model has no source or no tokenizer; read it with load_checkpoint")
+    assert model.source is not None
+    assert model.tokenizer is not None
     prompts = encoded(ready_prompts(model.source), model.tokenizer, model.config.prompt)
     if not plan.language:
         return prompts

@@ -19,7 +19,8 @@ from fastvlm.manifest import dump
 
 NAME = "prompts.json"
 SCHEMA = "0.1"
-MAX_BYTES = 16 << 20  # 64 prompts of 4,000 characters, an id for each byte, are a quarter of it
+TEXTS, IDS = ("title", "text"), ("ids_before_image", "ids_after_image")
+MAX_BYTES = 16 << 20  # 64 prompts of 4,000 characters, each of them four ids, take 13 MB
 LISTED = 10  # problems named in one error
 
 
@@ -36,9 +37,6 @@ class EncodedPrompt:
     def count(self) -> int:
         """How many positions it takes beside those of the image."""
         return len(self.ids_before_image) + len(self.ids_after_image)
-
-
-TEXTS, IDS = ("title", "text"), ("ids_before_image", "ids_after_image")
 
 
 def dump_prompts(prompts: Iterable[EncodedPrompt]) -> bytes:

@@ -20,9 +20,8 @@ from fastvlm.errors import CheckpointError
 from fastvlm.prompts import EncodedPrompt
 from fastvlm_ref.checkpoint.source import PROMPTS, Source
 from fastvlm_ref.config import PromptConfig
-from fastvlm_ref.prompt import encode_prompt
+from fastvlm_ref.prompt import Encoder, encode_prompt
 from fastvlm_ref.questions import is_text, once
-from fastvlm_ref.tokenizer import Tokenizer
 
 FIELDS = {"title": 60, "text": 4000}  # most characters of each
 MOST = 64  # prompts
@@ -65,7 +64,7 @@ def ready_prompts(source: Source) -> tuple[ReadyPrompt, ...]:
 
 
 def encoded(
-    prompts: Iterable[ReadyPrompt], tokenizer: Tokenizer, prompt: PromptConfig | None = None
+    prompts: Iterable[ReadyPrompt], tokenizer: Encoder, prompt: PromptConfig | None = None
 ) -> tuple[EncodedPrompt, ...]:
     """Returns the prompts with their ids, made as `encode_prompt` makes them; raises what that raises."""
     rows = ((ready, *encode_prompt(tokenizer, ready.text, prompt)) for ready in prompts)
