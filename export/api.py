@@ -16,6 +16,7 @@ from export.plan import check_options, make_plan
 from export.precheck import check_weights
 from export.protection import Protection
 from export.ranges.kept import kept_protection
+from export.ready_prompts import fitting_prompts
 from export.sizes import check_files
 from export.space import check_space, part_bytes
 from fastvlm.errors import UsageError
@@ -117,6 +118,7 @@ def export_model(
         progress.note(problem)
     place = check_output(output, overwrite)
     check_apart(place, [source.folder, source.base.folder if source.base else None])
+    prompts = fitting_prompts(model, plan, progress)
     samples = shipped_samples() if calibration is None else samples_in(Path(calibration), "--calibration")
     intent = intended(model, plan, quantize)
     check_files(model.config.text, plan, smallest(intent, model, plan))
@@ -131,6 +133,6 @@ def export_model(
         progress.note(note)
     with staged_folder(place, overwrite, progress=progress, resume=True) as folder:
         writer = BuildWriter(model, plan, folder, source, tokenizer, progress, compression, protection)
-        writer.source_files = files  # 15 GB are hashed once
+        writer.source_files, writer.prompts = files, prompts  # 15 GB are hashed once, a note is told once
         writer.write()
     return place

@@ -1,4 +1,4 @@
-"""The build folder: both packages, embedding table, tokenizer and the manifest that says how to run them.
+"""The build folder: both packages, embedding table, tokenizer, prompts and the manifest that says how to run them.
 
 Everything that a host must repeat is written once, into the manifest, from the same objects that made the graphs.
 It writes into the folder it is given; staging and publishing are `export.api`'s. The packages and the embedding table
@@ -28,6 +28,7 @@ from export.parts_key import encoder_key, language_key
 from export.plan import IOS_FILE, ExportPlan
 from export.protection import PROTECTED, Protection
 from export.quiet import import_coremltools
+from export.ready_prompts import fitting_prompts
 from export.sizes import language_bytes
 from export.vision import converted_encoder
 from fastvlm import __version__
@@ -38,6 +39,8 @@ from fastvlm.manifest import SCHEMA, write_manifest
 from fastvlm.mlpackage import WEIGHT_FILE
 from fastvlm.parts import RECORDS, Parts
 from fastvlm.progress import Advance, Progress
+from fastvlm.prompts import NAME as PROMPTS
+from fastvlm.prompts import EncodedPrompt, dump_prompts
 from fastvlm_ref.checkpoint.source import Source, is_licence, weight_hashes
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import prompt_record
@@ -74,6 +77,7 @@ class BuildWriter:
             self.write_embeddings()
         if self.plan.purpose is None:  # an app has its own
             self.tokenizer.save(self.folder / TOKENIZER)
+            (self.folder / PROMPTS).write_bytes(dump_prompts(self.prompts))
         self.write_licences()
         write_manifest(self.folder / MANIFEST, self.manifest())
 
@@ -81,6 +85,11 @@ class BuildWriter:
     def source_files(self) -> dict[str, FileHash]:
         """The checkpoint's files with their hashes."""
         return self.source.files(self.progress)
+
+    @cached_property
+    def prompts(self) -> tuple[EncodedPrompt, ...]:
+        """The ready-made prompts with their ids."""
+        return fitting_prompts(self.model, self.plan, self.progress)
 
     @cached_property
     def parts(self) -> Parts:
@@ -244,6 +253,7 @@ class BuildWriter:
         }  # fmt: skip
         if plan.purpose is None:
             content["tokenizer"] = {"folder": TOKENIZER, "bos_id": self.tokenizer.bos}
+            content["prompts"] = {"file": PROMPTS}
         else:
             content["for"] = plan.purpose
         if plan.encoder:

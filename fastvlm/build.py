@@ -74,6 +74,7 @@ class Build:
     target: str  # what the language model was made for: "ane" | "gpu"
     embeddings: Embeddings | None
     tokenizer: Path  # not there in an encoder for an app
+    prompts: Path | None = None  # ready-made prompts (`fastvlm.prompts`); none before schema 0.3
     purpose: str | None = None  # the app that it was made for, of PURPOSES
 
     def missing(self, part: str) -> BuildError:
@@ -123,6 +124,7 @@ def read_build(folder: str | Path) -> Build:
         fields.choice("target", TARGETS) if fields.has("target") else TARGETS[0],
         _embeddings(root, fields, vocabulary) if language else None,
         contained(root, fields.text("tokenizer.folder", optional=purpose is not None) or "tokenizer"),
+        contained(root, fields.text("prompts.file") or "prompts.json") if fields.has("prompts") else None,
         purpose=purpose,
     )
     if encoder and not build.image_sizes:

@@ -27,6 +27,7 @@ from validation.audit.decoder_gpu import GpuWalk
 from validation.audit.encoder import EncoderWalk
 from validation.audit.findings import UNEXPLAINED, Findings
 from validation.audit.interface import hold_interface
+from validation.audit.prompts import hold_prompts
 from validation.audit.schemes import compare, places, schemes_of
 from validation.audit.told import hold_manifest, other_chain
 from validation.audit.walk import Walk
@@ -74,6 +75,7 @@ def audit(pair: Pair, progress: Progress = SILENT) -> tuple[Measurement, ...]:
             compare(each.title, each.weight, each.value, schemes, findings)
             advance(each.value.stored)
     hold_interface(pair, findings)
+    hold_prompts(pair, findings)
     hold_manifest(pair, findings)  # last: the files say more than a field about them, and the first difference is told
     return tuple(findings.measurements({**CODED, **pair.limits}))
 
