@@ -235,9 +235,7 @@ class BuildWriter:
             "target": plan.target,
             "functions": {},
             "packages": {},
-            "tokenizer": {
-                "folder": TOKENIZER, "begin_ids": [] if self.tokenizer.bos is None else [self.tokenizer.bos],
-            },
+            "tokenizer": {"folder": TOKENIZER},
             "compression": self.compression.as_json(plan.parts),
             "protection": self.protection.as_json(),
             "licence": config.licence,

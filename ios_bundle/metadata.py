@@ -15,7 +15,7 @@ from typing import Any
 
 from fastvlm import __version__
 from fastvlm.build import HIDDEN, Build
-from fastvlm.errors import BuildError, BundleError
+from fastvlm.errors import BundleError
 from fastvlm.licences import licence_text
 from fastvlm.paths import contained
 from ios_bundle import layout
@@ -55,7 +55,7 @@ def metadata_record(build: Build, name: str, size: int, standing: Standing, dige
         "language": _language(build),
         "vision": _vision(build),
         "embedding": _embedding(build),
-        "prompt": manifest["prompt"] | {"begin_ids": _begin_ids(build)},
+        "prompt": manifest["prompt"],
         "files": _files(tests),
         "profiles": list(_profiles(build)),
         "compute_units": {"vision": LADDERS["ane"], "main": LADDERS[build.target]},
@@ -118,16 +118,6 @@ def _vision(build: Build) -> dict[str, Any]:
             for size in build.image_sizes
         },
     }  # fmt: skip
-
-
-def _begin_ids(build: Build) -> list[int]:
-    """The ids that every sequence begins with: a tokenizer's files say it in several ways, `export` has decided."""
-    found = build.manifest.get("tokenizer", {}).get("begin_ids")
-    if not isinstance(found, list):
-        raise BuildError(
-            f"{build.folder} does not say how a sequence begins, an older fastvlm made it; export it again"
-        )
-    return found
 
 
 def _embedding(build: Build) -> dict[str, Any]:
