@@ -235,7 +235,7 @@ class BuildWriter:
             "target": plan.target,
             "functions": {},
             "packages": {},
-            "tokenizer": {"folder": TOKENIZER},
+            "tokenizer": {"folder": TOKENIZER, "bos_id": self.tokenizer.bos},
             "compression": self.compression.as_json(plan.parts),
             "protection": self.protection.as_json(),
             "licence": config.licence,

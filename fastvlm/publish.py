@@ -59,12 +59,18 @@ def check_output(target: str | Path, overwrite: bool, is_ours: Callable[[Path], 
 
 
 def check_apart(
-    place: str | Path, sources: Iterable[str | Path | None], option: str = "-o", *, replaced: bool = True
+    place: str | Path,
+    sources: Iterable[str | Path | None],
+    option: str = "-o",
+    *,
+    replaced: bool = True,
+    kind: str = "checkpoint",
 ) -> None:
     """Raises OutputError where `place` is a checkpoint's folder or lies in one: nothing is written among its files.
 
     `replaced` also refuses a place that holds one, since it would go when the place is replaced. `sources` are the
-    checkpoints' folders, None for those that there are not; `option` is the one to choose another place with.
+    checkpoints' folders, None for those that there are not; `option` is the one to choose another place with, `kind`
+    what the sources are called.
     """
     real = Path(place).expanduser().resolve()
     for source in sources:
@@ -72,9 +78,7 @@ def check_apart(
         if folder is None or not folder.is_dir():
             continue
         if real == folder or folder in real.parents or (replaced and real in folder.parents):
-            raise OutputError(
-                f"{real} and the checkpoint {source} lie in each other; choose another place with {option}"
-            )
+            raise OutputError(f"{real} and the {kind} {source} lie in each other; choose another place with {option}")
 
 
 @contextmanager

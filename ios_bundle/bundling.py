@@ -52,7 +52,7 @@ def bundle(
     opened = read_build(build)
     _check_parts(opened)
     place = check_output(output, overwrite, holds_bundle_alone)
-    check_apart(place, [opened.folder])
+    check_apart(place, [opened.folder], kind="build")
     standing = standing_of(opened.folder)
     standing = _check_names(opened, standing)
     found = entries(opened)

@@ -55,7 +55,7 @@ def metadata_record(build: Build, name: str, size: int, standing: Standing, dige
         "language": _language(build),
         "vision": _vision(build),
         "embedding": _embedding(build),
-        "prompt": manifest["prompt"],
+        "prompt": {**manifest["prompt"], "bos_id": manifest["tokenizer"].get("bos_id")},
         "files": _files(tests),
         "profiles": list(_profiles(build)),
         "compute_units": {"vision": LADDERS["ane"], "main": LADDERS[build.target]},

@@ -194,7 +194,7 @@ class Comparison:
     def _compare_files(self) -> None:
         """What needs no sample: the manifest, the embedding table; and what was seen on the way, the largest values."""
         build, found = self.pair.build, self.found
-        fields = differing_fields(self.config, build)
+        fields = differing_fields(self.config, self.tokenizer.bos, build)
         found.add("manifest.differing_fields", "; ".join(fields[:3]) or "model, image and prompt", len(fields))
         if build.language:
             size = self.config.text.vocab_size

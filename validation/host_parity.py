@@ -27,14 +27,18 @@ from validation.session import Session
 Ids = tuple[list[int], list[int]]
 
 
-def differing_fields(config: FastVLMConfig, build: Build) -> list[str]:
-    """Returns what the manifest tells a runtime otherwise than the checkpoint would, field by field, in words."""
+def differing_fields(config: FastVLMConfig, bos: int | None, build: Build) -> list[str]:
+    """Returns what the manifest tells a runtime otherwise than the checkpoint would, field by field, in words.
+
+    bos: the id that the checkpoint's tokenizer begins every sequence with, None where there is none.
+    """
     manifest = build.manifest
     parts = (
         ("model.text", manifest["model"].get("text"), asdict(config.text)),
         ("model.vision", manifest["model"].get("vision"), asdict(config.vision)),
         ("prompt", manifest["prompt"], prompt_record(config.prompt)),
         ("image", {"rule": build.image_rule}, {"rule": config.image_rule}),
+        ("tokenizer.bos_id", manifest["tokenizer"].get("bos_id", bos), bos),  # older builds do not say
     )
     return [words for name, told, true in parts for words in different(name, _plain(told), _plain(true))]
 

@@ -43,7 +43,7 @@ def verify(bundle: str, tree: str | None, compiled: bool, as_json: bool) -> None
         _show(found)
     if not found.whole:
         count = len(found.problems)
-        raise _failed(f"Error: {bundle} is not as it was sealed, {count} problem{'s'[: count != 1]}; copy it again")
+        raise _failed(f"Error: {bundle} is not what it should be, {count} problem{'s'[: count != 1]}; copy it again")
 
 
 def _show(found: Verification) -> None:

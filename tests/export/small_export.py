@@ -54,7 +54,7 @@ def small_model(**text: Any) -> FastVLM:
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         value.copy_(torch.from_numpy(seeded_tensor(name, tuple(value.shape))))
     model.source = Source(id="small", revision=None, layout="llava", folder=Path("nowhere"), names=())
-    model.tokenizer = SimpleNamespace(save=save_tokenizer)  # type: ignore[assignment]
+    model.tokenizer = SimpleNamespace(save=save_tokenizer, bos=None)  # type: ignore[assignment]
     return model
 
 

@@ -49,7 +49,7 @@ def violations(room: str, file: str, source: str) -> list[str]:
     command = room == "fastvlm" and file.startswith(TERMINAL_FILES)
     found = []
     for name, early in imports(source):
-        late_room = file.startswith("commands/") and not early and name in ROOMS_SEEN["validation"]
+        late_room = file.startswith("commands/") and not early and name in LIBRARIES
         if name in allowed or (command and (name == "click" or (name == "rich" and not early) or late_room)):
             continue
         found.append(f"{room}/{file} imports {name}{' at once' if early else ''}")
