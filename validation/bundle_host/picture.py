@@ -47,10 +47,7 @@ def square(pixels: Pixels, size: int, strategy: str) -> Pixels:
 
 
 def resample(pixels: Pixels, before: int, side: int, size: int, first: int, count: int) -> Pixels:
-    """Resizes axis 0 by antialiased bicubic (a = −0.5) to `size` rows, of which `count` from `first` on are made.
-
-    What is resized are `side` rows: `before` black ones, those of (S, M, 3), and black ones again.
-    """
+    """Resizes `side` rows, black but for (S, M, 3) from `before` on, to `size`; returns `count` of these from `first`."""
     scale = side / size
     wide = max(scale, 1.0)  # enlarging looks at 4 places, reducing at 4 · scale
     centre = (np.arange(first, first + count) + 0.5) * scale
@@ -58,7 +55,7 @@ def resample(pixels: Pixels, before: int, side: int, size: int, first: int, coun
     high = np.minimum((centre + 2 * wide + 0.5).astype(np.int64), side)
     places = low[:, None] + np.arange((high - low).max())
     x = np.abs((places - centre[:, None] + 0.5) * (1.0 / wide))
-    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5  # bicubic, a = −0.5
     weights = np.where(x < 1, near, np.where(x < 2, far, 0)) * (places < high[:, None])
     weights /= np.cumsum(weights, 1)[:, -1:]  # added one by one, as in C
     codes = np.trunc(weights * (1 << BITS) + np.copysign(0.5, weights)).astype(np.int32)

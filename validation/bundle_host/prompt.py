@@ -24,7 +24,8 @@ class Prompt:
         except Exception as error:  # what the library raises has no other base
             raise BundleError(f"{file} is no tokenizer that can be read ({error}); copy the bundle again") from error
         self.turns = {key: bundle.get(f"prompt.{key}", str) for key in ("system", "system_turn", "before", "after")}
-        self.begin, self.stops = bundle.all("prompt.begin_ids", object), bundle.all("prompt.stop_ids", object)
+        bos, self.stops = bundle.get("prompt.bos_id", object), bundle.all("prompt.stop_ids", object)
+        self.begin = [] if bos is None else [bos]
         names = sorted(bundle.all("prompt.controls", str), key=len, reverse=True)
         self.controls: dict[str, Any] = {name: self.tokenizer.token_to_id(name) for name in names}
         if None in self.controls.values():
