@@ -1,6 +1,6 @@
 """One bundle answers: bytes → image tokens, rows of embeddings → logits → ids, greedily, in static chunks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from validation.bundle_host.picture import Pixels, open_photo, square
 from validation.bundle_host.prompt import Prompt
 
 Rows = NDArray[np.float16]
+Steps = Generator[NDArray[np.float32], int | None, None]
 
 
 class Host(Bundle):
@@ -76,14 +77,16 @@ class Host(Bundle):
                 logits += [np.ravel(outputs[key]) for key in self.all(f"{stage}.logits", str) if key in outputs]
         return np.concatenate(logits, dtype=np.float32)[: self.vocabulary]
 
-    def steps(self, pixels: Pixels, ids: tuple[list[int], list[int]], most: int) -> Iterator[NDArray[np.float32]]:
-        """Yields logits (V,) of `most` greedy steps after ids, image and ids; PromptError where C is too small."""
-        rows = np.concatenate((self.embed(ids[0]), self.features(pixels), self.embed(ids[1])))
+    def steps(self, pixels: Pixels, ids: tuple[list[int], list[int]], most: int) -> Steps:
+        """Yields logits (V,) of `most` steps behind ids, image, ids; each follows the id sent, or the likeliest."""
+        try:
+            rows = np.concatenate((self.embed(ids[0]), self.features(pixels), self.embed(ids[1])))
+        except (IndexError, ValueError) as error:
+            raise BundleError(f"tokenizer, table and encoder do not fit ({error}); make the bundle again") from error
         if len(rows) + most > self.context:
             raise PromptError(f"{len(rows)} positions and {most} of an answer exceed {self.context}; ask for less")
-        kept = [stage for stage in self.stages if "state" in self.get(stage, dict)]
+        kept, position = [stage for stage in self.stages if "state" in self.get(stage, dict)], 0
         self.states = {stage: self.function(f"{stage}.asset", "decode").make_state() for stage in kept}
-        position = 0
         while position < len(rows) - 1:  # all but the last are prefilled
             fits = position + self.query <= self.context
             real = rows[position : min(position + self.query, len(rows) - 1) if fits else position + 1]
@@ -93,8 +96,8 @@ class Host(Bundle):
             logits = self.call("decode", place, rows[-1:])
             if (numbers := int(np.isfinite(logits).sum())) != self.vocabulary:
                 raise ExecutionError(f"{numbers} of {self.vocabulary} logits are numbers; the packages are damaged")
-            yield logits
-            rows = self.embed([int(logits.argmax())])
+            sent = yield logits
+            rows = self.embed([int(logits.argmax()) if sent is None else sent])
 
     def answer(self, photo: str | Path, text: str, most: int = 256) -> Iterator[str]:
         """Yields the answer, at most `most` ids, in pieces."""

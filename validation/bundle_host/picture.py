@@ -47,7 +47,7 @@ def square(pixels: Pixels, size: int, strategy: str) -> Pixels:
 
 
 def resample(pixels: Pixels, before: int, side: int, size: int, first: int, count: int) -> Pixels:
-    """Resizes `side` rows, black but for (S, M, 3) from `before` on, to `size`; returns `count` of these from `first`."""
+    """Resizes `side` rows, black but for (S, M, 3) after `before`, to `size`; returns `count` of these from `first`."""
     scale = side / size
     wide = max(scale, 1.0)  # enlarging looks at 4 places, reducing at 4 · scale
     centre = (np.arange(first, first + count) + 0.5) * scale

@@ -41,10 +41,8 @@ class Prompt:
 
     def _turn(self, turn: str, values: dict[str, str]) -> Iterator[int]:
         for run in re.split(f"({'|'.join(map(re.escape, self.controls))})", turn) if self.controls else [turn]:
-            if run in self.controls:
-                yield self.controls[run]
-            else:
-                yield from self._plain(re.sub(r"\{system\}|\{prompt\}", lambda found: values[found.group()], run))
+            filled = re.sub(r"\{system\}|\{prompt\}", lambda found: values[found.group()], run)
+            yield from [self.controls[run]] if run in self.controls else self._plain(filled)
 
     def _plain(self, text: str) -> Iterator[int]:
         """Ids by the tokenizer's normalizer, splitter and model alone; a lone surrogate, which has no bytes, is "?"."""
