@@ -74,9 +74,9 @@ def differing_vocabulary(mine: Tokenizer, theirs: Tokenizer, size: int) -> int:
     return spelled + sum(mine.encode(text) != theirs.encode(text) for text in TEXTS)
 
 
-def differing_bytes(session: Session[Any], picture: Image.Image, pixels: NDArray[np.uint8]) -> int:
+def differing_bytes(build: Build, picture: Image.Image, pixels: NDArray[np.uint8]) -> int:
     """Counts bytes that the build's image rule makes otherwise than `pixels` (N, N, 3), the checkpoint's."""
-    return int((preprocess(picture, pixels.shape[0], session.image_rule) != pixels).sum())
+    return int((preprocess(picture, pixels.shape[0], build.image_rule) != pixels).sum())
 
 
 def embedding_error(table: NDArray[np.float32], stored: EmbeddingTable) -> tuple[str, Mapping[str, float]]:
