@@ -1,6 +1,6 @@
 """The self-test of a bundle: its own worked example, computed by the host that knows the bundle alone.
 
-Photo and picture must give the very bytes, prompts the very ids; image tokens and logits may differ by what the
+Photo, picture and rows must give the very bytes, prompts the very ids; image tokens and logits may differ by what the
 build's own limits allow (`tolerances` in selftest.json). Every step follows the example's token, whatever this host
 would have said: after a difference the two would answer different questions. A token that differs is a tie where it is
 among the example's eight best: within the error that is allowed, two of them may change places.
@@ -113,6 +113,7 @@ class _Run:
             Check("image tokens: PSNR, dB", self._features(pixels), "min", tolerances["features_psnr_db"]),
             Check("prompt: ids that differ", differing(self.host.prompt.ids(self.example["prompt"]), ids), "max", 0),
             Check("ready-made prompts: ids that differ", self._prompts(), "max", 0),
+            *self._rows(ids),
             Check("logits: error over spread", error, "max", tolerances["logit_error_over_spread"]),
             Check("answer: tokens that differ", sum(wrong), "max", 0),
         )
@@ -126,9 +127,16 @@ class _Run:
         """The photo at every size of the bundle; self-tests of schema 0.1 have none."""
         if photo := self.example.get("photo"):
             pixels = open_photo(self.host.path(f"{self.folder}/{photo['file']}"))
-            for size, digest in photo["pixels_sha256"].items():
-                made = square(pixels, int(size), self.host.get("vision.image_strategy", str))
-                yield Check(f"photo at {size}: bytes are others", _is_other(made, digest), "max", 0)
+            for size in sorted(map(int, photo["pixels_sha256"])):
+                made = square(pixels, size, self.host.get("vision.image_strategy", str))
+                other = _is_other(made, photo["pixels_sha256"][str(size)])
+                yield Check(f"photo at {size}: bytes are others", other, "max", 0)
+
+    def _rows(self, ids: Ids) -> Iterator[Check]:
+        """The rows of the prompt's ids; they depend on no engine. Self-tests of schema 0.1 have none."""
+        if digest := self.example.get("rows_sha256"):
+            rows = self.host.embed([*ids[0], *ids[1]])
+            yield Check("rows of embeddings: bytes are others", _is_other(rows, digest), "max", 0)
 
     def _features(self, pixels: Pixels) -> float:
         stored = self.example["features"]
@@ -164,8 +172,8 @@ def differing(mine: Ids, theirs: Ids) -> int:
     return sum(a != b for one, other in pairs for a, b in zip_longest(one, other))
 
 
-def _is_other(pixels: Pixels, digest: str) -> int:
-    return int(sha256_bytes(pixels.tobytes()) != digest)
+def _is_other(values: NDArray[Any], digest: str) -> int:
+    return int(sha256_bytes(values.tobytes()) != digest)
 
 
 def _error(logits: NDArray[np.float32], eight: list[tuple[int, float]]) -> float:

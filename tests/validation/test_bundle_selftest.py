@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fastvlm.cli import cli
-from fastvlm.errors import BundleError
+from fastvlm.errors import BundleError, ExecutionError
 from fastvlm_ref.samples import shipped_samples
 from validation import bundle_selftest
 from validation.backends import Predictor
@@ -38,9 +38,9 @@ def test_every_check_holds(bundle: str, request: pytest.FixtureRequest) -> None:
     assert [check.name for check in result.checks] == [
         *(f"photo at {size}: bytes are others" for size in sizes),
         "picture: bytes are others", "image tokens: PSNR, dB", "prompt: ids that differ",
-        "ready-made prompts: ids that differ", "logits: error over spread", "answer: tokens that differ",
+        "ready-made prompts: ids that differ", "rows of embeddings: bytes are others", "logits: error over spread",
+        "answer: tokens that differ",
     ]  # fmt: skip
-    assert run_selftest.__module__ == "validation.bundle_selftest"
 
 
 # Planted faults: what a host may get wrong
@@ -80,18 +80,19 @@ def decode_only(shift: int) -> Callable[..., Any]:
 FAULTS: dict[str, tuple[Change, set[str]]] = {
     "resize without antialias": (resampled, {"photo at 256"}),
     "rope at the next position": (wrapped("rope", decode_only(1)), {"logits"}),
-    "cosines and sines swapped": (wrapped("rope", lambda old, *given: old(*given)[::-1]), {"logits", "answer"}),
+    "cosines and sines swapped": (wrapped("rope", lambda old, *given: old(*given)[::-1]), {"logits"}),
     "mask one too short": (wrapped("mask", lambda old, host, at, *rest: old(host, at - 1, *rest)), {"logits"}),
     "mask one too long": (wrapped("mask", lambda old, host, at, *rest: old(host, at + 1, *rest)), {"logits"}),
     "no mask": (wrapped("mask", lambda old, *given: old(*given) * 0), {"logits"}),
     "rows of the next id": (
-        wrapped("embed", lambda old, host, ids: old(host, [min(id_ + 1, 575) for id_ in ids])), {"logits", "answer"},
+        wrapped("embed", lambda old, host, ids: old(host, [min(id_ + 1, 575) for id_ in ids])),
+        {"rows of embeddings", "logits"},
     ),
     "red and blue swapped": (
-        wrapped("features", lambda old, host, pixels: old(host, pixels[..., ::-1])), {"image tokens", "logits", "answer"},
+        wrapped("features", lambda old, host, pixels: old(host, pixels[..., ::-1])), {"image tokens", "logits"},
     ),
     "image tokens in another order": (
-        wrapped("features", lambda old, *given: old(*given)[::-1]), {"image tokens", "logits", "answer"},
+        wrapped("features", lambda old, *given: old(*given)[::-1]), {"image tokens", "logits"},
     ),
 }  # fmt: skip
 
@@ -100,10 +101,11 @@ FAULTS: dict[str, tuple[Change, set[str]]] = {
 def test_a_host_that_is_nearly_right_is_found(name: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, expected = FAULTS[name]
     plant(monkeypatch)
-    assert missed(run_selftest(tiny_bundle)) == expected
+    assert expected <= missed(run_selftest(tiny_bundle)) <= expected | {"answer"}
 
 
 def test_scales_of_other_rows_are_found(odd_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the rows' own hash: the norms behind them hide most of it from what the limits of int8 allow."""
     made = Host.__init__
 
     def init(host: Host, *given: Any) -> None:
@@ -112,7 +114,7 @@ def test_scales_of_other_rows_are_found(odd_bundle: Path, monkeypatch: pytest.Mo
         host.scales = host.scales[::-1]
 
     monkeypatch.setattr(Host, "__init__", init)
-    assert "logits" in missed(run_selftest(odd_bundle))
+    assert missed(run_selftest(odd_bundle)) == {"rows of embeddings"}
 
 
 class Flushing:
@@ -141,7 +143,7 @@ def test_padding_with_zeros_is_found_where_an_engine_flushes(
         return old(host, name, position, rows)
 
     wrapped("call", zeros)(monkeypatch)
-    with pytest.raises(BundleError, match="0 of 576 logits are numbers"):
+    with pytest.raises(ExecutionError, match="0 of 576 logits are numbers"):
         run_selftest(tiny_bundle)
 
 
@@ -165,7 +167,8 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object], name: str = "
     [
         (lambda test: test.update(pixels_sha256="0" * 64), {"picture"}),
         (lambda test: test["photo"]["pixels_sha256"].update({"256": "0" * 64}), {"photo at 256"}),
-        (lambda test: test["ids_after_image"].append(7), {"prompt", "logits", "answer"}),
+        (lambda test: test["ids_after_image"].append(7), {"prompt", "rows of embeddings", "logits", "answer"}),
+        (lambda test: test.update(rows_sha256="0" * 64), {"rows of embeddings"}),
         (lambda test: test["tolerances"].update(features_psnr_db=90), {"image tokens"}),
         (lambda test: test["top_logits"][3][2].__setitem__(1, 9.0), {"logits"}),
     ],
@@ -227,7 +230,7 @@ def test_verify_run_shows_every_check_with_its_tolerance(tiny_bundle: Path) -> N
     done = fastvlm("verify", tiny_bundle, "--run")
     assert done.exit_code == 0, done.output
     rows = [line.split() for line in done.stdout.splitlines() if line.endswith(("ok", "ok  ", "MISSED"))]
-    assert len(rows) == 7
+    assert len(rows) == 8
     assert ["image", "tokens:", "PSNR,", "dB"] == rows[2][:4]
     assert rows[2][5:] == ["≥", "60", "ok"]
     assert f"mil: {shipped_samples()[0].answer}" in done.stdout
@@ -235,7 +238,7 @@ def test_verify_run_shows_every_check_with_its_tolerance(tiny_bundle: Path) -> N
     told = json.loads(fastvlm("verify", tiny_bundle, "--run", "--json").stdout)
     assert told["whole"]
     assert told["selftest"]["passed"]
-    assert [row["limit"] for row in told["selftest"]["checks"]] == [0, 0, 60, 0, 0, 0.15, 0]
+    assert [row["limit"] for row in told["selftest"]["checks"]] == [0, 0, 60, 0, 0, 0, 0.15, 0]
 
 
 def test_verify_run_fails_with_the_self_test(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
