@@ -15,19 +15,10 @@ LIBRARIES = {
     "export": {"torch", "numpy", "coremltools", "onnx", "tqdm", "yaml"},
     # click for demo.py, which types the commands for the user; tokenizers for bundle_host, which knows no other room
     "validation": {
-        "torch",
-        "numpy",
-        "PIL",
-        "tokenizers",
-        "google",
-        "coremltools",
-        "onnxruntime",
-        "jinja2",
-        "matplotlib",
-        "click",
+        "torch", "numpy", "PIL", "tokenizers", "google", "coremltools", "onnxruntime", "jinja2", "matplotlib", "click",
     },
     "ios_bundle": set(),
-}
+}  # fmt: skip
 ROOMS_SEEN = {
     "fastvlm": {"fastvlm"},
     "fastvlm_ref": {"fastvlm", "fastvlm_ref"},
