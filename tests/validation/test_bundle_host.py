@@ -179,13 +179,13 @@ def refusal(bundle: Path, kind: type[FastVLMError] = BundleError, **options: Any
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"bundle/schema": "1.0"}, "is a vlm of schema 1.0, expected a vlm of 0.x; install a newer fastvlm"),
-        ({"kind": "llm"}, "is a llm of schema 0.1, expected a vlm"),
+        ({"bundle/schema": "1.0"}, "is a vlm of schema 1.0, not a vlm of 0.x; install a newer fastvlm"),
+        ({"kind": "llm"}, "is a llm of schema 0.1, not a vlm of 0.x"),
         ({"bundle": None}, "bundle.schema is None, expected str"),
         ({"language/head_dim": None}, "language.head_dim is None, expected int; make it again"),
         ({"language/prefill_chunk_size": 0}, "language.prefill_chunk_size is 0, expected int"),
         ({"language/max_context_length": 1 << 40}, "language.max_context_length is 1099511627776"),
-        ({"language/mask_value": "low"}, "language.mask_value is low, expected float"),
+        ({"language/mask_value": "low"}, "language.mask_value is 'low', expected float"),
         ({"language/chain": {}}, "language.chain is {}, expected list"),
         ({"profiles": []}, "profiles.0.image_size is None"),
         ({"prompt/before": None}, "prompt.before is None, expected str"),

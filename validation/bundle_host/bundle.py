@@ -21,9 +21,7 @@ class Bundle:
             raise BundleError(f"metadata.json of {folder} cannot be read ({error}); copy the bundle again") from error
         schema, kind = self.get("bundle.schema", str), self.get("kind", str)
         if schema.split(".")[0] != "0" or kind != "vlm":
-            raise BundleError(
-                f"{folder} is a {kind} of schema {schema}, expected a vlm of 0.x; install a newer fastvlm"
-            )
+            raise BundleError(f"{folder} is a {kind} of schema {schema}, not a vlm of 0.x; install a newer fastvlm")
 
     def get(self, path: str, kind: Any) -> Any:
         """Returns `metadata[a][b]…` of the path "a.b…"; BundleError unless it is a `kind`, and an int positive."""
@@ -33,7 +31,7 @@ class Bundle:
             value = held.get(key) if isinstance(held, dict) else None
         value = float(value) if kind is float and type(value) is int else value
         if not isinstance(value, kind) or (kind is int and not 0 < value < 1 << 24):
-            found = f"{path} is {str(value)[:60]}"
+            found = f"{path} is {value!r:.60}"
             raise BundleError(f"metadata.json of {self.folder}: {found}, expected {kind.__name__}; make it again")
         return value
 
@@ -45,7 +43,8 @@ class Bundle:
         """Returns the path of a file or package of the bundle."""
         path = contained(self.folder, name, BundleError)
         if not path.exists():
-            compiled = ", only .mlmodelc, which Core ML alone runs" * path.with_suffix(".mlmodelc").exists()
+            there = path.with_suffix(".mlmodelc").exists()
+            compiled = ", only .mlmodelc, which Core ML alone runs" if there else ""
             raise BundleError(f"{self.folder} has no {name}{compiled}; it is no whole bundle, copy it again")
         return path
 

@@ -21,7 +21,9 @@ class Prompt:
         file = bundle.path(bundle.get("files.tokenizer", str))
         try:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # what the library raises has no other base
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and its panics are not even that
             raise BundleError(f"{file} is no tokenizer that can be read ({error}); copy the bundle again") from error
         self.turns = {key: bundle.get(f"prompt.{key}", str) for key in ("system", "system_turn", "before", "after")}
         bos, self.stops = bundle.get("prompt.bos_id", object), bundle.all("prompt.stop_ids", object)
@@ -36,7 +38,7 @@ class Prompt:
         if not text.strip():
             raise PromptError("the prompt is empty; type a question, for example 'Describe the image.'")
         turns, values = self.turns, {"{system}": self.turns["system"], "{prompt}": text}
-        before = turns["system_turn"] * bool(turns["system"]) + turns["before"]
+        before = (turns["system_turn"] if turns["system"] else "") + turns["before"]
         return self.begin + list(self._turn(before, values)), list(self._turn(turns["after"], values))
 
     def _turn(self, turn: str, values: dict[str, str]) -> Iterator[int]:
