@@ -50,7 +50,7 @@ def bundle(
     changed, not validated, links or odd files), OutputError (the place exists, is in the build, or has no room).
     """
     opened = read_build(build)
-    _check_parts(opened)
+    opened.check_whole()
     check_promises(opened)
     place = check_output(output, overwrite, holds_bundle_alone)
     check_apart(place, [opened.folder], kind="build")
@@ -101,15 +101,6 @@ def _describe(build: Build, folder: Path, files: dict[str, FileHash], standing: 
     entry = Entry(layout.METADATA, data=dump(record))
     files[entry.path] = write_entry(build.folder, folder, entry, ignore)
     return seal_of(dict(sorted(files.items())))
-
-
-def _check_parts(build: Build) -> None:
-    """A bundle answers questions about pictures: it takes both parts and the ids of its prompts."""
-    lacking = [
-        name for name, there in (("vision encoder", build.encoder), ("language model", build.language)) if not there
-    ]
-    if lacking:
-        raise BuildError(f"{build.folder} holds no {' and no '.join(lacking)}, a bundle needs both; export it whole")
 
 
 def _check_names(build: Build, standing: Standing) -> Standing:

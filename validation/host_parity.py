@@ -38,7 +38,7 @@ def differing_fields(config: FastVLMConfig, bos: int | None, build: Build) -> li
         ("model.vision", manifest["model"].get("vision"), asdict(config.vision)),
         ("prompt", manifest["prompt"], prompt_record(config.prompt)),
         ("image", {"rule": build.image_rule}, {"rule": config.image_rule}),
-        ("tokenizer.bos_id", manifest["tokenizer"].get("bos_id", bos), bos),  # older builds do not say
+        ("tokenizer.bos_id", manifest.get("tokenizer", {}).get("bos_id", bos), bos),  # older builds do not say
     )
     return [words for name, told, true in parts for words in different(name, _plain(told), _plain(true))]
 

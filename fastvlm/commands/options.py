@@ -39,6 +39,13 @@ def filled(context: click.Context, parameter: click.Parameter, value: str | None
     return value
 
 
+def digits(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A callback for a SHA-256 or its beginning: 8 to 64 hex digits; fewer might fit by chance, none fits all."""
+    if value is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", value):
+        raise click.BadParameter(f"{value[:80]!r} is no hash, expected 8 to 64 hex digits", context, parameter)
+    return value
+
+
 def check_image(image: str) -> None:
     """Raises ImageError for what can be known of a picture without decoding it: whether there is a file."""
     from pathlib import Path

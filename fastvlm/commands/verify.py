@@ -21,8 +21,8 @@ SHOWN = 20  # problems that are listed one by one
 @click.command(short_help="Check that an iOS bundle is whole, and run its self-test.")
 @click.argument("bundle", metavar="DIR", callback=options.filled)
 @click.option(
-    "--tree", metavar="HASH", callback=options.filled,
-    help="The tree hash that the bundle must have, or its first digits, as `fastvlm bundle` told it.",
+    "--tree", metavar="HASH", callback=options.digits,
+    help="The tree hash that the bundle must have, or at least its first 8 digits, as `fastvlm bundle` told it.",
 )  # fmt: skip
 @click.option(
     "--compiled", is_flag=True,
