@@ -65,8 +65,9 @@ def verify(
     if tested is not None and not tested.passed:
         missed = [check.name for check in tested.checks if not check.passed]
         raise _failed(f"Error: the self-test of {bundle} failed: {', '.join(missed)}; do not ship it")
-    quoted = shlex.quote(bundle)
-    options.next_step(f'fastvlm run {quoted} IMAGE "PROMPT"' if runs else f"fastvlm verify {quoted} --run")
+    if not found.compiled:  # which nothing here runs
+        quoted = shlex.quote(bundle)
+        options.next_step(f'fastvlm run {quoted} IMAGE "PROMPT"' if runs else f"fastvlm verify {quoted} --run")
 
 
 def _run(bundle: str, backend: str, progress: TerminalProgress) -> SelfTestResult:
