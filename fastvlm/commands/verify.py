@@ -99,7 +99,7 @@ def _show_selftest(tested: SelfTestResult) -> None:
     for check in tested.checks:
         table.add_row(check.name, f"{check.value:.3g}", check.words, "ok" if check.passed else "MISSED")
     Console(soft_wrap=True, highlight=False, markup=False, emoji=False).print(table)
-    ties = f" ({tested.ties} tokens are ties)" if tested.ties else ""
+    ties = f" (ties: {tested.ties})" if tested.ties else ""
     click.echo(f"{tested.backend}: {tested.text}{ties}")
 
 
