@@ -43,7 +43,7 @@ from validation.pair import Pair
 from validation.questions import score
 from validation.rungs import block_rung, excused, lower_rungs
 from validation.selftest import FOLDER as SELFTEST
-from validation.selftest import SelfTest, is_selftest, worked_example, worked_photo, write_selftest
+from validation.selftest import SelfTest, is_selftest, rows_sha256, worked_example, worked_photo, write_selftest
 from validation.steps import steps_for
 from validation.verdict import FILE, ReferenceFiles, Verdict
 
@@ -270,5 +270,6 @@ def _example(comparison: Comparison) -> SelfTest:
     sample = shipped_samples()[0]
     encoded, transcript = comparison.work_out(sample)
     ids, limits = comparison.ids(sample.prompt), comparison.pair.limits
-    photo = worked_photo(comparison.pair.build)
-    return worked_example(sample.prompt, encoded, transcript, ids, comparison.stop_ids, photo, limits)
+    build = comparison.pair.build
+    told = (worked_photo(build), rows_sha256(build, ids))
+    return worked_example(sample.prompt, encoded, transcript, ids, comparison.stop_ids, *told, limits)
