@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def validate(
             backend, steps, in_full, missing, lacking, sha256_file(folder / MANIFEST), files, folder / FILE,
         )  # fmt: skip
         with progress.stage("Writing the verdict"):
-            _publish(verdict, folder, comparison)
+            verdict = _publish(verdict, folder, comparison)
     return verdict
 
 
@@ -254,15 +254,16 @@ def _check_same(build: Build, reference: str | Path, different: list[str], other
     return tuple(different)
 
 
-def _publish(verdict: Verdict, build: Path, comparison: Comparison) -> None:
+def _publish(verdict: Verdict, build: Path, comparison: Comparison) -> Verdict:
     """A passed verdict is written after its self-test, any other before the old self-test goes: neither lies."""
     if verdict.passed and verdict.answers:
-        written = write_selftest(build, _example(comparison))
-        replace_file(verdict.path, dump(verdict.as_json() | {"selftest": written}))
-        return
+        verdict = replace(verdict, selftest=write_selftest(build, _example(comparison)))
+        replace_file(verdict.path, dump(verdict.as_json()))
+        return verdict
     replace_file(verdict.path, dump(verdict.as_json()))
     if (build / SELFTEST).is_dir():
         shutil.rmtree(build / SELFTEST)
+    return verdict
 
 
 def _example(comparison: Comparison) -> SelfTest:

@@ -24,7 +24,8 @@ from validation import validate  # noqa: E402
 SIZES = replace(
     SMALL,
     vision=replace(
-        VISION, depths=(1,) * 5, widths=(8, 16, 16, 32, 32), mlp_widths=(16, 32, 32, 64, 64), features=64, se_channels=8,
+        VISION, depths=(1,) * 5, widths=(8, 16, 16, 32, 32), mlp_widths=(16, 32, 32, 64, 64), features=64,
+        se_channels=8,
     ),
     text=replace(TEXT, head_dim=32, layers=1),
 )  # fmt: skip
