@@ -109,7 +109,7 @@ class _Run:
         differ = [mine != true for mine, true in zip(said, self.example["greedy_ids"], strict=True)]
         checks = (
             *self._photo(),
-            Check("picture: bytes are others", _is_other(pixels, self.example["pixels_sha256"]), "max", 0),
+            Check("picture: hash differs", _is_other(pixels, self.example["pixels_sha256"]), "max", 0),
             Check("image tokens: PSNR, dB", self._features(pixels), "min", tolerances["features_psnr_db"]),
             Check("prompt: ids that differ", differing(self.host.prompt.ids(self.example["prompt"]), ids), "max", 0),
             Check("ready-made prompts: ids that differ", self._prompts(), "max", 0),
@@ -130,13 +130,13 @@ class _Run:
             for size in sorted(map(int, photo["pixels_sha256"])):
                 made = square(pixels, size, self.host.get("vision.image_strategy", str))
                 other = _is_other(made, photo["pixels_sha256"][str(size)])
-                yield Check(f"photo at {size}: bytes are others", other, "max", 0)
+                yield Check(f"photo at {size}: hash differs", other, "max", 0)
 
     def _rows(self, ids: Ids) -> Iterator[Check]:
         """The rows of the prompt's ids; they depend on no engine. Self-tests of schema 0.1 have none."""
         if digest := self.example.get("rows_sha256"):
             rows = self.host.embed([*ids[0], *ids[1]])
-            yield Check("rows of embeddings: bytes are others", _is_other(rows, digest), "max", 0)
+            yield Check("rows of embeddings: hash differs", _is_other(rows, digest), "max", 0)
 
     def _features(self, pixels: Pixels) -> float:
         stored = self.example["features"]
