@@ -77,6 +77,10 @@ class Build:
     prompts: Path | None = None  # ready-made prompts (`fastvlm.prompts`); none before schema 0.3
     purpose: str | None = None  # the app that it was made for, of PURPOSES
 
+    def tokens_at(self, side: int) -> int:
+        """Returns T for an image of `side` pixels."""
+        return int((side // self.stride) ** 2)
+
     def missing(self, part: str) -> BuildError:
         """Returns the error for a `part` ("vision encoder", "language model") that this build is asked for in vain."""
         if self.purpose is None or self.encoder is None:

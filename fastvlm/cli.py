@@ -113,6 +113,8 @@ def main() -> NoReturn:
     """Entry point of the installed command."""
     # A terminated run shall clean up like an interrupted one: SystemExit unwinds, the default action does not.
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
+        signal.signal(signal.SIGHUP, _terminated)
     cli.main(prog_name="fastvlm")
     sys.exit(0)
 

@@ -69,7 +69,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     Raises BuildError: no such build, not JSON, a newer MAJOR schema, or required fields missing (all listed).
     """
     path = Path(path)
-    file = path if path.is_file() else path / NAME
+    file = path if path.name == NAME and path.is_file() else path / NAME
     check_entry(path)
     manifest = _load(file)
     _check_schema(manifest, file)
@@ -159,10 +159,9 @@ def _load(file: Path) -> dict[str, Any]:
             raise BuildError(f"{file} is larger than {_MAX_BYTES >> 20} MiB, no manifest is; export the build again")
         content = json.loads(file.read_bytes())
     except FileNotFoundError as missing:
-        found = f"a folder without {NAME}" if file.parent.is_dir() else "nothing there"
-        raise BuildError(
-            f"{file.parent} is not a build folder: found {found}; make one with `fastvlm export CHECKPOINT -o BUILD`"
-        ) from missing
+        raise BuildError(_no_build(file.parent)) from missing
+    except NotADirectoryError as problem:
+        raise BuildError(f"{file.parent} is a file, expected a build folder; name the folder") from problem
     except OSError as problem:
         raise BuildError(f"{file} cannot be read ({problem.strerror}); check the path and its permissions") from problem
     except (ValueError, RecursionError) as problem:
@@ -170,6 +169,14 @@ def _load(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BuildError(f"{file} holds a JSON {type(content).__name__}, expected an object; export the build again")
     return content
+
+
+def _no_build(folder: Path) -> str:
+    """What a folder is that is no build, and what to do."""
+    if all((folder / name).is_file() for name in ("metadata.json", "checksums.json")):
+        return f"{folder} is an iOS bundle and no build folder; `fastvlm verify` and `fastvlm run` take one"
+    found = f"a folder without {NAME}" if folder.is_dir() else "nothing there"
+    return f"{folder} is not a build folder: found {found}; make one with `fastvlm export CHECKPOINT -o BUILD`"
 
 
 def _check_schema(manifest: dict[str, Any], file: Path) -> None:

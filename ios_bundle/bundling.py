@@ -23,7 +23,7 @@ from fastvlm.publish import check_apart, check_output, staged_folder
 from ios_bundle import layout
 from ios_bundle.card import model_card, notice
 from ios_bundle.contents import Entry, entries
-from ios_bundle.copying import FOLDER_MODE, copy_entries, write_entry
+from ios_bundle.copying import FILE_MODE, FOLDER_MODE, copy_entries, write_entry
 from ios_bundle.metadata import metadata_record
 from ios_bundle.promises import check_promises
 from ios_bundle.seal import Seal, seal_of, write_seal
@@ -52,8 +52,8 @@ def bundle(
     opened = read_build(build)
     opened.check_whole()
     check_promises(opened)
+    check_apart(output, [opened.folder], kind="build")
     place = check_output(output, overwrite, holds_bundle_alone)
-    check_apart(place, [opened.folder], kind="build")
     standing = standing_of(opened.folder)
     standing = _check_names(opened, standing)
     found = entries(opened)
@@ -64,31 +64,32 @@ def bundle(
     _check_space(place, size)
     with staged_folder(output, overwrite, holds_bundle_alone, progress) as folder:
         folder.chmod(FOLDER_MODE)
-        _write(opened, folder, found, standing, unvalidated, progress)
+        standing = _write(opened, folder, found, standing, unvalidated, progress)
     _tell(opened, found, standing, progress)
     return place
 
 
 def _write(
     build: Build, folder: Path, found: list[Entry], standing: Standing, unvalidated: bool, progress: Progress
-) -> Seal:
+) -> Standing:
+    """Writes the whole bundle; returns what it says of itself."""
     promised = {name: str(entry["sha256"]) for name, entry in build.manifest["files"].items()}
     promised |= {f"{SELFTEST}/{name}": digest for name, digest in standing.selftest.items()}
     files, changed = copy_entries(build.folder, folder, found, promised, progress)
     if changed and standing.validated:
-        standing = standing.because(f"changed since: {', '.join(changed[:10])}")
+        standing = standing.because(f"changed since: {', '.join(changed[:10])}", changed=True)
         if not unvalidated:
             raise _not_validated(build, standing)
     _make_canonical(folder, files)
     seal = _describe(build, folder, files, standing)
     write_seal(folder, seal)
-    (folder / layout.CHECKSUMS).chmod(0o644)
-    return seal
+    (folder / layout.CHECKSUMS).chmod(FILE_MODE)
+    return standing
 
 
 def _describe(build: Build, folder: Path, files: dict[str, FileHash], standing: Standing) -> Seal:
     """Writes what speaks of the other files, and returns the seal of all."""
-    name = layout.bundle_name(build.source_id, build.image_sizes)
+    name = layout.bundle_name(build.source_id, build.image_sizes, *_unusual(build))
     for entry in (
         Entry(layout.NOTICE, data=notice(build).encode()),
         Entry(layout.CARD, data=model_card(build, name, files, standing).encode()),
@@ -103,6 +104,13 @@ def _describe(build: Build, folder: Path, files: dict[str, FileHash], standing: 
     return seal_of(dict(sorted(files.items())))
 
 
+def _unusual(build: Build) -> list[str]:
+    """What tells this bundle from the usual one of the same checkpoint: its compression, target and context."""
+    scheme = str(build.manifest["compression"].get("scheme", "fp16"))
+    words = [scheme] if scheme != "fp16" and scheme.isalnum() and scheme.isascii() else []
+    return words + [build.target] * (build.target != "ane") + [f"c{build.context}"] * (build.context != 2048)
+
+
 def _check_names(build: Build, standing: Standing) -> Standing:
     """Raises BuildError for files that are missing or foreign, or no plain files; other sizes count against it."""
     changes = find_changes(build.folder, build.manifest)
@@ -112,7 +120,7 @@ def _check_names(build: Build, standing: Standing) -> Standing:
             f"{build.folder} is not the build that its manifest lists: {'; '.join(fatal[:10])}; "
             "copy it again, take away what is not in the manifest, or export it again"
         )
-    return standing.because(*changes) if changes else standing
+    return standing.because(*changes, changed=True) if changes else standing
 
 
 def _make_canonical(folder: Path, files: dict[str, FileHash]) -> None:
@@ -145,8 +153,8 @@ def _check_space(place: Path, size: int) -> None:
 
 def _not_validated(build: Build, standing: Standing) -> BuildError:
     return BuildError(
-        f"{build.folder} is not a validated build: {'; '.join(standing.reasons[:10])}; run `fastvlm validate` on it, "
-        "or add --unvalidated, and the bundle will say that nothing was proven"
+        f"{build.folder} is not a validated build: {'; '.join(standing.reasons[:10])}; {standing.cure}, or add "
+        "--unvalidated, and the bundle will say that nothing was proven"
     )
 
 
@@ -155,9 +163,10 @@ def _tell(build: Build, found: list[Entry], standing: Standing, progress: Progre
     licence: Any = build.manifest["licence"]
     if not any(entry.path.startswith(f"{layout.LICENSES}/") for entry in found):
         progress.note(
-            f"the checkpoint's licence is {licence}, and its folder held no text of it; add it before you pass it on"
+            f"the checkpoint's licence is {licence}, and its folder held no text of it; before you pass the bundle on, "
+            "put the text into the checkpoint's folder and export again"
         )
     if licence == APPLE:
         progress.note(f"{APPLE}: for non-commercial research only, no product development; it binds this bundle too")
     if not standing.validated:
-        progress.note("the bundle says of itself that it is unvalidated")
+        progress.note(f"the bundle says of itself that it is unvalidated: {'; '.join(standing.reasons[:10])}")

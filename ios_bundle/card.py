@@ -38,7 +38,7 @@ def model_card(build: Build, name: str, files: Mapping[str, FileHash], standing:
         (
             "## Limits",
             "It answers as its checkpoint does, with the checkpoint's mistakes. Answers about people, health, law or "
-            "safety are not to be relied on. What was compared is this bundle with PyTorch, not on a device.",
+            "safety are not to be relied on. Nothing here was measured on a device.",
         ),
     )
     return "\n".join("\n\n".join(part[:1]) + "\n\n" + "\n".join(part[1:]) + "\n" for part in parts)
@@ -85,7 +85,7 @@ def _measured(standing: Standing) -> Iterator[str]:
         return
     verdict = standing.verdict
     yield (
-        f"The packages were executed (backend {verdict['backend']}) and compared with PyTorch in float32 on "
+        f"These packages were executed (backend {verdict['backend']}) and compared with PyTorch in float32 on "
         f"{verdict['pictures']} pictures, {verdict['steps']} greedy steps each; every limit holds."
     )
     yield ""

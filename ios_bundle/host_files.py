@@ -12,9 +12,11 @@ from typing import Any
 
 from fastvlm.build import Build
 from fastvlm.errors import BuildError
-from ios_bundle.layout import SCHEMA
+from fastvlm.paths import contained
+from fastvlm.prompts import read_prompts
+from ios_bundle.layout import PROMPTS, SCHEMA
 
-MAX_NEW_TOKENS = 256  # the default of `fastvlm run`
+MAX_NEW_TOKENS = 256  # the default of `fastvlm run`, where the context has room for it
 MAX_TOKENIZER = 64 << 20  # bytes; a tokenizer.json of 250,000 tokens has 35 MB
 
 _RESIZE = {
@@ -55,10 +57,20 @@ def generation_record(build: Build) -> dict[str, Any]:
         "stop_ids": stop_ids(build),
         "context": build.context,
         "prefill_chunk": build.query,
-        "max_new_tokens": MAX_NEW_TOKENS,
+        "max_new_tokens": min(most_new_tokens(build, size) for size in build.image_sizes),
         "temperature": 0.0,
         "top_p": 1.0,
     }
+
+
+def most_new_tokens(build: Build, side: int) -> int:
+    """Returns how long an answer may be unless told otherwise: beside a picture and every ready-made prompt, 1 to 256.
+
+    Raises BuildError for a prompts.json that holds none.
+    """
+    prompts = read_prompts(contained(build.folder, PROMPTS))
+    taken = build.tokens_at(side) + max((prompt.count for prompt in prompts), default=0)
+    return max(1, min(MAX_NEW_TOKENS, build.context - taken))
 
 
 def stop_ids(build: Build) -> list[int]:

@@ -26,7 +26,10 @@ def stem(package: str) -> str:
     return f"{MODELS}/{package.removesuffix(PACKAGE)}"
 
 
-def bundle_name(source_id: str, sizes: tuple[int, ...]) -> str:
-    """Returns the bundle's name, from the checkpoint's id and the image sides: `FastVLM-0.5B-1024`."""
+def bundle_name(source_id: str, sizes: tuple[int, ...], *others: str) -> str:
+    """Returns the bundle's name, from the checkpoint's id, the image sides and what is out of the ordinary.
+
+    `FastVLM-0.5B-1024`, `FastVLM-7B-1024-int4-gpu`.
+    """
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", source_id.rpartition("/")[2]).strip("-._")[:80] or "FastVLM"
-    return "-".join((plain, *map(str, sizes)))
+    return "-".join((plain, *map(str, sizes), *others))

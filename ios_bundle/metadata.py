@@ -19,7 +19,7 @@ from fastvlm.errors import BundleError
 from fastvlm.licences import licence_text
 from fastvlm.paths import contained
 from ios_bundle import layout
-from ios_bundle.host_files import stop_ids
+from ios_bundle.host_files import most_new_tokens, stop_ids
 from ios_bundle.memory import memory_record
 from ios_bundle.promises import language_entries, packages
 from ios_bundle.seal import check_schema
@@ -107,7 +107,7 @@ def _vision(build: Build) -> dict[str, Any]:
     return {
         "image_size": first,
         "patch_size": build.stride,
-        "image_token_count": tokens(build, first),
+        "image_token_count": build.tokens_at(first),
         "image_token_id": build.prompt.get("image_token_id"),
         "image_mean": [0.0, 0.0, 0.0],
         "image_std": [1.0, 1.0, 1.0],
@@ -115,7 +115,7 @@ def _vision(build: Build) -> dict[str, Any]:
         "image_strategy": STRATEGIES[build.image_rule],
         "functions": {
             f"encode_{size}": {
-                "image_size": size, "image_token_count": tokens(build, size), **functions[f"encode_{size}"],
+                "image_size": size, "image_token_count": build.tokens_at(size), **functions[f"encode_{size}"],
             }
             for size in build.image_sizes
         },
@@ -143,14 +143,10 @@ def _profiles(build: Build) -> Iterator[dict[str, Any]]:
     """What an app can choose among: an image side, and the room for text that it leaves in the context."""
     for size in build.image_sizes:
         yield {
-            "name": str(size), "function": f"encode_{size}", "image_size": size, "image_tokens": tokens(build, size),
-            "context": build.context, "text_positions": build.context - tokens(build, size),
+            "name": str(size), "function": f"encode_{size}", "image_size": size, "image_tokens": build.tokens_at(size),
+            "context": build.context, "text_positions": build.context - build.tokens_at(size),
+            "max_new_tokens": most_new_tokens(build, size),
         }  # fmt: skip
-
-
-def tokens(build: Build, side: int) -> int:
-    """Returns T for an image of `side` pixels."""
-    return (side // build.stride) ** 2
 
 
 def read_metadata(bundle: Path) -> dict[str, Any]:

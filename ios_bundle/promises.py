@@ -1,4 +1,4 @@
-"""What a bundle takes over from a manifest beyond what running a build needs: each field proven to be of its kind.
+"""What a bundle takes over from a build beyond what running one needs: each field and table proven to be of its kind.
 
 A validated manifest is right throughout; an unvalidated one may have been edited by hand, and must still end in a
 sentence. All problems are listed at once.
@@ -6,13 +6,16 @@ sentence. All problems are listed at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fastvlm.build import LARGEST, Build
 from fastvlm.errors import BuildError
-from fastvlm.manifest import NAME
+from fastvlm.manifest import NAME, SELFTEST
 from fastvlm.mlpackage import WEIGHT_FILE
+from fastvlm.paths import contained
 
 _PROMPT = ("template", "before", "after", "system", "system_turn")
 _LISTS = ("controls", "stops")
@@ -23,6 +26,8 @@ def check_promises(build: Build) -> None:
     problems = [*_functions(build), *_prompt(build.manifest["prompt"]), *_rest(build)]
     if problems:
         raise BuildError(f"{build.folder / NAME}: {'; '.join(problems[:10])}; export the build again")
+    _check_table(build)
+    _check_selftest(contained(build.folder, f"{SELFTEST}/selftest.json"))
 
 
 def _functions(build: Build) -> Iterator[str]:
@@ -70,6 +75,26 @@ def _rest(build: Build) -> Iterator[str]:
     bos = manifest["tokenizer"].get("bos_id") if isinstance(manifest.get("tokenizer"), dict) else None
     if bos is not None and type(bos) is not int:
         yield "tokenizer.bos_id is no id"
+
+
+def _check_table(build: Build) -> None:
+    table = build.embeddings
+    assert table is not None
+    size = table.rows * table.width + 2 * table.rows if table.dtype == "int8" else 2 * table.rows * table.width
+    if table.file.is_file() and table.file.stat().st_size != size:
+        raise BuildError(
+            f"{table.file} has {table.file.stat().st_size:,} bytes, expected {size:,} for {table.rows} rows of "
+            f"{table.width} {table.dtype}; export the build again"
+        )
+
+
+def _check_selftest(file: Path) -> None:
+    try:
+        whole = not file.exists() or isinstance(json.loads(file.read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise BuildError(f"{file} is damaged; run `fastvlm validate` on the build, which writes it anew")
 
 
 def packages(build: Build) -> tuple[str, ...]:

@@ -65,6 +65,8 @@ def read_seal(bundle: Path) -> tuple[Seal | None, str | None]:
         return None, f"{CHECKSUMS}: cannot be read ({problem.strerror})"
     except (ValueError, RecursionError) as problem:
         return None, f"{CHECKSUMS}: is not JSON ({str(problem)[:80]})"
+    if b"\r\n" in data:
+        return None, f"{CHECKSUMS}: line ends were changed, as git's core.autocrlf does; tell git `-text` for bundles"
     if isinstance(content, dict):
         check_schema(content.get("schema"), bundle / CHECKSUMS)
     if not _is_seal(content):

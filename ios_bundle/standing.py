@@ -25,6 +25,12 @@ class Standing:
 
     reasons: tuple[str, ...]
     verdict: dict[str, Any] = field(default_factory=dict)
+    changed: bool = False  # some file is not what the manifest lists: validating it again would not help
+
+    @property
+    def cure(self) -> str:
+        """What to do before it can be bundled."""
+        return "copy or export the build again" if self.changed else "run `fastvlm validate` on it"
 
     @property
     def validated(self) -> bool:
@@ -36,9 +42,9 @@ class Standing:
         """The SHA-256 of each file of the self-test that the verdict states, none where it does not count."""
         return dict(self.verdict["selftest"]) if self.validated else {}
 
-    def because(self, *reasons: str) -> Standing:
-        """Returns the same with more reasons against it."""
-        return Standing(self.reasons + reasons, self.verdict)
+    def because(self, *reasons: str, changed: bool = False) -> Standing:
+        """Returns the same with more reasons against it; `changed`: of files that the manifest lists otherwise."""
+        return Standing(self.reasons + reasons, self.verdict, self.changed or changed)
 
     def as_json(self) -> dict[str, Any]:
         """What metadata.json says of it."""

@@ -7,15 +7,17 @@ is believed to be what its name says. It says nothing of numbers: `fastvlm verif
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastvlm.errors import BundleError
 from fastvlm.hashes import sha256_file
+from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.paths import check_entry, is_plain
 from fastvlm.progress import SILENT, Advance, Progress
-from ios_bundle.layout import CHECKSUMS, COMPILED, METADATA, MODELS, PACKAGE
+from ios_bundle.layout import CHECKSUMS, COMPILED, METADATA, MODELS, PACKAGE, SELFTEST
 from ios_bundle.metadata import read_metadata
 from ios_bundle.seal import Seal, read_seal
 
@@ -37,6 +39,11 @@ class Verification:
     def whole(self) -> bool:
         """True when every sealed file is there, bit for bit, and nothing else."""
         return not self.problems
+
+    @property
+    def has_selftest(self) -> bool:
+        """Whether a self-test was sealed with it."""
+        return self.seal is not None and f"{SELFTEST}/selftest.json" in self.seal.files
 
     def as_json(self) -> dict[str, object]:
         """The same as plain data."""
@@ -60,20 +67,22 @@ def verify(
     folder = Path(bundle)
     check_entry(folder, BundleError)
     if not any((folder / name).is_file() for name in (METADATA, CHECKSUMS)):
-        found = f"neither {METADATA} nor {CHECKSUMS} in it" if folder.is_dir() else "no folder there"
-        raise BundleError(f"{folder} is no bundle, found {found}; make one with `fastvlm bundle BUILD -o DIR`")
+        raise BundleError(_no_bundle(folder))
     seal, damage = read_seal(folder)
     if seal is None:
         return Verification(folder, None, None, False, (), (damage or "",))
     there, problems = _files(folder)
-    models = _compiled(there, seal) if compiled else ()
-    problems += _problems(folder, seal, there, models, progress)
+    models = _compiled(there, seal)
+    problems += _problems(folder, seal, there, models if compiled else (), progress)
+    if models and not compiled:
+        problems.insert(0, f"{', '.join(models)}: compiled on a Mac; with --compiled everything else is checked")
     if tree is not None and not seal.tree.startswith(tree.lower()):
         problems.append(f"{CHECKSUMS}: tree hash {seal.tree}, expected {tree}: whole or not, it is another bundle")
-    metadata = None if problems else read_metadata(folder)
+    known = any(problem.startswith(f"{METADATA}:") for problem in problems)
+    metadata = None if known else read_metadata(folder)
     name = metadata["name"] if metadata else None
     validated = metadata is not None and metadata["validation"].get("verdict") == "passed"
-    return Verification(folder, name, seal, validated, models, tuple(problems))
+    return Verification(folder, name, seal, validated, models if compiled else (), tuple(problems))
 
 
 def holds_bundle_alone(folder: Path) -> bool:
@@ -85,7 +94,8 @@ def holds_bundle_alone(folder: Path) -> bool:
     if seal is None:
         return False
     found, problems = _files(folder)
-    return not problems and found <= seal.files.keys() | {CHECKSUMS}
+    others = [problem for problem in problems if not problem.partition(":")[0].endswith(FINDER[0])]
+    return not others and found <= seal.files.keys() | {CHECKSUMS}
 
 
 def _files(folder: Path) -> tuple[set[str], list[str]]:
@@ -152,6 +162,15 @@ def _compiled(found: set[str], seal: Seal) -> tuple[str, ...]:
         for package, model in models
         if f"{model}/coremldata.bin" in found and not any(name.startswith(f"{package}/") for name in found)
     )
+
+
+def _no_bundle(folder: Path) -> str:
+    """What a folder is that is no bundle, and what to do."""
+    made = "make one with `fastvlm bundle BUILD -o DIR`"
+    if (folder / MANIFEST).is_file():
+        return f"{folder} is a build folder and no bundle; {made.replace('BUILD', shlex.quote(str(folder)))}"
+    found = f"neither {METADATA} nor {CHECKSUMS} in it" if folder.is_dir() else "no folder there"
+    return f"{folder} is no bundle, found {found}; {made}"
 
 
 def _unlisted(error: OSError) -> str:

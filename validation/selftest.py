@@ -31,7 +31,7 @@ from validation.reference import Encoded, Transcript
 
 FOLDER = SELFTEST
 OWN = {*SELFTEST_FILES, ".DS_Store"}
-SCHEMA = "0.2"  # 0.2: photo, rows_sha256
+SCHEMA = "0.3"  # 0.2: photo; 0.3: rows_sha256, and a photo larger than every side
 TOP = 8
 
 

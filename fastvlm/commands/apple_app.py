@@ -29,7 +29,7 @@ def show_steps(build: Path) -> None:
         "     python export_vision_encoder.py --model-path COPY\n"
         f"     python -m mlx_vlm.convert --hf-path COPY --mlx-path ../{MODEL} --only-llm\n"
         "  2. this encoder in place of the one that came with it:\n"
-        f"     rm -r {MODEL}/fastvithd.mlpackage && {_copying(build)}\n"
+        f"     {_copying(build)}\n"
         "  3. app/FastVLM.xcodeproj: build and run (docs/apple-app.md)",
         err=True,
     )
@@ -49,4 +49,4 @@ def _copying(build: Path) -> str:
 
     package = read_build(build).encoder
     assert package is not None  # no build for the app lacks it
-    return f"cp -R {shlex.quote(str(package.resolve()))} {MODEL}/"
+    return f"rm -rf {MODEL}/{package.name} && cp -R {shlex.quote(str(package.resolve()))} {MODEL}/"

@@ -47,7 +47,7 @@ def inspect(path: str, as_json: bool) -> None:
     if manifest is None:
         options.next_step("fastvlm inspect BUILD, for the manifest that says how to run it")
     else:
-        options.next_step(options.validation_of(path))
+        options.next_step(options.after_running(path))
 
 
 def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import click
 
 from fastvlm.commands import options
 from fastvlm.errors import UsageError
+from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -26,7 +28,10 @@ BUNDLE_OPTIONS = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "allow_pickle": F
 @click.argument("image", callback=options.filled)
 @click.argument("prompt")
 @options.backend
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), metavar="N",
+    help="Longest answer. Default: 256, or what a bundle says of its context.",
+)  # fmt: skip
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token each time.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from this share of the probability.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same answer.")
@@ -36,14 +41,14 @@ BUNDLE_OPTIONS = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "allow_pickle": F
 @options.as_json
 @options.debug
 def run(
-    target: str, image: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int,
+    target: str, image: str, prompt: str, max_new_tokens: int | None, temperature: float, top_p: float, seed: int,
     as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Ask about a picture: IMAGE is a file, PROMPT the question. The answer streams to stdout, times go to stderr.
 
     TARGET is a checkpoint, computed by PyTorch, or a build or an iOS bundle, computed from the .mlpackage files in it:
     by this project's own runtime on any machine (mil), or by Core ML on a Mac (coreml). A bundle answers by what a
-    phone has, and greedily.
+    phone has: greedily, pictures are PNG or JPEG.
     """
     options.check_image(image)  # before the seconds that the imports below take
     progress = TerminalProgress(transient=True)  # finished bars would stand between the answer's lines
@@ -58,7 +63,7 @@ def run(
     sampling = Sampling(temperature, top_p, seed)
     session = open_session(target, progress=progress, **asked)
     show = None if as_json else lambda piece: click.echo(piece, nl=False)
-    answer = session.answer(image, prompt, max_new_tokens, sampling=sampling, on_text=show, progress=progress)
+    answer = session.answer(image, prompt, max_new_tokens or 256, sampling=sampling, on_text=show, progress=progress)
     if as_json:
         click.echo(_json(answer))
         return
@@ -67,25 +72,26 @@ def run(
     if answer.backend == "torch":
         options.next_step(f"fastvlm export {shlex.quote(target)} -o BUILD")
     else:
-        options.next_step(options.validation_of(target))
+        options.next_step(options.after_running(target))
 
 
 def _is_bundle(target: str) -> bool:
-    """Whether `target` is a folder with the two files that every bundle has and no checkpoint."""
-    from ios_bundle.layout import CHECKSUMS, METADATA
+    """Whether `target` is a folder with the one file that a bundle's runtime reads, and is neither of the others."""
+    from ios_bundle.layout import METADATA
 
-    return all((Path(target) / name).is_file() for name in (METADATA, CHECKSUMS))
+    folder = Path(target)
+    return (folder / METADATA).is_file() and not any((folder / name).is_file() for name in (MANIFEST, "config.json"))
 
 
 def _ask_bundle(
-    target: str, image: str, prompt: str, most: int, as_json: bool, progress: TerminalProgress, *,
+    target: str, image: str, prompt: str, most: int | None, as_json: bool, progress: TerminalProgress, *,
     backend: str | None, image_size: int | None, **fixed: Any,
 ) -> None:  # fmt: skip
     """Answers by what the bundle holds alone; every option that a bundle has decided is refused by its name."""
     given = [name for name, value in fixed.items() if value != BUNDLE_OPTIONS.get(name)]
     if given or backend == "torch":
         names = ", ".join("--" + name.replace("_", "-") for name in given) or "--backend torch"
-        raise UsageError(f"{names}: decided when {target} was made, which answers greedily; leave it out")
+        raise UsageError(f"{names}: {target} is an iOS bundle, which answers greedily by what it holds; leave it out")
     with progress.stage("Loading libraries"):
         from validation.bundle_host.host import Host
 
@@ -93,19 +99,27 @@ def _ask_bundle(
     sizes = host.all("profiles", int, ".image_size")
     if host.size not in sizes:
         raise UsageError(f"{target} takes no pictures of --image-size {image_size}; it has {sizes}")
+    if host.get("validation.verdict", str) != "passed":
+        progress.note(f"{target} says of itself that it is unvalidated")
+    most = most or host.get(f"profiles.{sizes.index(host.size)}.max_new_tokens", int)
+    start = time.perf_counter()
     answer = host.answer(image, prompt, most)
     with progress.stage("Looking at the picture, reading the prompt"):
         first = next(answer, "")
-    text = ""
+    text, waited = "", time.perf_counter() - start
     for piece in chain([first], answer):
         text += piece
         if not as_json:
             click.echo(piece, nl=False)
+    seconds = {"first_piece": round(waited, 4), "all": round(time.perf_counter() - start, 4)}
     if as_json:
-        click.echo(json.dumps({"text": text, "backend": host.backend}, ensure_ascii=False, indent=1))
+        content = {"text": text, "backend": host.backend, "seconds": seconds}
+        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
     else:
         click.echo()
-    options.next_step(f"fastvlm verify {shlex.quote(target)} --run")
+        click.echo(f"{host.backend}: first piece after {waited:.2f} s, all after {seconds['all']:.2f} s", err=True)
+    tested = " --run" if "selftest" in host.get("files", dict) else ""
+    options.next_step(f"fastvlm verify {shlex.quote(target)}{tested}")
 
 
 def _stages(answer: Answer) -> dict[str, float]:

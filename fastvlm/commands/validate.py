@@ -82,7 +82,7 @@ def _next(build: str, verdict: Verdict) -> str:
     if verdict.passed and (step := app_step(build)):
         return step
     if verdict.passed:
-        return f'fastvlm run {quoted} IMAGE "PROMPT"' if verdict.answers else f"fastvlm inspect {quoted}"
+        return f"fastvlm bundle {quoted} -o BUNDLE" if verdict.answers else f"fastvlm inspect {quoted}"
     if any(finding.cured for finding in verdict.findings):
         return "fastvlm scan CHECKPOINT, then fastvlm export CHECKPOINT again: some value does not fit fp16"
     return "fastvlm export CHECKPOINT again; if that build fails too, report it with its validation.json"

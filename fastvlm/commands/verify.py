@@ -45,6 +45,8 @@ def verify(
     """
     if backend is not None and not runs:
         raise click.UsageError("--backend says who executes, and nothing is executed without --run")
+    if compiled and runs:
+        raise click.UsageError("--run executes packages, and with --compiled they are compiled; leave one of them out")
     from ios_bundle import verify as check
 
     progress = TerminalProgress()
@@ -61,13 +63,13 @@ def verify(
         _show_selftest(tested)
     if not found.whole:
         count = len(found.problems)
-        raise _failed(f"Error: {bundle} is not what it should be, {count} problem{'s'[: count != 1]}; copy it again")
+        raise _failed(f"Error: {bundle} is not what it should be, {count} problem{'s'[: count != 1]}{_advice(found)}")
     if tested is not None and not tested.passed:
         missed = [check.name for check in tested.checks if not check.passed]
         raise _failed(f"Error: the self-test of {bundle} failed: {', '.join(missed)}; do not ship it")
     if not found.compiled:  # which nothing here runs
-        quoted = shlex.quote(bundle)
-        options.next_step(f'fastvlm run {quoted} IMAGE "PROMPT"' if runs else f"fastvlm verify {quoted} --run")
+        quoted, untested = shlex.quote(bundle), runs or not found.has_selftest
+        options.next_step(f'fastvlm run {quoted} IMAGE "PROMPT"' if untested else f"fastvlm verify {quoted} --run")
 
 
 def _run(bundle: str, backend: str, progress: TerminalProgress) -> SelfTestResult:
@@ -88,6 +90,12 @@ def _show(found: Verification) -> None:
         click.echo(f"tree hash: {found.seal.tree}")
     for model in found.compiled:
         click.echo(f"{model}: compiled on a Mac, which no hash covers")
+
+
+def _advice(found: Verification) -> str:
+    """What helps: a copy, where it is no matter of what the problems themselves say to do."""
+    told = ("; delete it", "it is another bundle", "with --compiled everything else is checked")
+    return "" if all(problem.endswith(told) for problem in found.problems) else "; copy it again"
 
 
 def _show_selftest(tested: SelfTestResult) -> None:

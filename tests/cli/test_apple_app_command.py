@@ -34,7 +34,9 @@ def test_validate_proves_it_and_names_where_it_goes(run: Run, app_build: Path) -
     result = run("validate", app_build)
     assert result.exit_code == 0, result.output
     assert f"verdict: passed, 3 pictures ({app_build}/validation.json)" in result.stdout
-    assert result.stderr.splitlines()[-1].startswith(f"next: cp -R {app_build / PACKAGE} app/FastVLM/model/")
+    assert result.stderr.splitlines()[-1].startswith(
+        f"next: rm -rf app/FastVLM/model/{PACKAGE} && cp -R {app_build / PACKAGE} app/FastVLM/model/,"
+    )
 
 
 def test_run_says_what_it_is(run: Run, exported_app: Path, picture: Path) -> None:

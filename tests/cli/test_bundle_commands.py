@@ -65,6 +65,38 @@ def test_an_encoder_for_apples_app_is_no_bundle(app_build: Path, tmp_path: Path,
     assert "Apple's sample app" in refused.stderr
 
 
+def test_compiled_models_are_told_and_can_be_left_out(tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    for package in list(copy.glob("models/*.mlpackage")):
+        shutil.rmtree(package)
+        package.with_suffix(".mlmodelc").mkdir()
+        (package.with_suffix(".mlmodelc") / "coremldata.bin").write_bytes(b"compiled")
+    found = run("verify", copy)
+    assert found.exit_code == 1
+    assert "with --compiled everything else is checked" in found.stdout
+    assert run("verify", copy, "--compiled").exit_code == 0
+    assert run("verify", copy, "--compiled", "--run").exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["inspect", "lint", "validate", "bundle"])
+def test_a_bundle_in_place_of_a_build_is_told(command: str, tiny_bundle: Path, tmp_path: Path, run: Run) -> None:
+    words = ("-o", tmp_path / "out") if command == "bundle" else ()
+    found = run(command, tiny_bundle, *words)
+    assert found.exit_code == 2
+    assert "is an iOS bundle and no build folder" in found.stderr
+
+
+def test_running_an_unvalidated_bundle_says_so(exported_tiny: Path, tmp_path: Path, run: Run, root: Path) -> None:
+    run("bundle", exported_tiny, "-o", tmp_path / "out", "--unvalidated")
+    photo = root / "fastvlm_ref/tiny/pictures/number.png"
+    found = run("run", tmp_path / "out", photo, "Which number do you see?")
+    assert (found.exit_code, found.stdout.strip()) == (0, "94")
+    assert "note: " in found.stderr
+    assert "unvalidated" in found.stderr
+    assert "first piece after" in found.stderr
+    assert found.stderr.rstrip().endswith(f"next: fastvlm verify {tmp_path / 'out'}"), "it has no self-test to run"
+
+
 @pytest.mark.parametrize("words", [("bundle", "", "-o", "x"), ("bundle", "nowhere", "-o", "x"), ("verify", "nowhere")])
 def test_what_is_not_there_is_named(
     words: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

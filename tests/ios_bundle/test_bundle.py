@@ -17,6 +17,7 @@ from fastvlm.hashes import file_hash, sha256_file
 from fastvlm.licences import APPLE, APPLE_SENTENCE
 from fastvlm.manifest import read_manifest, write_manifest
 from fastvlm.mlpackage import MODEL_FILE, WEIGHT_FILE, canonical_manifest
+from fastvlm.prompts import read_prompts
 from ios_bundle import bundle, verify
 from ios_bundle.layout import APP_LIMIT, COMPILED, PACKAGE, bundle_name
 from ios_bundle.metadata import read_metadata
@@ -91,7 +92,7 @@ def test_metadata_tells_how_to_run_what_the_manifest_told(tiny_bundle: Path, val
     assert metadata["prompt"] == {**manifest["prompt"], "bos_id": None}
     assert metadata["profiles"] == [
         {"name": "256", "function": "encode_256", "image_size": 256, "image_tokens": 16, "context": 2048,
-         "text_positions": 2032}
+         "text_positions": 2032, "max_new_tokens": 256}
     ]  # fmt: skip
     assert metadata["bundle"]["manifest_sha256"] == sha256_file(validated_tiny / "manifest.json")
 
@@ -134,6 +135,15 @@ def test_stop_ids_are_the_checkpoints_and_the_templates(validated: Path, tmp_pat
     made = bundle(edited(validated, forget), tmp_path / "out", unvalidated=True)
     assert json.loads(text_of(made, "generation.json"))["stop_ids"] == [7, 556, 558]
     assert read_metadata(made)["prompt"]["stop_ids"] == [7, 556, 558]
+
+
+def test_an_answer_is_as_long_as_a_small_context_allows(validated: Path, tmp_path: Path) -> None:
+    """96 positions, 16 for the picture, 26 at most for a ready-made prompt: a default of 256 would refuse them all."""
+    longest = max(prompt.count for prompt in read_prompts(validated / "prompts.json"))
+    shorten: Edit = lambda manifest: manifest.update(context=96)  # noqa: E731
+    made = bundle(edited(validated, shorten), tmp_path / "out", unvalidated=True)
+    assert json.loads(text_of(made, "generation.json"))["max_new_tokens"] == 96 - 16 - longest
+    assert read_metadata(made)["profiles"][0]["max_new_tokens"] == 96 - 16 - longest
 
 
 def test_an_int8_table_is_split_into_codes_and_scales(validated: Path, tmp_path: Path) -> None:
@@ -236,3 +246,12 @@ def test_memory_is_the_sum_of_its_parts_beside_what_phones_give(tiny_bundle: Pat
 )  # fmt: skip
 def test_the_name_is_plain_whatever_the_source_is_called(source: str, name: str) -> None:
     assert bundle_name(source, (1024,)) == name
+
+
+def test_the_name_says_what_is_out_of_the_ordinary(validated: Path, tmp_path: Path) -> None:
+    def tell(manifest: dict[str, Any]) -> None:
+        manifest.update(target="gpu", context=1024)
+        manifest["compression"]["scheme"] = "int8"
+
+    made = bundle(edited(validated, tell), tmp_path / "out", unvalidated=True)
+    assert read_metadata(made)["name"] == "tiny-256-int8-gpu-c1024"

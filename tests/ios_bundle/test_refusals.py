@@ -70,10 +70,13 @@ UNPROVEN: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("reason", UNPROVEN)
-def test_what_nobody_proved_is_refused_unless_one_insists(reason: str, validated: Path, place: Path) -> None:
+def test_what_nobody_proved_is_refused_unless_one_insists(
+    reason: str, validated: Path, place: Path, heard: Any
+) -> None:
     UNPROVEN[reason](validated)
     assert reason in refused(validated, place)
-    made = bundle(validated, place, unvalidated=True)
+    made = bundle(validated, place, unvalidated=True, progress=heard)
+    assert any("says of itself that it is unvalidated" in note and reason in note for note in heard.notes)
     stated = read_metadata(made)["validation"]
     assert stated["verdict"] == "unvalidated"
     assert any(reason in each for each in stated["reasons"])
@@ -111,7 +114,7 @@ ODD: dict[str, Callable[[Path], Any]] = {
     ),
     "pipe: not in the manifest": lambda build: os.mkfifo(build / "pipe"),
     "embeddings.bin: missing": lambda build: ((build / "embeddings.bin").unlink(), os.mkfifo(build / "embeddings.bin")),
-    "prompts.json; export the build again": lambda build: (
+    "prompts.json cannot be read (No such file or directory)": lambda build: (
         (build / "prompts.json").unlink(),
         edit(build, lambda manifest: manifest["files"].pop("prompts.json")),
     ),
@@ -125,6 +128,10 @@ ODD: dict[str, Callable[[Path], Any]] = {
         build, lambda manifest: manifest["functions"]["language"][0]["state"].update(shape="large")
     ),
     "prompt.controls is": lambda build: edit(build, lambda manifest: manifest["prompt"].update(controls=[1])),
+    "prompts.json is not valid JSON": lambda build: (build / "prompts.json").write_text("{"),
+    "holds no prompts": lambda build: (build / "prompts.json").write_text('{"prompts": "hi"}'),
+    "selftest.json is damaged": lambda build: (build / "selftest/selftest.json").write_text("garbage"),
+    "bytes, expected 221,184 for 576 rows of 192 float16": lambda build: os.truncate(build / "embeddings.bin", 1000),
     "tokenizer.json is no tokenizer": lambda build: (build / "tokenizer/tokenizer.json").write_text("[]"),
     "has schema 9.0": lambda build: rewrite(build, "manifest.json", schema="9.0"),
 }
@@ -169,15 +176,18 @@ def test_a_full_disk_is_named_before_and_while_it_fills(
 def test_an_existing_place_stays_as_it_is(validated: Path, place: Path) -> None:
     made = bundle(validated, place)
     assert "exists" in refused(validated, place, OutputError)
+    (place / ".DS_Store").write_text("Finder looked")
     assert bundle(validated, place, overwrite=True) == made
+    assert verify(place).whole, "and it is gone"
     (place / "mine.txt").write_text("keep me")
     assert "holds files that others put there" in refused(validated, place, OutputError, overwrite=True)
     assert (place / "mine.txt").read_text() == "keep me"
 
 
 def test_a_place_inside_the_build_is_refused(validated: Path) -> None:
-    with pytest.raises(OutputError, match="lie in each other"):
-        bundle(validated, validated / "bundle")
+    for place in (validated / "bundle", validated, validated.parent):
+        with pytest.raises(OutputError, match="lie in each other"):
+            bundle(validated, place, overwrite=True)
     assert not (validated / "bundle").exists()
 
 
@@ -206,6 +216,22 @@ def test_what_is_no_bundle_is_named(reason: str, whole: Path) -> None:
     NO_BUNDLE[reason](whole)
     with pytest.raises(BundleError, match=reason):
         verify(whole)
+
+
+def test_other_line_ends_are_told_as_what_they_are(whole: Path) -> None:
+    """A clone with core.autocrlf: the one message must not send anybody to copy it again."""
+    for path in (whole / "checksums.json", whole / "scripts/compile_models.sh"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    (problem,) = verify(whole).problems
+    assert "autocrlf" in problem
+    assert "-text" in problem
+
+
+def test_a_build_is_told_from_a_bundle(validated: Path) -> None:
+    with pytest.raises(
+        BundleError, match=f"is a build folder and no bundle; make one with `fastvlm bundle {validated}"
+    ):
+        verify(validated)
 
 
 @pytest.mark.parametrize(

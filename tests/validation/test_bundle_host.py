@@ -241,7 +241,7 @@ def test_what_is_no_bundle_is_one_sentence(tmp_path: Path) -> None:
 
 def test_an_answer_that_the_context_cannot_hold_names_the_numbers(tiny_bundle: Path) -> None:
     assert refusal(tiny_bundle, PromptError, most=2040) == (
-        "38 positions and 2040 of an answer exceed 2048; ask for less"
+        "38 positions and an answer of 2040 exceed 2048; shorten either"
     )
 
 

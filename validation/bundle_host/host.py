@@ -84,7 +84,7 @@ class Host(Bundle):
         except (IndexError, ValueError) as error:
             raise BundleError(f"tokenizer, table and encoder do not fit ({error}); make the bundle again") from error
         if len(rows) + most > self.context:
-            raise PromptError(f"{len(rows)} positions and {most} of an answer exceed {self.context}; ask for less")
+            raise PromptError(f"{len(rows)} positions and an answer of {most} exceed {self.context}; shorten either")
         kept, position = [stage for stage in self.stages if "state" in self.get(stage, dict)], 0
         self.states = {stage: self.function(f"{stage}.asset", "decode").make_state() for stage in kept}
         while position < len(rows) - 1:  # all but the last are prefilled
