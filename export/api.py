@@ -9,12 +9,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from export.apple_app import refusal
 from export.build import BuildWriter
 from export.choice import cautions, intended, measured, smallest, unused
 from export.plan import check_options, make_plan
 from export.precheck import check_weights
 from export.protection import Protection
 from export.ranges.kept import kept_protection
+from export.ready_prompts import fitting_prompts
 from export.sizes import check_files
 from export.space import check_space, part_bytes
 from fastvlm.errors import UsageError
@@ -34,13 +36,14 @@ def export(
     output: str | Path,
     *,
     image_sizes: Sequence[int] = (),
-    context: int = 2048,
+    context: int | None = None,
     query_length: int = 64,
     only: str | None = None,
     target: str = "ane",
     max_file_size: int | None = None,
     quantize: str | Path | None = None,
     calibration: str | Path | None = None,
+    purpose: str | None = None,
     image_rule: str | None = None,
     template: str | None = None,
     system: str | None = None,
@@ -51,16 +54,17 @@ def export(
 ) -> Path:
     """Exports a checkpoint to Core ML and returns the build folder.
 
-    `image_sizes` N in pixels (none: the checkpoint's own), `context` C and `query_length` Q in positions, `only`
-    "encoder" or "language", `target` "ane" or "gpu", `max_file_size` in bytes of a language model's weight file (none:
-    1 GB for "ane", any for "gpu"), `quantize` a scheme's name or a recipe's file (docs/compression.md), `calibration` a
-    folder of pictures to measure on (none: the shipped ones).
+    `image_sizes` N in pixels (none: the checkpoint's own), `context` C (none: 2048) and `query_length` Q in positions,
+    `only` "encoder" or "language", `target` "ane" or "gpu", `max_file_size` in bytes of a language model's weight file
+    (none: 1 GB for "ane", any for "gpu"), `quantize` a scheme's name or a recipe's file (docs/compression.md),
+    `calibration` a folder of pictures to measure on (none: the shipped ones). `purpose` "apple-app" makes the encoder
+    that Apple's sample app takes, and that alone (docs/apple-app.md).
     Raises UsageError and OutputError before the checkpoint is read, CheckpointError while it is, TensorError for NaN or
     infinity among the weights, OutputError for a full disk and UsageError for a recipe that does not fit before the
     first conversion, PackageError when the converter did not make what the contract says. Nothing is left behind on
     failure; an interrupt leaves the finished packages, which the same call takes over, byte for byte.
     """
-    check_options(image_sizes, context, query_length, only, target, max_file_size, quantize, calibration)
+    check_options(image_sizes, context, query_length, only, target, max_file_size, quantize, calibration, purpose)
     place = check_output(output, overwrite)  # before gigabytes are fetched
     reading = [*(() if base is None else ("--base", str(base))), *(("--allow-pickle",) if allow_pickle else ())]
     typed = shlex.join([str(checkpoint), *reading])
@@ -72,7 +76,7 @@ def export(
     )  # fmt: skip
     return export_model(
         model, output, image_sizes=image_sizes, context=context, query_length=query_length, only=only,
-        target=target, max_file_size=max_file_size, quantize=quantize, calibration=calibration,
+        target=target, max_file_size=max_file_size, quantize=quantize, calibration=calibration, purpose=purpose,
         overwrite=overwrite, progress=progress, typed=typed,
     )  # fmt: skip
 
@@ -83,13 +87,14 @@ def export_model(
     output: str | Path,
     *,
     image_sizes: Sequence[int] = (),
-    context: int = 2048,
+    context: int | None = None,
     query_length: int = 64,
     only: str | None = None,
     target: str = "ane",
     max_file_size: int | None = None,
     quantize: str | Path | None = None,
     calibration: str | Path | None = None,
+    purpose: str | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
     protection: Protection | None = None,
@@ -103,12 +108,17 @@ def export_model(
     source, tokenizer = model.source, model.tokenizer
     if source is None or tokenizer is None:
         raise UsageError("this model has no source or no tokenizer; read it with load_checkpoint")
-    plan = make_plan(model.config, image_sizes, context, query_length, only, target, max_file_size)
+    if purpose is not None:
+        check_options(quantize=quantize, calibration=calibration, purpose=purpose)  # what no plan holds
+    plan = make_plan(model.config, image_sizes, context, query_length, only, target, max_file_size, purpose)
     limit = model.config.text.max_positions
     if plan.language and plan.context > limit:
         progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")
+    if plan.purpose is not None and (problem := refusal(model.config.vision, plan.image_sizes[0])):
+        progress.note(problem)
     place = check_output(output, overwrite)
     check_apart(place, [source.folder, source.base.folder if source.base else None])
+    prompts = fitting_prompts(model, plan, progress)
     samples = shipped_samples() if calibration is None else samples_in(Path(calibration), "--calibration")
     intent = intended(model, plan, quantize)
     check_files(model.config.text, plan, smallest(intent, model, plan))
@@ -123,6 +133,6 @@ def export_model(
         progress.note(note)
     with staged_folder(place, overwrite, progress=progress, resume=True) as folder:
         writer = BuildWriter(model, plan, folder, source, tokenizer, progress, compression, protection)
-        writer.source_files = files  # 15 GB are hashed once
+        writer.source_files, writer.prompts = files, prompts  # 15 GB are hashed once, a note is told once
         writer.write()
     return place

@@ -1,4 +1,4 @@
-"""The build folder: both packages, embedding table, tokenizer and the manifest that says how to run them.
+"""The build folder: both packages, embedding table, tokenizer, prompts and the manifest that says how to run them.
 
 Everything that a host must repeat is written once, into the manifest, from the same objects that made the graphs.
 It writes into the folder it is given; staging and publishing are `export.api`'s. The packages and the embedding table
@@ -28,6 +28,7 @@ from export.parts_key import encoder_key, language_key
 from export.plan import IOS_FILE, ExportPlan
 from export.protection import PROTECTED, Protection
 from export.quiet import import_coremltools
+from export.ready_prompts import fitting_prompts
 from export.sizes import LANGUAGE, language_bytes
 from export.vision import converted_encoder
 from fastvlm import __version__
@@ -38,12 +39,14 @@ from fastvlm.manifest import SCHEMA, write_manifest
 from fastvlm.mlpackage import WEIGHT_FILE
 from fastvlm.parts import RECORDS, Parts
 from fastvlm.progress import Advance, Progress
+from fastvlm.prompts import NAME as PROMPTS
+from fastvlm.prompts import EncodedPrompt, dump_prompts
 from fastvlm_ref.checkpoint.source import Source, is_licence, weight_hashes
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
 
-ENCODER, TOKENIZER = "VisionEncoder.mlpackage", "tokenizer"
+TOKENIZER = "tokenizer"
 LICENCE = "licence"
 AUTHOR = f"fastvlm {__version__}"
 
@@ -72,7 +75,9 @@ class BuildWriter:
         if self.plan.language:
             self.write_language()
             self.write_embeddings()
-        self.tokenizer.save(self.folder / TOKENIZER)
+        if self.plan.purpose is None:  # an app has its own
+            self.tokenizer.save(self.folder / TOKENIZER)
+            (self.folder / PROMPTS).write_bytes(dump_prompts(self.prompts))
         self.write_licences()
         write_manifest(self.folder / MANIFEST, self.manifest())
 
@@ -80,6 +85,11 @@ class BuildWriter:
     def source_files(self) -> dict[str, FileHash]:
         """The checkpoint's files with their hashes."""
         return self.source.files(self.progress)
+
+    @cached_property
+    def prompts(self) -> tuple[EncodedPrompt, ...]:
+        """The ready-made prompts with their ids."""
+        return fitting_prompts(self.model, self.plan, self.progress)
 
     @cached_property
     def parts(self) -> Parts:
@@ -93,7 +103,7 @@ class BuildWriter:
         found = {}
         if plan.encoder:
             key = encoder_key(model, plan, files) | self.compression.key("encoder")
-            found[ENCODER] = key | {"protection": self.protection.encoder_key}
+            found[plan.encoder_package] = key | {"protection": self.protection.encoder_key}
         if plan.language:
             key = language_key(model, plan, files) | {"protection": self.protection.language_key}
             found[EMBEDDINGS] = key | {"dtype": self.compression.embeddings}
@@ -107,14 +117,12 @@ class BuildWriter:
         return encoder_functions(config.vision, config.text.hidden_size, self.plan)
 
     def write_encoder(self) -> None:
-        """Writes VisionEncoder.mlpackage: one conversion, one function per size, one weight file."""
-        sizes = ", ".join(map(str, self.plan.image_sizes))
-        text = f"FastVLM vision encoder with projector: an RGB picture ({sizes} pixels a side) to image tokens."
-        specs = self.encoder_specs
-        labels = self.labels(text, specs)
+        """Writes the encoder's package: one conversion, one function per size, one weight file."""
+        specs, package = self.encoder_specs, self.plan.encoder_package
+        labels = self.labels(_encoder_text(self.plan), specs)
         with self.progress.stage("Vision encoder", len(specs) + 1) as advance:  # each size, the hashes
             clamped = self.parts.make(
-                ENCODER, self.made_of[ENCODER],
+                package, self.made_of[package],
                 lambda path: write_package(
                     path, self._encoder_functions(specs, advance), specs[0].name, labels,
                     self.compression.layers("encoder."),
@@ -124,7 +132,8 @@ class BuildWriter:
         self._report(clamped)
 
     def _encoder_functions(self, specs: tuple[FunctionSpec, ...], advance: Advance) -> Iterator[Converted]:
-        for function in converted_encoder(self.model, specs, self.compression, self.protection):
+        projector = self.plan.projector
+        for function in converted_encoder(self.model, specs, self.compression, self.protection, projector=projector):
             yield function
             advance(1)
 
@@ -227,7 +236,7 @@ class BuildWriter:
             "model": {"type": config.model_type, "vision": asdict(config.vision), "text": asdict(config.text)},
             "image": {
                 "rule": config.image_rule, "sizes": list(plan.image_sizes) if plan.encoder else [],
-                "scale": SCALE, "bias": [0, 0, 0], "color": "RGB",
+                "scale": SCALE if plan.purpose is None else 1.0, "bias": [0, 0, 0], "color": "RGB",
             },
             "prompt": prompt_record(config.prompt),
             "context": plan.context,
@@ -235,7 +244,6 @@ class BuildWriter:
             "target": plan.target,
             "functions": {},
             "packages": {},
-            "tokenizer": {"folder": TOKENIZER, "bos_id": self.tokenizer.bos},
             "compression": self.compression.as_json(plan.parts),
             "protection": self.protection.as_json(),
             "licence": config.licence,
@@ -243,6 +251,11 @@ class BuildWriter:
             "assumed": list(config.assumed),
             "saturated": self.saturated,
         }  # fmt: skip
+        if plan.purpose is None:
+            content["tokenizer"] = {"folder": TOKENIZER, "bos_id": self.tokenizer.bos}
+            content["prompts"] = {"file": PROMPTS}
+        else:
+            content["for"] = plan.purpose
         if plan.encoder:
             self._add_encoder(content)
         if plan.language:
@@ -252,7 +265,7 @@ class BuildWriter:
         return content | {"files": files}
 
     def _add_encoder(self, content: dict[str, Any]) -> None:
-        content["packages"]["encoder"] = ENCODER
+        content["packages"]["encoder"] = self.plan.encoder_package
         content["functions"]["encoder"] = {spec.name: spec.as_json() for spec in self.encoder_specs}
 
     def _add_language(self, content: dict[str, Any]) -> None:
@@ -269,6 +282,14 @@ def _prefixes(chunk: Chunk) -> Iterator[str]:
     yield from (f"{LANGUAGE}layers.{index}." for index in range(chunk.first, chunk.last))
     if chunk.parts:
         yield f"{LANGUAGE}lm_head"
+
+
+def _encoder_text(plan: ExportPlan) -> str:
+    """The sentence that Xcode shows of the encoder's package."""
+    sizes = ", ".join(map(str, plan.image_sizes))
+    if plan.purpose is None:
+        return f"FastVLM vision encoder with projector: an RGB picture ({sizes} pixels a side) to image tokens."
+    return f"FastVLM vision encoder without projector, for Apple's sample app: pixels ({sizes} a side) to image tokens."
 
 
 def _chunk_text(chunk: Chunk) -> str:

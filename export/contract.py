@@ -1,7 +1,8 @@
 """The I/O contract of every function that an export makes, as data: one place for graph, package, manifest and check.
 
-Names, shapes and dtypes are those of docs/architecture.md; a Swift host is written against them. It knows neither torch
-nor coremltools.
+Names, shapes and dtypes are those of docs/architecture.md; a Swift host is written against them. Those of the encoder
+for Apple's sample app are what its code asks for (app/FastVLM/FastVLM.swift, class `fastvithd`).
+It knows neither torch nor coremltools.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from typing import Any
 
 from export.chunks import Chunk, HeadSplit
 from export.plan import ExportPlan
+from fastvlm.build import APPLE_APP
 from fastvlm_ref.config import TextConfig, VisionConfig
 
 SCALE = 1 / 255  # bytes to [0, 1]; FastVLM's mean is 0 and its std 1, so bias 0 is lossless
 STATE = "kvCache"
+IOS16, IOS18 = "iOS16", "iOS18"
+SYSTEMS = {IOS16: 7, IOS18: 9}  # specification version; iOS 18's is the first with several functions, and with state
 EMBEDS, HIDDEN = "inputsEmbeds", "hiddenStates"  # what goes into every package, and what one hands to the next
 
 
@@ -24,7 +28,7 @@ class TensorSpec:
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # "float16" | "int32"; "uint8" for an image
+    dtype: str  # "float16" | "float32" | "int32"; "uint8" for an image
     text: str  # what it is, shown by Xcode
     kind: str = "tensor"  # "tensor" | "image" (RGB N×N, scale 1/255, bias 0, shape (1, 3, N, N))
 
@@ -35,12 +39,18 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class FunctionSpec:
-    """One function of a package."""
+    """One function of a package; `system`: the oldest that loads it, of SYSTEMS."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     state: TensorSpec | None = None
+    system: str = IOS18
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is its package's only function: systems before iOS 18 know no others, nor names of functions."""
+        return self.system != IOS18
 
     def as_json(self) -> dict[str, Any]:
         """The manifest's entry, without the state, which all functions of a package share."""
@@ -66,8 +76,22 @@ def encoder_function(vision: VisionConfig, hidden: int, side: int) -> FunctionSp
     return FunctionSpec(f"encode_{side}", (image,), (features,))
 
 
+def app_function(vision: VisionConfig, side: int) -> FunctionSpec:
+    """Returns `main` of the encoder in Apple's sample app: pixels (1, 3, N, N) in [0, 1] in, the tower's tokens out."""
+    tokens = vision.tokens_at(side)
+    pixels = TensorSpec(
+        "images", (1, 3, side, side), "float32", f"red, green and blue of {side}×{side} pixels, values from 0 to 1"
+    )
+    features = TensorSpec(
+        "image_features", (1, tokens, vision.features), "float32", f"{tokens} image tokens, row by row, not projected"
+    )
+    return FunctionSpec("main", (pixels,), (features,), system=IOS16)
+
+
 def encoder_functions(vision: VisionConfig, hidden: int, plan: ExportPlan) -> tuple[FunctionSpec, ...]:
-    """Returns one function per asked size, in the order asked."""
+    """Returns one function per asked size, in the order asked; for an app its own."""
+    if plan.purpose == APPLE_APP:
+        return tuple(app_function(vision, side) for side in plan.image_sizes)
     return tuple(encoder_function(vision, hidden, side) for side in plan.image_sizes)
 
 

@@ -2,8 +2,9 @@
 
 Notable choices: `torch.jit.trace` without its re-check (which runs everything again), at a shape of the caller's
 choosing; coremltools gets the real shapes, so a size-free graph is traced small. Everything declared is fp16 or
-int32, so that coremltools inserts no cast at inputs and outputs. Equal constants stay apart, because stand-in weights
-are all equal: in the weight file equal blobs lie once all the same.
+int32, so that coremltools inserts no cast at inputs and outputs; where a contract asks for float32, it inserts one
+there, and all between stays fp16. Equal constants stay apart, because stand-in weights are all equal: in the weight
+file equal blobs lie once all the same.
 The package that coremltools writes is temporary; `export.package` writes the one that ships.
 """
 
@@ -72,7 +73,7 @@ def converted(traced: Any, spec: FunctionSpec) -> Iterator[Converted]:
             inputs=[_input(ct, tensor) for tensor in spec.inputs],
             outputs=[ct.TensorType(name=tensor.name, dtype=_dtype(tensor)) for tensor in spec.outputs],
             states=[_state(ct, spec.state)] if spec.state else None,
-            minimum_deployment_target=ct.target.iOS18,
+            minimum_deployment_target=getattr(ct.target, spec.system),
             compute_precision=ct.precision.FLOAT16,
             pass_pipeline=passes,
             skip_model_load=True,
@@ -86,7 +87,7 @@ def converted(traced: Any, spec: FunctionSpec) -> Iterator[Converted]:
 def _dtype(tensor: TensorSpec) -> Any:
     import numpy as np
 
-    return {"float16": np.float16, "int32": np.int32}[tensor.dtype]
+    return {"float16": np.float16, "float32": np.float32, "int32": np.int32}[tensor.dtype]
 
 
 def _input(ct: Any, tensor: TensorSpec) -> Any:

@@ -233,11 +233,12 @@ def graph_of(part: nn.Module, at: Place, reads: Site) -> tuple[nn.Module, Site]:
 class EncoderGraph(nn.Module):
     """Pixels (1, 3, N, N) in [0, 1] -> image tokens (1, T, H), projected; neither is scaled.
 
+    Without `projector` the tokens are the tower's own, (1, T, features), not scaled either.
     sites: what `protection.encoder` may scale, by name, with the names of the tensors whose ranges decide it.
     UsageError where it scales anything else.
     """
 
-    def __init__(self, model: FastVLM, protection: Protection = PROTECTED) -> None:
+    def __init__(self, model: FastVLM, protection: Protection = PROTECTED, projector: bool = True) -> None:
         super().__init__()
         tower, root = model.vision_encoder, Place("", Sites(protection.encoder), protection.safe_forms)
         self.patch_embed, site = graph_of(tower.patch_embed, root / "patch_embed", UNSCALED)
@@ -246,18 +247,26 @@ class EncoderGraph(nn.Module):
             module, site = graph_of(part, root / "network" / index, site)
             self.network.append(module)
         self.conv_exp = ConvGraph(tower.conv_exp, root / "conv_exp", site)
-        first, _, second = (cast(nn.Linear, part) for part in model.projector)
-        middle = (root / "projector_0").site(CONV)
-        self.exponent = middle.exponent
-        self.projector_0 = rescaled(pointwise(first.weight, first.bias), self.conv_exp.site.exponent, middle.exponent)
-        self.projector_2 = rescaled(pointwise(second.weight, second.bias), middle.exponent, 0)
+        self.exponent = self.conv_exp.site.exponent
+        self.projects = projector
+        if projector:
+            self._add_projector(model.projector, root / "projector_0")
         self.sites: Mapping[str, tuple[str, ...]] = root.sites.finish()
+
+    def _add_projector(self, projector: nn.Sequential, middle: Place) -> None:
+        first, _, second = (cast(nn.Linear, part) for part in projector)
+        reads, self.exponent = self.exponent, middle.site(CONV).exponent
+        self.projector_0 = rescaled(pointwise(first.weight, first.bias), reads, self.exponent)
+        self.projector_2 = rescaled(pointwise(second.weight, second.bias), self.exponent, 0)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patch_embed(image)
         for part in self.network:
             x = part(x)
         x = self.conv_exp(x)  # (1, 3072, N/64, N/64)
-        x = self.projector_2(gelu(self.projector_0(x), self.exponent))  # (1, H, N/64, N/64)
+        if self.projects:
+            x = self.projector_2(gelu(self.projector_0(x), self.exponent))  # (1, H, N/64, N/64)
+        elif self.exponent:
+            x = x * 2.0**self.exponent
         out: Tensor = x.flatten(2).transpose(1, 2)  # (1, T, H)
         return out

@@ -24,7 +24,6 @@ from fastvlm.errors import PackageError
 from fastvlm.hashes import sha256_bytes, sha256_file
 from fastvlm.mlpackage import MODEL_FILE, WEIGHT_FILE, canonical_manifest
 
-IOS18 = 9  # specification version, the first with functions and state
 FP16 = 1  # the weight file's code
 
 
@@ -42,14 +41,14 @@ class Labels:
 def write_package(
     folder: Path, functions: Iterable[Converted], default: str, labels: Labels, compressed: Collection[str] = ()
 ) -> dict[str, int]:
-    """Writes a package of several functions, taking them one at a time; `compressed`: layers that must be in it so.
+    """Writes a package of functions, taking them one at a time; `compressed`: layers that must be in it so.
 
     Returns, by parameter, how many values were too large for fp16 and were clamped. Raises TensorError for a parameter
     of NaN or infinity, PackageError as `check_package`.
     """
     weights = folder / WEIGHT_FILE
     weights.parent.mkdir(parents=True)
-    proto = import_coremltools().proto.Model_pb2.Model(specificationVersion=IOS18)
+    proto = import_coremltools().proto.Model_pb2.Model()
     specs = []
     clamped: dict[str, int] = {}
     wanted: dict[str, str] = {}
@@ -61,7 +60,8 @@ def write_package(
             wanted |= {weight.name: weight.layer for weight in converted.parameters.values() if weight.scheme}
         _check_all_stored(wanted, compressed, writer)
         writer.finish()
-    proto.description.defaultFunctionName = default
+    if not all(spec.alone for spec in specs):
+        proto.description.defaultFunctionName = default
     _label(proto.description.metadata, labels)
     check_package(proto, specs, default)
     model: bytes = proto.SerializeToString(deterministic=True)
@@ -74,6 +74,7 @@ def write_package(
 def _add_function(proto: Any, converted: Converted, writer: WeightWriter, clamped: dict[str, int]) -> None:
     """Copies one function into `proto`, and those of its weights that are not yet there into the weight file."""
     program = converted.proto.mlProgram
+    proto.specificationVersion = converted.proto.specificationVersion
     proto.mlProgram.version = program.version
     function = proto.mlProgram.functions[converted.spec.name]
     function.CopyFrom(program.functions["main"])
@@ -92,7 +93,8 @@ def _add_function(proto: Any, converted: Converted, writer: WeightWriter, clampe
             "install the coremltools and torch of constraints.txt"
         )
     rename(function, kept=converted.parameters)
-    _describe(proto.description.functions.add(name=converted.spec.name), converted)
+    description = proto.description
+    _describe(description if converted.spec.alone else description.functions.add(name=converted.spec.name), converted)
 
 
 def _copy_blobs(op: Any, reader: WeightReader, writer: WeightWriter) -> None:

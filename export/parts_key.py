@@ -29,13 +29,14 @@ from fastvlm_ref.model.fastvlm import FastVLM
 LIBRARIES = ("coremltools", "torch", "numpy", "protobuf")
 ROOMS = ("export", "fastvlm_ref")
 HALL = ("fastvlm/licences.py", "fastvlm/mlpackage.py")  # how packages are laid out and labelled
-ENCODER_OPTIONS = {"image_sizes"}
+ENCODER_OPTIONS = {"image_sizes", "purpose"}
 LANGUAGE_OPTIONS = {"context", "query_length", "target", "max_file_size"}
 
 
 def encoder_key(model: FastVLM, plan: ExportPlan, files: Mapping[str, FileHash]) -> dict[str, Any]:
     """Returns what makes the vision encoder's package, as JSON; `files` is `Source.files()`."""
-    return _key(model, plan, files, LANGUAGE_OPTIONS, (model.vision_encoder, model.projector))
+    modules = (model.vision_encoder, model.projector) if plan.projector else (model.vision_encoder,)
+    return _key(model, plan, files, LANGUAGE_OPTIONS, modules)
 
 
 def language_key(model: FastVLM, plan: ExportPlan, files: Mapping[str, FileHash]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What one export is to make: image sizes, context, query length, parts, target; checked before any heavy work.
+"""What one export is to make: image sizes, context, query length, parts, target, purpose; checked before heavy work.
 
 Notable choices: all problems are listed at once; what needs the checkpoint (its own image size, how many tokens an
 image takes) is checked as soon as the checkpoint is open, before the first graph is built.
@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.compression.recipe import requested
-from fastvlm.build import TARGETS
+from export.apple_app import app_problems
+from export.compression.recipe import FP16, requested
+from fastvlm.build import APPLE_APP, PURPOSES, TARGETS
 from fastvlm.errors import UsageError
 from fastvlm_ref.config import LARGEST_SIDE, FastVLMConfig
 from fastvlm_ref.samples import samples_in
@@ -21,6 +22,8 @@ from fastvlm_ref.samples import samples_in
 STRIDE = 64  # FastViTHD's: an image side must be a multiple of it
 ALIGNMENT = 32  # the last axis of a state, and with it C where a graph keeps C last (ct#2631)
 PARTS = ("encoder", "language")
+CONTEXT = 2048  # C unless asked
+ENCODERS = {None: "VisionEncoder.mlpackage", APPLE_APP: "fastvithd.mlpackage"}  # by purpose
 # Most bytes of a package's weight file, by target: coremltools' guide on large models says that iOS takes about 1 GB a
 # program (beyond 1.0 to 1.4 GB the Neural Engine silently hands over to the GPU, John Rocky's CoreML-LLM). None: any.
 IOS_FILE = 1_000_000_000
@@ -32,7 +35,8 @@ class ExportPlan:
     """One export: encoder sizes N in order (the first is the default function), C, Q, which packages, for which engine.
 
     max_file_size: bytes that no weight file of the language model goes beyond, which may split it into a chain of
-    packages (`export.chunks`); None is no limit.
+    packages (`export.chunks`); None is no limit. purpose: the app that the encoder is made for, without projector; None
+    for a build of our own.
     """
 
     image_sizes: tuple[int, ...]
@@ -41,11 +45,22 @@ class ExportPlan:
     parts: tuple[str, ...] = PARTS
     target: str = "ane"  # "ane" | "gpu"
     max_file_size: int | None = FILE_SIZES["ane"]
+    purpose: str | None = None  # of PURPOSES
 
     @property
     def encoder(self) -> bool:
-        """Whether VisionEncoder.mlpackage is asked for."""
+        """Whether the vision encoder is asked for."""
         return "encoder" in self.parts
+
+    @property
+    def encoder_package(self) -> str:
+        """The vision encoder's file name."""
+        return ENCODERS[self.purpose]
+
+    @property
+    def projector(self) -> bool:
+        """Whether the projector is behind the tower."""
+        return self.encoder and self.purpose is None
 
     @property
     def language(self) -> bool:
@@ -55,16 +70,27 @@ class ExportPlan:
 
 def check_options(
     image_sizes: Sequence[int] = (),
-    context: int = 2048,
+    context: int | None = None,
     query_length: int = 64,
     only: str | None = None,
     target: str = "ane",
     max_file_size: int | None = None,
     quantize: str | Path | None = None,
     calibration: str | Path | None = None,
+    purpose: str | None = None,
 ) -> None:
     """Checks what can be checked without a checkpoint, torch or coremltools; UsageError that lists every problem."""
     problems = [p for side in image_sizes if (p := _side_problem(side))]
+    if purpose not in (None, *PURPOSES):
+        problems.append(f"--for is {purpose!r}, expected {' or '.join(PURPOSES)}")
+    if purpose is not None:
+        given = {
+            "--only": only is not None, "--context": context is not None, "--target gpu": target == "gpu",
+            "--max-file-size": max_file_size is not None, f"--quantize {quantize}": quantize not in (None, FP16),
+            "--calibration": calibration is not None,
+        }  # fmt: skip
+        problems += app_problems(image_sizes, [name for name, there in given.items() if there])
+    context = CONTEXT if context is None else context
     if target not in TARGETS:
         problems.append(f"--target is {target!r}, expected {' or '.join(TARGETS)}")
     if max_file_size is not None and max_file_size < 1:
@@ -91,20 +117,24 @@ def check_options(
 def make_plan(
     config: FastVLMConfig,
     image_sizes: Sequence[int] = (),
-    context: int = 2048,
+    context: int | None = None,
     query_length: int = 64,
     only: str | None = None,
     target: str = "ane",
     max_file_size: int | None = None,
+    purpose: str | None = None,
 ) -> ExportPlan:
     """Returns the plan for a checkpoint; without `image_sizes` its own size, without `max_file_size` the target's.
 
     Raises UsageError as `check_options`.
     """
-    check_options(image_sizes, context, query_length, only, target, max_file_size)
+    check_options(image_sizes, context, query_length, only, target, max_file_size, purpose=purpose)
     sizes = tuple(dict.fromkeys(image_sizes)) or (config.vision.image_size,)
+    context = CONTEXT if context is None else context
     parts = PARTS if only is None else (only,)
-    plan = ExportPlan(sizes, context, query_length, parts, target, max_file_size or FILE_SIZES[target])
+    if purpose is not None:
+        parts = ("encoder",)
+    plan = ExportPlan(sizes, context, query_length, parts, target, max_file_size or FILE_SIZES[target], purpose)
     problems = []
     if plan.language and config.text.head_dim % ALIGNMENT:
         problems.append(

@@ -8,17 +8,20 @@ It knows the contract (`export.contract`), not what the numbers mean; parity is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from export.contract import SCALE, FunctionSpec, TensorSpec
+from export.contract import SCALE, SYSTEMS, FunctionSpec, TensorSpec
 from export.quiet import import_coremltools
 from fastvlm.errors import PackageError
 
-# The one float32 region: an image input is float32 bytes, scaled by one `mul` and brought to fp16 by one `cast`.
-IMAGE_OPS = {"mul": 1, "cast": 1}
+# The only float32 regions. An image input is float32 bytes, scaled by one `mul` and brought to fp16 by one `cast`; what
+# is declared as float32 has one `cast`.
+IMAGE_OPS = ("mul", "cast")
+FLOAT32_OPS = ("cast",)
 # sqrt, pow: a norm that was not fused squares in fp16 (`export.norms`). tile: keys repeated per query head.
 FORBIDDEN = {"tile", "sqrt", "pow", "while_loop", "cond", "scatter", "scatter_nd"}
 # The safe norms are not fused, and take roots of what was raised above 0; the root of anything else is a norm's that
@@ -49,17 +52,24 @@ def operations(function: Any) -> Iterator[Any]:
 
 def _function_problems(proto: Any, specs: Sequence[FunctionSpec], default: str) -> list[str]:
     wanted = [spec.name for spec in specs]
+    alone = any(spec.alone for spec in specs)
     described = [function.name for function in proto.description.functions]
     problems = []
-    if described != wanted or sorted(proto.mlProgram.functions) != sorted(wanted):
+    for spec in specs:
+        if proto.specificationVersion != SYSTEMS[spec.system]:
+            version = proto.specificationVersion
+            problems.append(f"specification version {version}, expected {SYSTEMS[spec.system]} ({spec.system})")
+    if described != ([] if alone else wanted) or sorted(proto.mlProgram.functions) != sorted(wanted):
         problems.append(f"functions {described} / {sorted(proto.mlProgram.functions)}, expected {wanted}")
+    default = "" if alone else default
     if proto.description.defaultFunctionName != default:
         problems.append(f"default function {proto.description.defaultFunctionName!r}, expected {default!r}")
     return problems
 
 
 def _problems(proto: Any, spec: FunctionSpec) -> list[str]:
-    description = next(f for f in proto.description.functions if f.name == spec.name)
+    functions = proto.description.functions
+    description = proto.description if spec.alone else next(f for f in functions if f.name == spec.name)
     problems = _feature_problems("input", description.input, spec.inputs)
     problems += _feature_problems("output", description.output, spec.outputs)
     problems += _feature_problems("state", description.state, (spec.state,) if spec.state else ())
@@ -92,12 +102,13 @@ def _declared(kind: Any) -> tuple[str, tuple[int, ...]]:
         return ("RGB image" if rgb else "other image"), (1, 3, image.height, image.width)
     array = kind.stateType.arrayType if which == "stateType" else kind.multiArrayType
     name: str = proto.ArrayFeatureType.ArrayDataType.Name(array.dataType)
-    return {"FLOAT16": "float16", "INT32": "int32"}.get(name, name.lower()), tuple(array.shape)
+    known = {"FLOAT16": "float16", "FLOAT32": "float32", "INT32": "int32"}
+    return known.get(name, name.lower()), tuple(array.shape)
 
 
 def _op_problems(function: Any, spec: FunctionSpec) -> list[str]:
-    image = any(tensor.kind == "image" for tensor in spec.inputs)
-    allowed = dict(IMAGE_OPS) if image else {}
+    ends = (*spec.inputs, *spec.outputs)
+    allowed = Counter(kind for tensor in ends for kind in _edge_ops(tensor))
     problems = []
     made_by = {output.name: op.type for op in operations(function) for output in op.outputs}
     for op in operations(function):
@@ -109,7 +120,7 @@ def _op_problems(function: Any, spec: FunctionSpec) -> list[str]:
         # a scalar constant in float32 is harmless by itself: the op that reads it tells
         float32 = op.type != "const" and any(_is_float32(output.type) for output in op.outputs)
         if float32 or op.type == "cast":
-            allowed[op.type] = allowed.get(op.type, 0) - 1
+            allowed[op.type] -= 1
             if allowed[op.type] < 0:
                 problems.append(f"{'float32 ' if float32 else ''}op {op.type} ({_name(op)})")
         problems += [
@@ -118,26 +129,34 @@ def _op_problems(function: Any, spec: FunctionSpec) -> list[str]:
     return problems + [
         problem
         for tensor in spec.inputs
-        if tensor.kind == "image"
-        for problem in _scale_problems(function, tensor.name)
+        if (way := _edge_ops(tensor))
+        for problem in _way_problems(function, tensor.name, (*way, "conv"))
     ]
 
 
-def _scale_problems(function: Any, image: str) -> list[str]:
-    """What keeps an image input from being scale·bytes with no bias: its way is mul by SCALE, cast, convolution."""
+def _edge_ops(tensor: TensorSpec) -> tuple[str, ...]:
+    """The ops that a function may have around fp16 for one input or output."""
+    if tensor.kind == "image":
+        return IMAGE_OPS
+    return FLOAT32_OPS if tensor.dtype == "float32" else ()
+
+
+def _way_problems(function: Any, pixels: str, way: Sequence[str]) -> list[str]:
+    """What pixels meet before the first convolution but for `way`: of an image a mul by SCALE, then a cast; no bias."""
+    rule = "scale 1/255, bias 0" if "mul" in way else "neither scale nor bias"
     ops = list(operations(function))
     scales = {op.outputs[0].name: _scalar(op) for op in ops if op.type == "const"}
     problems: list[str] = []
-    name = image
-    for wanted in ("mul", "cast", "conv"):
+    name = pixels
+    for wanted in way:
         readers = [op for op in ops if name in _arguments(op)]
         kinds = [op.type for op in readers]
         if kinds != [wanted]:
-            return [*problems, f"{name} is read by {kinds}, expected one {wanted}: scale 1/255, bias 0"]
+            return [*problems, f"{name} is read by {kinds}, expected one {wanted}: {rule}"]
         if wanted == "mul":
-            found = [scales.get(other) for other in _arguments(readers[0]) if other != image]
+            found = [scales.get(other) for other in _arguments(readers[0]) if other != pixels]
             if found != [np.float32(SCALE)]:
-                problems.append(f"{image} is scaled by {found}, expected {np.float32(SCALE)} (1/255)")
+                problems.append(f"{pixels} is scaled by {found}, expected {np.float32(SCALE)} (1/255)")
         name = _name(readers[0])
     return problems
 

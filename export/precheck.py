@@ -85,7 +85,7 @@ def check_weights(model: FastVLM, plan: ExportPlan, progress: Progress = SILENT)
 def used_weights(model: FastVLM, plan: ExportPlan) -> Iterator[Weight]:
     """Gives the checkpoint's tensors that an export of `plan` reads, each once, streaming or in memory."""
     if plan.encoder:
-        for part in ("vision_encoder", "projector"):
+        for part in ("vision_encoder", "projector") if plan.projector else ("vision_encoder",):
             module = model.get_submodule(part)
             for name, _ in module.named_parameters():
                 yield Weight(f"{part}.{name}", *stored(module, name))

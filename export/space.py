@@ -32,7 +32,8 @@ def part_bytes(model: FastVLM, plan: ExportPlan, compression: Compression) -> di
     text = model.config.text
     parts = {}
     if plan.encoder:
-        plain = _stored_bytes([*_unfolded(model.vision_encoder), *model.projector.parameters()])
+        behind = model.projector.parameters() if plan.projector else ()
+        plain = _stored_bytes([*_unfolded(model.vision_encoder), *behind])
         parts["encoder"] = plain - compression.encoder_saving
     if plan.language:
         sizes = language_bytes(text, plan, compression)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from export.choice import Compression
-from export.contract import FunctionSpec, encoder_function
+from export.contract import FunctionSpec
 from export.convert import Converted, constant_name, converted, trace
 from export.encoder import EncoderGraph
 from export.parameters import graph_weights
@@ -33,22 +33,32 @@ def converted_encoder(
     specs: tuple[FunctionSpec, ...],
     compression: Compression | None = None,
     protection: Protection = PROTECTED,
+    *,
+    projector: bool = True,
 ) -> Iterator[Converted]:
-    """Gives one converted function for each of `specs`; each lives until the next is asked for."""
-    graph = EncoderGraph(model, protection)
+    """Gives one converted function for each of `specs`; each lives until the next is asked for.
+
+    `projector`: whether it is behind the tower.
+    """
+    graph = EncoderGraph(model, protection, projector)
     of = (compression or Compression()).of
     weights = {constant_name(name): of(weight) for name, weight in graph_weights(graph, "vision_encoder").items()}
     small = _stand_in(model, graph)
     widths = {real: stand_in for stand_in, real in small.widths.items()}
     shrunk = without_weights(graph, lambda name, shape: _shrunk(name, shape, widths))
     traced = trace(shrunk, ((1, 3, TRACE_SIDE, TRACE_SIDE),))
-    config = model.config
-    with converted(traced, encoder_function(config.vision, config.text.hidden_size, small.side)) as function:
+    with converted(traced, _at_side(specs[0], small.side)) as function:
         for spec in specs:
             proto = copy.deepcopy(function.proto)
             real = {**small.widths, **small.lengths(spec.inputs[0].shape[-1])}
             restore_sizes(proto.mlProgram.functions["main"], proto.description, real)
             yield replace(function, spec=spec, proto=proto, parameters=weights)
+
+
+def _at_side(spec: FunctionSpec, side: int) -> FunctionSpec:
+    """The function with an input of another side; the shape of its result is what comes out."""
+    (pixels,) = spec.inputs
+    return replace(spec, inputs=(replace(pixels, shape=(*pixels.shape[:2], side, side)),))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 `fastvlm.manifest` reads any manifest; this reads one that is to be run, so every field that leads to a file, a shape or
 a number is proven to be there and of its type before anything is opened. All problems are listed at once.
-A build that was exported with `--only` lacks one part: then `encoder` is None, or `language` is empty.
+A build that was exported with `--only` lacks one part: then `encoder` is None, or `language` is empty. One that was
+made for somebody else's app (`--for`) is an encoder alone: it lacks the projector and the tokenizer too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from fastvlm.paths import contained
 
 IMAGE_RULES = ("pad", "crop")
 TARGETS = ("ane", "gpu")
+APPLE_APP = "apple-app"  # Apple's sample app (github.com/apple/ml-fastvlm, app/)
+PURPOSES = (APPLE_APP,)
 SOURCE_OPTIONS = ("image_rule", "template", "system")
 HIDDEN = "hiddenStates"  # what a package of the language model hands to the next
 STATE = "kvCache"  # what every package with layers keeps
@@ -70,7 +73,26 @@ class Build:
     language: tuple[Stage, ...]
     target: str  # what the language model was made for: "ane" | "gpu"
     embeddings: Embeddings | None
-    tokenizer: Path
+    tokenizer: Path  # not there in an encoder for an app
+    prompts: Path | None = None  # ready-made prompts (`fastvlm.prompts`); none before schema 0.3
+    purpose: str | None = None  # the app that it was made for, of PURPOSES
+
+    def missing(self, part: str) -> BuildError:
+        """Returns the error for a `part` ("vision encoder", "language model") that this build is asked for in vain."""
+        if self.purpose is None or self.encoder is None:
+            return BuildError(f"{self.folder} holds no {part}, it was exported with --only; export it whole")
+        return BuildError(
+            f"{self.folder} is a vision encoder for Apple's sample app, without projector and language model, and "
+            f"answers nothing by itself; put its {self.encoder.name} into that app (docs/apple-app.md), or make a "
+            "whole build with `fastvlm export CHECKPOINT -o BUILD`"
+        )
+
+    def check_whole(self) -> None:
+        """Raises BuildError where it lacks the encoder or the language model: it can neither be asked nor bundled."""
+        if self.encoder is None:
+            raise self.missing("vision encoder")
+        if not self.language:
+            raise self.missing("language model")
 
 
 def read_build(folder: str | Path) -> Build:
@@ -80,6 +102,7 @@ def read_build(folder: str | Path) -> Build:
     fields = _Fields(manifest)
     language = _stages(root, fields)
     encoder = fields.text("packages.encoder", optional=True)
+    purpose = fields.choice("for", PURPOSES) if fields.has("for") else None
     vocabulary = fields.integer("model.text.vocab_size")
     build = Build(
         root,
@@ -100,10 +123,14 @@ def read_build(folder: str | Path) -> Build:
         language,
         fields.choice("target", TARGETS) if fields.has("target") else TARGETS[0],
         _embeddings(root, fields, vocabulary) if language else None,
-        contained(root, fields.text("tokenizer.folder") or "tokenizer"),
+        contained(root, fields.text("tokenizer.folder", optional=purpose is not None) or "tokenizer"),
+        contained(root, fields.text("prompts.file") or "prompts.json") if fields.has("prompts") else None,
+        purpose=purpose,
     )
     if encoder and not build.image_sizes:
         fields.problems.append("image.sizes is empty, expected the sides of the encoder")
+    if purpose and (language or not encoder or len(build.image_sizes) != 1):
+        fields.problems.append(f"for is {purpose}, expected packages.encoder at one image size and nothing else")
     if fields.problems:
         raise BuildError(f"{root / NAME} cannot be run: {'; '.join(fields.problems)}; export the build again")
     return build

@@ -18,7 +18,10 @@ from fastvlm.hashes import FileHash, list_tree, sha256_file
 from fastvlm.paths import check_entry, contained
 from fastvlm.progress import SILENT, Advance, Progress
 
-SCHEMA = "0.2"  # 0.2: functions.language is a list, one entry for each of packages.language
+# 0.2: functions.language is a list, one entry for each of packages.language
+# 0.3: prompts names the file of ready-made prompts with their ids, tokenizer.bos_id begins every sequence, for
+# names the app that an encoder alone was made for
+SCHEMA = "0.3"
 NAME = "manifest.json"
 
 # What every reader may rely on; other fields (docs/architecture.md) depend on what was asked for (`--only encoder`).
@@ -37,7 +40,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 }
 _MAX_BYTES = 32 << 20
 # Written into a finished build by `validate` (and by macOS), therefore never in the manifest's own list.
-SELFTEST, SELFTEST_FILES = "selftest", ("picture.png", "features.bin", "selftest.json")
+SELFTEST, SELFTEST_FILES = "selftest", ("picture.png", "photo.png", "features.bin", "selftest.json")
 _ADDED_LATER = ("validation.json", ".DS_Store", *(f"{SELFTEST}/{name}" for name in SELFTEST_FILES))
 _UNFINISHED = re.compile(r"\.[^/]+\.stage-[0-9a-f]{16}(/.*)?")  # what a killed `validate` leaves (fastvlm.publish)
 
@@ -72,6 +75,12 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     _check_schema(manifest, file)
     _check_fields(manifest, file)
     return manifest
+
+
+def is_older(manifest: dict[str, Any], schema: str) -> bool:
+    """Whether a manifest that `read_manifest` returned is of an older schema than `schema`, MAJOR.MINOR."""
+    found, asked = (tuple(map(int, text.split("."))) for text in (manifest["schema"], schema))
+    return found < asked
 
 
 def is_build(folder: Path) -> bool:

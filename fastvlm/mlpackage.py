@@ -18,7 +18,8 @@ MODEL = "com.apple.CoreML/model.mlmodel"
 WEIGHTS = "com.apple.CoreML/weights"
 MODEL_FILE = f"Data/{MODEL}"
 WEIGHT_FILE = f"Data/{WEIGHTS}/weight.bin"
-FILES = ("Manifest.json", MODEL_FILE, WEIGHT_FILE)  # of every package, and no other
+MANIFEST_FILE = "Manifest.json"
+FILES = (MANIFEST_FILE, MODEL_FILE, WEIGHT_FILE)  # of every package, and no other
 
 
 def canonical_manifest(model_sha256: str, weights_sha256: str) -> str:

@@ -53,7 +53,7 @@ def _refuse(named: str, problems: list[str]) -> None:
 def _question(file: Path, line: str) -> Sample | str:
     """Returns the question, or what is wrong with the line."""
     try:
-        found = json.loads(line, object_pairs_hook=_once)
+        found = json.loads(line, object_pairs_hook=once)
     except RecursionError:
         return "not JSON (nested too deeply)"
     except ValueError as error:
@@ -63,7 +63,7 @@ def _question(file: Path, line: str) -> Sample | str:
     wrong = [f"{key!r} is unknown (known: {', '.join(KNOWN)})" for key in found if key not in KNOWN]
     wrong += [f"{key} is missing" for key in NEEDED if key not in found]
     texts = {key: value for key, value in found.items() if key in KNOWN}
-    wrong += [f"{key} is {json.dumps(texts[key])[:40]}, expected text" for key in texts if not _is_text(texts[key])]
+    wrong += [f"{key} is {json.dumps(texts[key])[:40]}, expected text" for key in texts if not is_text(texts[key])]
     if wrong:
         return ", ".join(wrong)
     picture = file.parent / texts["image"]
@@ -72,12 +72,12 @@ def _question(file: Path, line: str) -> Sample | str:
     return Sample(picture, texts["prompt"], texts.get("answer"))
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """Whether it is text of any length but 0, of characters that exist: half a surrogate pair is none."""
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys stand there once each: of two, one would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):

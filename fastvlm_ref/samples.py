@@ -43,6 +43,11 @@ def shipped_samples() -> list[Sample]:
     return [Sample(folder / row["image"], row["prompt"], row.get("answer")) for row in rows]
 
 
+def shipped_photo() -> Path:
+    """Returns the shipped picture that is not square, so that preprocessing has to pad or to crop it."""
+    return next(sample.picture for sample in shipped_samples() if sample.name == "wide.png")
+
+
 def samples_in(folder: Path, option: str = "--images") -> list[Sample]:
     """Returns every picture of `folder`, by name, with the default prompt; raises UsageError when there is none."""
     if not folder.is_dir():

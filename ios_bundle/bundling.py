@@ -8,7 +8,6 @@ there, held to the manifest and the verdict, sealed, and takes its name.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from fastvlm.hashes import FileHash, sha256_file
 from fastvlm.licences import APPLE
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import SELFTEST, dump, find_changes
-from fastvlm.mlpackage import FILES, MODEL_FILE, WEIGHT_FILE, canonical_manifest
+from fastvlm.mlpackage import MANIFEST_FILE, MODEL_FILE, WEIGHT_FILE, canonical_manifest
 from fastvlm.progress import SILENT, Progress, ignore
 from fastvlm.publish import check_apart, check_output, staged_folder
 from ios_bundle import layout
@@ -27,6 +26,7 @@ from ios_bundle.card import model_card, notice
 from ios_bundle.contents import Entry, entries
 from ios_bundle.copying import FOLDER_MODE, copy_entries, write_entry
 from ios_bundle.metadata import metadata_record
+from ios_bundle.promises import check_promises
 from ios_bundle.seal import Seal, seal_of, write_seal
 from ios_bundle.standing import Standing, standing_of
 from ios_bundle.verification import holds_bundle_alone
@@ -51,7 +51,8 @@ def bundle(
     changed, not validated, links or odd files), OutputError (the place exists, is in the build, or has no room).
     """
     opened = read_build(build)
-    _check_parts(opened)
+    opened.check_whole()
+    check_promises(opened)
     place = check_output(output, overwrite, holds_bundle_alone)
     check_apart(place, [opened.folder], kind="build")
     standing = standing_of(opened.folder)
@@ -73,13 +74,13 @@ def _write(
     build: Build, folder: Path, found: list[Entry], standing: Standing, unvalidated: bool, progress: Progress
 ) -> Seal:
     promised = {name: str(entry["sha256"]) for name, entry in build.manifest["files"].items()}
-    promised |= {f"{SELFTEST}/{name}": digest for name, digest in standing.verdict.get("selftest", {}).items()}
+    promised |= {f"{SELFTEST}/{name}": digest for name, digest in standing.selftest.items()}
     files, changed = copy_entries(build.folder, folder, found, promised, progress)
     if changed and standing.validated:
         standing = standing.because(f"changed since: {', '.join(changed[:10])}")
         if not unvalidated:
             raise _not_validated(build, standing)
-    _check_canonical(build, files)
+    _make_canonical(folder, files)
     seal = _describe(build, folder, files, standing)
     write_seal(folder, seal)
     (folder / layout.CHECKSUMS).chmod(0o644)
@@ -103,15 +104,6 @@ def _describe(build: Build, folder: Path, files: dict[str, FileHash], standing: 
     return seal_of(dict(sorted(files.items())))
 
 
-def _check_parts(build: Build) -> None:
-    """A bundle answers questions about pictures: it takes both parts and the ids of its prompts."""
-    lacking = [
-        name for name, there in (("vision encoder", build.encoder), ("language model", build.language)) if not there
-    ]
-    if lacking:
-        raise BuildError(f"{build.folder} holds no {' and no '.join(lacking)}, a bundle needs both; export it whole")
-
-
 def _check_names(build: Build, standing: Standing) -> Standing:
     """Raises BuildError for files that are missing or foreign, or no plain files; other sizes count against it."""
     changes = find_changes(build.folder, build.manifest)
@@ -124,17 +116,13 @@ def _check_names(build: Build, standing: Standing) -> Standing:
     return standing.because(*changes) if changes else standing
 
 
-def _check_canonical(build: Build, files: Mapping[str, FileHash]) -> None:
-    """Raises BuildError for a package whose Manifest.json is not the one that follows from its content."""
+def _make_canonical(folder: Path, files: dict[str, FileHash]) -> None:
+    """Lets every package's Manifest.json follow from its content, whatever tool has saved it since the export."""
     packages = {name.removesuffix(f"/{MODEL_FILE}") for name in files if name.endswith(f"/{MODEL_FILE}")}
     for package in sorted(packages):
         hashes = [files[f"{package}/{name}"]["sha256"] for name in (MODEL_FILE, WEIGHT_FILE)]
-        written = (build.folder / package.rpartition("/")[2] / FILES[0]).read_bytes()
-        if written != canonical_manifest(*hashes).encode():
-            raise BuildError(
-                f"{package}: its Manifest.json does not follow from its content, as if another tool had saved it; "
-                "export the build again"
-            )
+        entry = Entry(f"{package}/{MANIFEST_FILE}", data=canonical_manifest(*hashes).encode())
+        files[entry.path] = write_entry(folder, folder, entry, ignore)
 
 
 def _check_size(build: Build, size: int, purpose: str) -> None:

@@ -20,6 +20,7 @@ from ios_bundle.chat_template import FILE as CHAT_TEMPLATE
 from ios_bundle.chat_template import chat_template
 from ios_bundle.compile_script import SCRIPT
 from ios_bundle.host_files import generation_record, preprocess_record
+from ios_bundle.promises import packages
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 LICENCE = "licence/"  # where `export` keeps the checkpoint's licence texts
@@ -61,8 +62,7 @@ def entries(build: Build) -> list[Entry]:
 
 
 def _packages(build: Build) -> Iterator[Entry]:
-    packages = (str(build.manifest["packages"]["encoder"]), *(stage.package.name for stage in build.language))
-    for package in packages:
+    for package in packages(build):
         yield from (Entry(f"{layout.MODELS}/{package}/{name}", f"{package}/{name}") for name in FILES)
 
 

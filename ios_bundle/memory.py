@@ -11,12 +11,13 @@ from fastvlm.app_limits import BASIS, map_bytes, measured_classes, state_bytes, 
 from fastvlm.build import Build
 from fastvlm.devices import Device
 from fastvlm.mlpackage import WEIGHT_FILE
+from ios_bundle.promises import language_entries, packages
 
 
 def memory_record(build: Build) -> dict[str, Any]:
     """Returns the metadata's entry: the parts of the need in bytes, and what each class of phone gives an app."""
     parts = {
-        "weights": sum(_weights(build, package) for package in _packages(build)),
+        "weights": sum(_weights(build, package) for package in packages(build)),
         "state": _state(build),
         "activations": _activations(build),
     }
@@ -29,18 +30,18 @@ def memory_record(build: Build) -> dict[str, Any]:
     }
 
 
-def _packages(build: Build) -> list[str]:
-    return [str(build.manifest["packages"]["encoder"]), *(stage.package.name for stage in build.language)]
-
-
 def _weights(build: Build, package: str) -> int:
     return int(build.manifest["files"][f"{package}/{WEIGHT_FILE}"]["bytes"])
 
 
 def _state(build: Build) -> int:
+<<<<<<< HEAD
     functions = build.manifest["functions"]["language"]
     entries = functions if isinstance(functions, list) else [functions]
     return state_bytes(entry["state"]["shape"] for entry in entries if "state" in entry)
+=======
+    return sum(HALF * math.prod(entry["state"]["shape"]) for entry in language_entries(build) if "state" in entry)
+>>>>>>> main
 
 
 def _activations(build: Build) -> int:

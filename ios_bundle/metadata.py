@@ -21,6 +21,7 @@ from fastvlm.licences import licence_text
 from fastvlm.paths import contained
 from ios_bundle import layout
 from ios_bundle.memory import memory_record
+from ios_bundle.promises import language_entries, packages
 from ios_bundle.seal import check_schema
 from ios_bundle.standing import Standing
 
@@ -50,7 +51,7 @@ def metadata_record(build: Build, name: str, size: int, standing: Standing, dige
         "name": name,
         "assets": {
             "main": layout.stem(build.language[0].package.name),
-            "vision": layout.stem(str(manifest["packages"]["encoder"])),
+            "vision": layout.stem(packages(build)[0]),
             "embedding": layout.EMBED,
         },
         "language": _language(build),
@@ -73,8 +74,6 @@ def metadata_record(build: Build, name: str, size: int, standing: Standing, dige
 
 def _language(build: Build) -> dict[str, Any]:
     assert build.embeddings is not None
-    functions = build.manifest["functions"]["language"]
-    entries = functions if isinstance(functions, list) else [functions]  # schema 0.1 knew one package alone
     chain = [
         {
             "asset": layout.stem(stage.package.name),
@@ -82,7 +81,7 @@ def _language(build: Build) -> dict[str, Any]:
             "logits": list(stage.logits),
             **({"state": entry["state"]} if "state" in entry else {}),
         }
-        for stage, entry in zip(build.language, entries, strict=True)
+        for stage, entry in zip(build.language, language_entries(build), strict=True)
     ]
     return {
         "tokenizer": build.source_id,

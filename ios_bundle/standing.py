@@ -31,6 +31,11 @@ class Standing:
         """True when the verdict is "passed" and speaks of this very build."""
         return not self.reasons
 
+    @property
+    def selftest(self) -> dict[str, str]:
+        """The SHA-256 of each file of the self-test that the verdict states, none where it does not count."""
+        return dict(self.verdict["selftest"]) if self.validated else {}
+
     def because(self, *reasons: str) -> Standing:
         """Returns the same with more reasons against it."""
         return Standing(self.reasons + reasons, self.verdict)

@@ -60,10 +60,42 @@ def exported_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export("tiny", tmp_path_factory.mktemp("exported") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def exported_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint's encoder for Apple's sample app, exported once; never written to (use `app_build`)."""
+    from export import export
+
+    return export("tiny", tmp_path_factory.mktemp("exported") / "app", purpose="apple-app")
+
+
+@pytest.fixture
+def app_build(exported_app: Path, tmp_path: Path) -> Path:
+    """The encoder for Apple's sample app, which this test may damage."""
+    return Path(shutil.copytree(exported_app, tmp_path / "app"))
+
+
 @pytest.fixture
 def tiny_build(exported_tiny: Path, tmp_path: Path) -> Path:
     """A build of the embedded checkpoint that this test may damage."""
     return Path(shutil.copytree(exported_tiny, tmp_path / "build"))
+
+
+@pytest.fixture(scope="session")
+def validated_tiny(exported_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build of the embedded checkpoint with a passed verdict and its self-test, made once; copy it to change it."""
+    from validation import validate
+
+    build = Path(shutil.copytree(exported_tiny, tmp_path_factory.mktemp("validated") / "tiny"))
+    assert validate(build, steps=16).passed
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(validated_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The iOS bundle of `validated_tiny`; copy it to change it."""
+    from ios_bundle import bundle
+
+    return bundle(validated_tiny, tmp_path_factory.mktemp("bundled") / "tiny-256")
 
 
 class Heard(Progress):

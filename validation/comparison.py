@@ -18,6 +18,7 @@ from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastvlm.errors import ExecutionError, PromptError
 from fastvlm.progress import Progress
@@ -27,6 +28,7 @@ from fastvlm_ref.image import open_image, preprocess
 from fastvlm_ref.prompt import encode_prompt
 from fastvlm_ref.samples import Sample
 from fastvlm_ref.tokenizer import Tokenizer
+from validation.engine import PackageEngine
 from validation.findings import Findings
 from validation.host_parity import (
     differing_bytes,
@@ -41,7 +43,7 @@ from validation.parity import DecoderParity, compare_decoder, compare_encoder
 from validation.questions import AnswerRow, DifferingStep
 from validation.reference import Encoded, Transcript, encode, one_ahead, splice, transcribe
 from validation.rungs import Example
-from validation.session import build_session
+from validation.session import Session, session_of
 from validation.state_parity import Filled, compare_state, fill, rows_to_fill
 
 Features = NDArray[np.float32]
@@ -65,8 +67,9 @@ class Comparison:
         build, model = pair.build, pair.model
         self.pair, self.tokenizer, self.steps, self.progress = pair, tokenizer, steps, progress
         self.config = model.config
-        self.session = build_session(build, backend, progress=progress)
-        self.package = self.session.engine
+        with progress.stage("Opening the build"):
+            self.package = PackageEngine(build, backend)
+            self._session = session_of(self.package) if build.language else None
         self.image_size = self.package.image_size or model.config.vision.image_size
         self.reference = TorchEngine(model, self._cached_positions(), self.image_size)
         self.stop_ids = self.config.prompt.stop_ids
@@ -75,9 +78,15 @@ class Comparison:
         self._names: dict[Path, str] = {}
         self._first: tuple[Sample, Truth] | None = None  # kept for the self-test
 
+    @property
+    def session(self) -> Session[PackageEngine]:
+        """The build as something that answers; one with a language model alone is asked for it."""
+        assert self._session is not None
+        return self._session
+
     def _cached_positions(self) -> int:
         """For how many positions the reference's engine keeps keys and values."""
-        return self.pair.build.context
+        return self.pair.build.context if self.pair.build.language else 1
 
     def run(self, samples: Sequence[Sample], in_full: int) -> tuple[list[Measurement], list[AnswerRow]]:
         """Measures everything; returns the worst value per limit, and the answers where the build can give any.
@@ -135,7 +144,7 @@ class Comparison:
             yield partial(self._truth, sample, pixels, with_state and number == 0)
 
     def _truth(self, sample: Sample, pixels: Mapping[int, Pixels], with_state: bool, stopped: Event) -> Truth:
-        encoded = {size: encode(self.pair.model, picture, stopped) for size, picture in pixels.items()}
+        encoded = {size: encode(self.tokens, picture, stopped) for size, picture in pixels.items()}
         if not self.pair.build.language:
             return Truth(encoded, None, None)
         embeds = splice(self.reference, self.ids(sample.prompt), encoded[self.image_size].tokens)
@@ -145,6 +154,10 @@ class Comparison:
         rows = np.concatenate((embeds, self.reference.embed(transcript.ids[:-1])))
         filled = fill(self.pair.model.decoder, rows_to_fill(rows, self.pair.build.query), stopped)
         return Truth(encoded, transcript, filled)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """What the reference makes of pixels (1, 3, N, N) where the build's encoder has its result: (1, T, H)."""
+        return self.pair.form.tokens(self.pair.model, pixels)
 
     def _transcribe(self, embeds: Features, stopped: Event) -> Transcript:
         return transcribe(self.reference, embeds, self.steps_after(len(embeds)), stopped)
@@ -237,7 +250,7 @@ class Comparison:
         picture = open_image(sample.picture, progress=self.progress)
         pixels = {size: preprocess(picture, size, self.config.image_rule) for size in sizes}
         for size in sizes if self.pair.build.encoder is not None else ():
-            differing = differing_bytes(self.session, picture, pixels[size])
+            differing = differing_bytes(self.pair.build, picture, pixels[size])
             self.found.add("preprocess.differing_bytes", f"{self._names[sample.picture]} at {size}", differing)
         return pixels
 

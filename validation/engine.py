@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from fastvlm.build import Build
 from fastvlm.errors import BuildError, UsageError
 from fastvlm_ref.engine import LARGER_BUILD, Advice
 from validation.backends import check_backend, open_package
 from validation.chain import Chain
+from validation.encoder_form import form_of
 from validation.host import EmbeddingTable, LanguageInputs, plan_prefill
 from validation.mil.registry import only_moves
 
@@ -44,6 +44,7 @@ class PackageEngine:
                 f"the build holds no encoder for --image-size {image_size}; it has {list(build.image_sizes)}"
             )
         self.build, self.backend, self.precision = build, backend, precision
+        self.form = form_of(build)
         self.image_size: int = image_size or next(iter(build.image_sizes), 0)
         self.context = build.context
         self.advice = Advice(
@@ -61,25 +62,25 @@ class PackageEngine:
         self._embeddings: EmbeddingTable | None = None
 
     def encoder(self, size: int) -> Any:
-        """Returns the predictor of `encode_<size>`."""
+        """Returns the predictor of the encoder's function of that size."""
         if self.build.encoder is None:
-            raise self._missing("vision encoder")
+            raise self.build.missing("vision encoder")
         if size not in self._encoders:
-            self._encoders[size] = self._open(self.build.encoder, f"encode_{size}", self._encoders)
+            self._encoders[size] = self._open(self.build.encoder, self.form.function(size), self._encoders)
         return self._encoders[size]
 
     @property
     def chain(self) -> Chain:
         """The language model's packages; BuildError where the build has none."""
         if not self.build.language:
-            raise self._missing("language model")
+            raise self.build.missing("language model")
         return self._chain
 
     @property
     def embeddings(self) -> EmbeddingTable:
         """The build's embedding table; BuildError where the build has no language model."""
         if self.build.embeddings is None:
-            raise self._missing("language model")
+            raise self.build.missing("language model")
         if self._embeddings is None:
             table = self.build.embeddings
             self._embeddings = EmbeddingTable(table.file, table.rows, table.width, table.dtype)
@@ -87,16 +88,6 @@ class PackageEngine:
 
     def _open(self, package: Path, function: str, opened: Mapping[Any, Any]) -> Any:
         return open_package(package, function, self.backend, self.precision, next(iter(opened.values()), None))
-
-    def _missing(self, part: str) -> BuildError:
-        return BuildError(f"{self.build.folder} holds no {part}, it was exported with --only; export it whole")
-
-    def check_whole(self) -> None:
-        """Raises BuildError where the build lacks the encoder or the language model."""
-        if self.build.encoder is None:
-            raise self._missing("vision encoder")
-        if not self.build.language:
-            raise self._missing("language model")
 
     def reset(self) -> None:
         """Forgets everything that was prefilled: a fresh state, position 0."""
@@ -108,10 +99,12 @@ class PackageEngine:
         return (side // self.build.stride) ** 2
 
     def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns image tokens float32 (T, H) of RGB bytes (N, N, 3); N chooses among the exported sizes."""
+        """Returns image tokens float32 (T, H) of RGB bytes (N, N, 3); N chooses among the exported sizes.
+
+        Those of an encoder without projector are the tower's own, (T, features).
+        """
         encoder = self.encoder(pixels.shape[0])
-        inputs = {"image": Image.fromarray(pixels)}
-        features = self._predict("encoder", encoder, inputs)["imageFeatures"]
+        features = self._predict("encoder", encoder, self.form.inputs(pixels))[self.form.gives]
         tokens: NDArray[np.float32] = np.asarray(features, np.float32)[0]
         return tokens
 

@@ -43,7 +43,7 @@ def seconds_of(build: Build) -> Seconds:
     packages = [*([build.encoder] if build.encoder else []), *(stage.package for stage in build.language)]
     for package in packages:
         for function in read_program(package).functions:
-            kind = function.name.partition("_")[0]
+            kind = "encode" if package == build.encoder else function.name
             if kind in RATES:
                 found[kind] += _operations(function) / RATES[kind]
     return Seconds(**found)

@@ -38,7 +38,7 @@ def differing_fields(config: FastVLMConfig, bos: int | None, build: Build) -> li
         ("model.vision", manifest["model"].get("vision"), asdict(config.vision)),
         ("prompt", manifest["prompt"], prompt_record(config.prompt)),
         ("image", {"rule": build.image_rule}, {"rule": config.image_rule}),
-        ("tokenizer.bos_id", manifest["tokenizer"].get("bos_id", bos), bos),  # older builds do not say
+        ("tokenizer.bos_id", manifest.get("tokenizer", {}).get("bos_id", bos), bos),  # older builds do not say
     )
     return [words for name, told, true in parts for words in different(name, _plain(told), _plain(true))]
 
@@ -74,9 +74,9 @@ def differing_vocabulary(mine: Tokenizer, theirs: Tokenizer, size: int) -> int:
     return spelled + sum(mine.encode(text) != theirs.encode(text) for text in TEXTS)
 
 
-def differing_bytes(session: Session[Any], picture: Image.Image, pixels: NDArray[np.uint8]) -> int:
+def differing_bytes(build: Build, picture: Image.Image, pixels: NDArray[np.uint8]) -> int:
     """Counts bytes that the build's image rule makes otherwise than `pixels` (N, N, 3), the checkpoint's."""
-    return int((preprocess(picture, pixels.shape[0], session.image_rule) != pixels).sum())
+    return int((preprocess(picture, pixels.shape[0], build.image_rule) != pixels).sum())
 
 
 def embedding_error(table: NDArray[np.float32], stored: EmbeddingTable) -> tuple[str, Mapping[str, float]]:

@@ -43,7 +43,7 @@ from validation.pair import Pair
 from validation.questions import score
 from validation.rungs import block_rung, excused, lower_rungs
 from validation.selftest import FOLDER as SELFTEST
-from validation.selftest import SelfTest, is_selftest, worked_example, write_selftest
+from validation.selftest import SelfTest, is_selftest, worked_example, worked_photo, write_selftest
 from validation.steps import steps_for
 from validation.verdict import FILE, ReferenceFiles, Verdict
 
@@ -79,7 +79,7 @@ def validate(
     folder = Path(build)
     opened = read_build(folder)
     if questions is not None and not opened.language:
-        raise UsageError(f"{folder} has no language model to ask: it was exported with --only; give --images DIR")
+        raise UsageError(f"{folder} has no language model to ask, it is an encoder alone; give --images DIR")
     samples, in_full = _samples(images, questions, opened.encoder is not None, progress)
     _check_folder(opened, progress)
     with one_thread(), _withdrawn_if_damaged(folder):
@@ -94,7 +94,8 @@ def validate(
                 f"{questions} holds {len(samples)} questions; this model takes more than half of the memory and is "
                 f"compared layer by layer, on {in_full} at most: nothing can be asked freely"
             )
-        model, tokenizer, files = _load_reference(opened, source, progress, other_reference, stream=layerwise)
+        stream = layerwise or not opened.language  # a decoder that nobody runs need not be in memory
+        model, tokenizer, files = _load_reference(opened, source, progress, other_reference, stream)
         pair = Pair(opened, model)
         kind = LayerwiseComparison if layerwise else Comparison
         comparison = kind(pair, tokenizer, backend, steps, progress)
@@ -269,4 +270,5 @@ def _example(comparison: Comparison) -> SelfTest:
     sample = shipped_samples()[0]
     encoded, transcript = comparison.work_out(sample)
     ids, limits = comparison.ids(sample.prompt), comparison.pair.limits
-    return worked_example(sample.prompt, encoded, transcript, ids, comparison.stop_ids, limits)
+    photo = worked_photo(comparison.pair.build)
+    return worked_example(sample.prompt, encoded, transcript, ids, comparison.stop_ids, photo, limits)

@@ -22,6 +22,7 @@ from export.protection import Protection
 from fastvlm.build import Build
 from fastvlm_ref.model.fastvlm import FastVLM
 from validation.counterparts.decoder import DecoderPart, packages_of
+from validation.encoder_form import EncoderForm, form_of
 from validation.limits import Limit, limits_of
 from validation.program import Function, Program, read_program
 
@@ -47,14 +48,23 @@ class Pair:
     @cached_property
     def encoder_graph(self) -> EncoderGraph:
         """The encoder with all declared folds, float32: its parameters are what the package's weights should be."""
-        return EncoderGraph(self.model, self.protection)
+        return EncoderGraph(self.model, self.protection, self.form.projected)
+
+    @cached_property
+    def form(self) -> EncoderForm:
+        """How the encoder is called."""
+        return form_of(self.build)
+
+    @cached_property
+    def plan(self) -> ExportPlan:
+        """What the export was asked for, as the manifest has it; how the language model is cut is not among it."""
+        build = self.build
+        return ExportPlan(build.image_sizes, build.context, build.query, target=build.target, purpose=build.purpose)
 
     @cached_property
     def sizes(self) -> GraphSizes:
         """The sizes of the whole decoder's graph, and what is folded into it."""
-        build = self.build
-        plan = ExportPlan(build.image_sizes, build.context, build.query, target=build.target)
-        return whole_sizes(self.model.decoder, plan, self.protection)
+        return whole_sizes(self.model.decoder, self.plan, self.protection)
 
     @cached_property
     def split(self) -> HeadSplit:

@@ -21,10 +21,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastvlm_ref.engine import Engine
 from fastvlm_ref.image import pixels_to_tensor
-from fastvlm_ref.model.fastvlm import FastVLM
 from validation.rounding import RoundEachOp
 
 Result = TypeVar("Result")
@@ -59,15 +59,15 @@ def check(stopped: Event) -> None:
         raise Abandoned
 
 
-def encode(model: FastVLM, pixels: NDArray[np.uint8], stopped: Event) -> Encoded:
-    """Returns the image tokens of RGB bytes (N, N, 3)."""
+def encode(tokens_of: Callable[[Tensor], Tensor], pixels: NDArray[np.uint8], stopped: Event) -> Encoded:
+    """Returns the image tokens of RGB bytes (N, N, 3); `tokens_of` is the reference: (1, 3, N, N) -> (1, T, H)."""
     tensor = pixels_to_tensor(pixels)
     with torch.no_grad():
         check(stopped)
-        tokens = model.encode_image(tensor)[0].numpy()
+        tokens = tokens_of(tensor)[0].numpy()
         check(stopped)
         with RoundEachOp():  # type: ignore[no-untyped-call]  # torch does not annotate its base
-            rounded = model.encode_image(tensor)[0].numpy()
+            rounded = tokens_of(tensor)[0].numpy()
     return Encoded(pixels, tokens, rounded)
 
 

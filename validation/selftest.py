@@ -1,14 +1,17 @@
 """`selftest/` of a build: a picture and the numbers that a device must find for it at first start.
 
     picture.png      the preprocessed picture, N×N, RGB, so that no decoder or resampler stands between
+    photo.png        a picture that is not square, to be preprocessed
     features.bin     the reference's image tokens, fp16, row-major [T, H]
-    selftest.json    pixel sha256, prompt ids, greedy ids, the eight best logits of each step, tolerances
+    selftest.json    pixel sha256, prompt ids, greedy ids, the eight best logits of each step, tolerances;
+                     of the photo the pixel sha256 at every exported size
 
 The numbers come from the reference, not from the packages: a device is tested against the truth.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +20,34 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastvlm.build import Build
 from fastvlm.hashes import list_tree, sha256_bytes, sha256_file
 from fastvlm.manifest import SELFTEST, SELFTEST_FILES, dump
 from fastvlm.publish import staged_folder
+from fastvlm_ref.image import open_image, preprocess
+from fastvlm_ref.samples import shipped_photo
 from validation.limits import LIMITS, Limit, storable
 from validation.reference import Encoded, Transcript
 
 FOLDER = SELFTEST
 OWN = {*SELFTEST_FILES, ".DS_Store"}
-SCHEMA = "0.1"
+SCHEMA = "0.2"  # 0.2: photo
 TOP = 8
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture as a user has it, and the SHA-256 of the RGB bytes (N, N, 3) that preprocessing makes of it, by N."""
+
+    file: Path
+    pixels_sha256: Mapping[int, str]
+
+    def as_json(self) -> dict[str, object]:
+        """What selftest.json says of it."""
+        return {
+            "file": "photo.png",
+            "pixels_sha256": {str(side): digest for side, digest in self.pixels_sha256.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -40,6 +61,7 @@ class SelfTest:
     ids_after: tuple[int, ...]
     greedy_ids: tuple[int, ...]
     top_logits: tuple[tuple[tuple[int, float], ...], ...]  # per step: (id, logit), best first
+    photo: Photo
     limits: Mapping[str, Limit] = field(default_factory=lambda: LIMITS)  # what the build is held to
 
     def as_json(self) -> dict[str, object]:
@@ -48,6 +70,7 @@ class SelfTest:
             "schema": SCHEMA,
             "picture": "picture.png",
             "pixels_sha256": sha256_bytes(self.pixels.tobytes()),
+            "photo": self.photo.as_json(),
             "features": {"file": "features.bin", "dtype": "float16", "shape": list(self.features.shape)},
             "prompt": self.prompt,
             "ids_before_image": list(self.ids_before),
@@ -67,12 +90,21 @@ def top_logits(logits: NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
     return tuple((int(i), float(logits[i])) for i in order)
 
 
+def worked_photo(build: Build) -> Photo:
+    """Returns the shipped picture that is not square, with what the build's image rule makes of it at every size."""
+    file = shipped_photo()
+    picture = open_image(file)
+    pixels = {side: preprocess(picture, side, build.image_rule) for side in build.image_sizes}
+    return Photo(file, {side: sha256_bytes(made.tobytes()) for side, made in pixels.items()})
+
+
 def worked_example(
     prompt: str,
     encoded: Encoded,
     transcript: Transcript,
     ids: tuple[Sequence[int], Sequence[int]],
     stop_ids: tuple[int, ...],
+    photo: Photo,
     limits: Mapping[str, Limit] = LIMITS,
 ) -> SelfTest:
     """Returns what a device is to find for one picture and prompt: the reference's steps up to the first stop id."""
@@ -80,13 +112,14 @@ def worked_example(
     steps = next(ends, len(transcript.ids))
     tops = tuple(top_logits(logits) for logits in transcript.logits[:steps])
     greedy = tuple(step[0][0] for step in tops)
-    return SelfTest(prompt, encoded.pixels, encoded.tokens, tuple(ids[0]), tuple(ids[1]), greedy, tops, limits)
+    return SelfTest(prompt, encoded.pixels, encoded.tokens, tuple(ids[0]), tuple(ids[1]), greedy, tops, photo, limits)
 
 
 def write_selftest(build: Path, test: SelfTest) -> dict[str, str]:
     """Writes `selftest/` into the build, whole or not at all, in place of an older one; returns its files' SHA-256."""
     with staged_folder(build / FOLDER, overwrite=True, is_ours=is_selftest) as stage:
         Image.fromarray(test.pixels).save(stage / "picture.png")
+        shutil.copyfile(test.photo.file, stage / "photo.png")
         test.features.astype(np.float16).tofile(stage / "features.bin")
         (stage / "selftest.json").write_bytes(dump(test.as_json()))
         return {name: sha256_file(stage / name) for name in list_tree(stage)}

@@ -65,7 +65,7 @@ class Session(Generic[AnyEngine]):
         Raises ImageError, PromptError, and BuildError for a build of one part alone, before anything has run.
         """
         if isinstance(self.engine, PackageEngine):
-            self.engine.check_whole()
+            self.engine.build.check_whole()
         timings = Timings()
         image = picture if isinstance(picture, Image.Image) else open_image(picture, progress=progress)
         pieces: list[str] = []
@@ -127,10 +127,20 @@ def open_session(
 def build_session(
     build: Build, backend: str = "mil", image_size: int | None = None, progress: Progress = SILENT
 ) -> Session[PackageEngine]:
-    """Opens a build with its own tokenizer, prompt and image rule, as its manifest states them."""
+    """Opens a build with its own tokenizer, prompt and image rule, as its manifest states them.
+
+    BuildError for an encoder that was made for an app.
+    """
     if backend == "torch":
         raise UsageError(f"--backend torch runs a checkpoint, and {build.folder} is a build folder; use mil or coreml")
+    if build.purpose is not None:
+        build.check_whole()  # it is not, and has no tokenizer either
     with progress.stage("Opening the build"):
-        engine = PackageEngine(build, backend, image_size)
-        tokenizer = load_tokenizer(build.tokenizer, build.vocab_size)
-    return Session(engine, tokenizer, prompt_from_record(build.prompt), build.image_rule, backend)
+        return session_of(PackageEngine(build, backend, image_size))
+
+
+def session_of(engine: PackageEngine) -> Session[PackageEngine]:
+    """Returns an engine over a build as a session."""
+    build = engine.build
+    tokenizer = load_tokenizer(build.tokenizer, build.vocab_size)
+    return Session(engine, tokenizer, prompt_from_record(build.prompt), build.image_rule, engine.backend)

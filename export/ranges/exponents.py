@@ -32,7 +32,7 @@ LARGEST_EXPONENT = 7  # of all others: 2.1e6, where what is written is still far
 LAYER = re.compile(r"layers\.(\d+)[. ](.+)")
 # which exponent scales what, by the name behind the layer's
 RESIDUAL = ("add", "add.2", "self_attn.o_proj linear", "mlp.down_proj linear")
-TOKENS = "projector_2 convolution"
+TOKENS, FEATURES = "projector_2 convolution", "conv_exp gelu"
 INPUTS = ("embed_tokens rows", "input")
 QUERIES = ("self_attn.q_proj linear", "self_attn queries")
 VALUES = ("self_attn.v_proj linear", "self_attn attention")
@@ -43,10 +43,13 @@ PLAIN = ("self_attn.k_proj linear", "self_attn keys", SCORES)
 SHIFTED = ("self_attn constant", "self_attn keys shifted", SHIFTED_SCORES)
 
 
-def asked_of(ranges: Ranges, context: int = CONTEXT) -> tuple[Protection, tuple[str, ...]]:
-    """Returns the exponents, and what leaves the allowed range in spite of them, in sentences."""
+def asked_of(ranges: Ranges, context: int = CONTEXT, projector: bool = True) -> tuple[Protection, tuple[str, ...]]:
+    """Returns the exponents, and what leaves the allowed range in spite of them, in sentences.
+
+    projector: whether the encoder hands out what it gives, else what the tower does.
+    """
     protection = protection_of(ranges, context)
-    return protection, problems_of(ranges, protection, context)
+    return protection, problems_of(ranges, protection, context, TOKENS if projector else FEATURES)
 
 
 def protection_of(ranges: Ranges, context: int = CONTEXT) -> Protection:
@@ -84,9 +87,11 @@ def _check(protection: Protection) -> None:
         )
 
 
-def problems_of(ranges: Ranges, protection: Protection, context: int = CONTEXT) -> tuple[str, ...]:
+def problems_of(
+    ranges: Ranges, protection: Protection, context: int = CONTEXT, tokens: str = TOKENS
+) -> tuple[str, ...]:
     """Returns what leaves the allowed range in spite of the exponents, a sentence for each tensor."""
-    found = ((tensor, stored) for tensor, stored in _stored(ranges, protection, context) if stored > ALLOWED)
+    found = ((tensor, stored) for tensor, stored in _stored(ranges, protection, context, tokens) if stored > ALLOWED)
     return tuple(
         f"{tensor.name} reaches {tensor.peak:,.6g} on the input {tensor.worst!r}, and no power of two can be taken out "
         f"of it: {'fp16 makes it infinite' if stored > FP16_LARGEST else f'at most {ALLOWED:,.0f} is allowed'}"
@@ -129,10 +134,10 @@ class Reached:
         )
 
 
-def _stored(ranges: Ranges, protection: Protection, context: int) -> Iterator[tuple[TensorRange, float]]:
-    """Gives image tokens and the tensors that the decoder's graph has, with the magnitude at which each is stored."""
+def _stored(ranges: Ranges, protection: Protection, context: int, tokens: str) -> Iterator[tuple[TensorRange, float]]:
+    """Gives the encoder's result and the tensors of the decoder's graph, with the magnitude at which each is stored."""
     seen = Reached.of(ranges, context)
-    yield from ((tensor, tensor.peak) for tensor in ranges.part(ENCODER) if tensor.name == ENCODER + TOKENS)
+    yield from ((tensor, tensor.peak) for tensor in ranges.part(ENCODER) if tensor.name == ENCODER + tokens)
     for tensor in ranges.part(DECODER):
         found = LAYER.fullmatch(tensor.name.removeprefix(DECODER))
         if found is None:

@@ -46,7 +46,7 @@ def kept_protection(
             f"{_listed(missing)}, whose values it is taken to speak for; type: "
             f"{scan_command(typed, plan.image_sizes)}"
         )
-    protection, problems = asked_of(_of_parts(ranges, plan), plan.context)
+    protection, problems = asked_of(_of_parts(ranges, plan), plan.context, plan.projector)
     if plan.language and plan.context > CONTEXT and _shifts(ranges):
         progress.note(
             f"the scan saw keys without the part of their biases that a context of {CONTEXT:,} leaves out; one of "
@@ -67,7 +67,9 @@ def scan_command(typed: str, sides: Sequence[int]) -> str:
 def _of_parts(ranges: Ranges, plan: ExportPlan) -> Ranges:
     """What was found of the parts that are made: others ask for nothing."""
     encoder, decoder = (ranges.part(ENCODER) if plan.encoder else ()), (ranges.part(DECODER) if plan.language else ())
-    return replace(ranges, tensors=encoder + decoder, sites=ranges.sites if plan.encoder else {})
+    sites = ranges.sites.items() if plan.encoder else ()
+    made = {name: tensors for name, tensors in sites if plan.projector or not name.startswith("projector")}
+    return replace(ranges, tensors=encoder + decoder, sites=made)
 
 
 def _held(model: FastVLM) -> bool:

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from fastvlm.commands import options
+from fastvlm.commands.apple_app import show_steps
 from fastvlm.terminal import TerminalProgress
 
 # Options that are checked before the checkpoint is fetched and before libraries that take seconds are loaded.
-EARLY = ("image_sizes", "context", "only", "target", "max_file_size", "quantize", "calibration")
+EARLY = ("image_sizes", "context", "only", "target", "max_file_size", "quantize", "calibration", "purpose")
 
 
 @click.command(short_help="Make a Core ML build folder from a checkpoint.")
@@ -25,22 +26,23 @@ EARLY = ("image_sizes", "context", "only", "target", "max_file_size", "quantize"
 @options.max_file_size
 @options.quantize
 @options.calibration
+@options.purpose
 @options.checkpoint_options
 @options.overwrite
 @options.debug
-def export(checkpoint: str, output: str, context: int | None, overwrite: bool, **asked: Any) -> None:
+def export(checkpoint: str, output: str, overwrite: bool, **asked: Any) -> None:
     """Make a Core ML build folder from CHECKPOINT: a folder, `tiny` (the embedded one), or a Hub id.
 
     The build holds VisionEncoder.mlpackage, LanguageModel.mlpackage, the embedding table, the tokenizer, and
     manifest.json, which says how to run them. It appears under its name only when it is complete. The same command
     goes on where an interrupted one stopped: packages that it finished are taken over.
+
+    With `--for apple-app` it holds fastvithd.mlpackage alone, which Apple's sample app takes in place of its own.
     """
     from export.plan import check_options
     from fastvlm.publish import check_output
 
-    if context is not None:
-        asked["context"] = context
-    check_options(**{name: asked[name] for name in EARLY if name in asked})
+    check_options(**{name: asked[name] for name in EARLY})
     check_output(output, overwrite)  # before the seconds that the imports below take
     progress = TerminalProgress()
     with progress.stage("Loading libraries"):
@@ -49,6 +51,8 @@ def export(checkpoint: str, output: str, context: int | None, overwrite: bool, *
     build = make_build(checkpoint, Path(output), overwrite=overwrite, progress=progress, **asked)
     show_table(build)
     click.echo(f"build folder: {build}")
+    if asked["purpose"] is not None:
+        show_steps(build)
     if asked["only"] is None:
         reference = "" if checkpoint == "tiny" else f" --reference {shlex.quote(checkpoint)}"
         options.next_step(f"fastvlm validate {shlex.quote(str(build))}{reference}")

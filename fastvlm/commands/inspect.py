@@ -55,9 +55,11 @@ def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> N
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     rows = {
         "made by": f"fastvlm {manifest['fastvlm_version']}, schema {manifest['schema']}",
+        **({"made for": f"{manifest['for']}, which takes the encoder alone"} if "for" in manifest else {}),
         "source": f"{source.get('id')} ({source.get('layout')} layout, revision {source.get('revision') or 'unknown'})",
         "image": f"rule {image.get('rule')}, sizes {_listed(image.get('sizes'), ', ')}",
         "prompt": f"template {prompt.get('template')}, stop ids {prompt.get('stop_ids')}",
+        "ready-made": _ready_made(build, manifest),
         "context": manifest.get("context"),
         "compression": in_words(manifest["compression"]),
         "fp16": protection_in_words(manifest.get("protection")),
@@ -69,6 +71,21 @@ def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> N
     console.print(f"{build}")
     for name, value in rows.items():
         console.print(f"  {name:<12} {value}")
+
+
+def _ready_made(build: Path, manifest: dict[str, Any]) -> str:
+    """How many prompts the build offers."""
+    from fastvlm.paths import contained
+    from fastvlm.prompts import read_prompts
+
+    told = manifest.get("prompts")
+    if told is None:
+        return "no prompts"
+    try:
+        count = len(read_prompts(contained(build, told.get("file") if isinstance(told, dict) else told)))
+    except FastVLMError as problem:
+        return f"unknown: {problem}"
+    return f"{count} prompt{'' if count == 1 else 's'} with ids"
 
 
 def _listed(value: Any, separator: str) -> str:

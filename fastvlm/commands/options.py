@@ -73,6 +73,10 @@ target = click.option(
     help="What the language model is made for: the Neural Engine (files up to 1 GB, a head in several outputs) "
     "or the GPU (one file, one output).",
 )  # fmt: skip
+purpose = click.option(
+    "--for", "purpose", type=click.Choice(["apple-app"]),
+    help="Make the vision encoder that Apple's sample app takes, and that alone (docs/apple-app.md).",
+)  # fmt: skip
 max_file_size = click.option(
     "--max-file-size", callback=bytes_of, metavar="SIZE",
     help="Largest weight file of the language model, which is split into packages where it is larger: 1GB, 750MB. "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvlm.commands import options
+from fastvlm.commands.apple_app import app_step
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def _next(build: str, verdict: Verdict) -> str:
     quoted = shlex.quote(build)
     if not verdict.reference.is_source:
         return options.validation_of(build)
+    if verdict.passed and (step := app_step(build)):
+        return step
     if verdict.passed:
         return f'fastvlm run {quoted} IMAGE "PROMPT"' if verdict.answers else f"fastvlm inspect {quoted}"
     if any(finding.cured for finding in verdict.findings):

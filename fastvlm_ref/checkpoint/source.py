@@ -18,11 +18,12 @@ from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.checkpoint.folder import check_text_size
 
 EMBEDDED = "tiny"
+PROMPTS = "prompts.json"  # ready-made prompts of the checkpoint's own (`fastvlm_ref.ready_prompts`)
 TEXT_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "chat_template.json", "chat_template.jinja", "model.safetensors.index.json",
-    "adapter_config.json", "README.md",
+    "adapter_config.json", PROMPTS, "README.md",
 )  # fmt: skip
 LICENCE = re.compile(r"(licen[cs]e|copying|notice)([._-].*)?", re.IGNORECASE)
 
@@ -78,7 +79,7 @@ def licence_files(folder: Path) -> list[Path]:
 
 
 def differing(found: Mapping[str, object], expected: Mapping[str, object]) -> list[str]:
-    """Returns the names whose values differ or that only one side has, README.md and licences left out.
+    """Returns the names whose values differ or that only one side has; README.md, licences and prompts.json left out.
 
     Values are whatever describes a file: its size, its hash. Those texts change nothing that a model computes.
     """
@@ -88,7 +89,7 @@ def differing(found: Mapping[str, object], expected: Mapping[str, object]) -> li
 
 def is_prose(name: str) -> bool:
     """Tells whether a file is text for people, which changes nothing that a model computes."""
-    return name == "README.md" or is_licence(name)
+    return name in ("README.md", PROMPTS) or is_licence(name)
 
 
 def weight_hashes(files: Mapping[str, FileHash]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The three pictures that ship with the tiny checkpoint, with a question each: drawn scenes of a seed of their own.
 
-They serve `make demo` and `validate`; one has a word in it, one is wide and is padded by the image rule.
+They serve `make demo` and `validate`; one has a word in it, one is wide and is padded by the image rule. Beside them,
+the prompts that an app of a tiny build offers: what it was taught to answer, one of every form but "side".
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastvlm_ref.checkpoint.source import PROMPTS
 from fastvlm_ref.training.drawing import draw
 from fastvlm_ref.training.questions import ask
 from fastvlm_ref.training.scenes import EXAMPLE_SEED, scene
@@ -32,6 +34,16 @@ EXAMPLES = (
     Example("number.png", 192, "number"),
     Example("wide.png", 730, "colour"),
 )
+ASKED = {  # prompts.json: title -> text, each a phrasing of `training.questions`
+    "Describe": "Describe the picture.",
+    "Count": "How many shapes are there?",
+    "Colour of the square": "What colour is the square?",
+    "What is red": "What shape is red?",
+    "Where is the circle": "Where is the circle?",
+    "Size of the triangle": "Is the triangle big or small?",
+    "Read the word": "What word is written here?",
+    "Read the number": "Which number do you see?",
+}
 FILES = (*(example.name for example in EXAMPLES), "examples.json")  # all that `write_examples` makes
 
 
@@ -46,3 +58,9 @@ def write_examples(folder: Path) -> None:
         draw(drawn, SIDE).save(folder / example.name, optimize=True)
         rows.append({"image": example.name, "prompt": question.prompt, "answer": question.answer})
     (folder / "examples.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def write_prompts(folder: Path) -> None:
+    """Writes prompts.json: [{title, text}]."""
+    rows = [{"title": title, "text": text} for title, text in ASKED.items()]
+    (folder / PROMPTS).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -8,14 +8,16 @@ Notable choices:
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from fastvlm.progress import SILENT, Progress
+from fastvlm_ref.checkpoint.opening import TINY as EMBEDDED_FOLDER
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.tokenizer import load_tokenizer
 from fastvlm_ref.training.batch_norm import add_batch_norms, fold_batch_norms
 from fastvlm_ref.training.batches import DrawnScenes
-from fastvlm_ref.training.examples import write_examples
+from fastvlm_ref.training.examples import write_examples, write_prompts
 from fastvlm_ref.training.initial import initialise
 from fastvlm_ref.training.loop import finished, train_stage
 from fastvlm_ref.training.saving import save_llava
@@ -61,8 +63,10 @@ def run_recipe(work: Path, *, progress: Progress = SILENT) -> FastVLM:
 
 
 def write_checkpoint(model: FastVLM, work: Path, folder: Path) -> None:
-    """Folds the batch norms and writes the LLaVA folder, with its card and its pictures."""
+    """Folds the batch norms and writes the LLaVA folder, with its card, licence, prompts and pictures."""
     fold_batch_norms(model.vision_encoder)
     save_llava(model.eval(), load_tokenizer(work, TINY.text.vocab_size), folder)
     (folder / "README.md").write_text(CARD, encoding="utf-8")
+    shutil.copyfile(EMBEDDED_FOLDER / "LICENSE", folder / "LICENSE")
+    write_prompts(folder)
     write_examples(folder / "pictures")

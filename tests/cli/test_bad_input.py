@@ -313,9 +313,10 @@ def test_reference_of_the_same_sizes(refused: Refused, build: Path, checkpoint: 
     refused("validate", build, "--reference", checkpoint, "--images", picture.parent, says=says)
 
 
-def test_a_changed_readme_is_the_same_reference(build: Path, checkpoint: Path) -> None:
+def test_changed_texts_are_the_same_reference(build: Path, checkpoint: Path) -> None:
     (checkpoint / "README.md").write_text("my notes\n")
     (checkpoint / "LICENSE").write_text("as before\n")
+    (checkpoint / "prompts.json").write_text('[{"title": "a", "text": "b"}]')
     opened = read_build(build)
     source = _opened_reference(opened, checkpoint, SILENT, {}, other=False)
     model, *_ = _load_reference(opened, source, SILENT, other=False, stream=False)

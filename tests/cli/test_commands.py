@@ -236,6 +236,20 @@ def test_inspect_shows_the_contract(run: Run, build: Path) -> None:
         assert word in output
 
 
+def test_inspect_counts_the_ready_made_prompts(run: Run, build: Path) -> None:
+    def told() -> str:
+        (line,) = [line for line in run("inspect", build).stdout.splitlines() if line.startswith("  ready-made ")]
+        return line.removeprefix("  ready-made ").strip()
+
+    assert told() == "8 prompts with ids"
+    (build / "prompts.json").write_text("[")
+    assert told().startswith(f"unknown: {build / 'prompts.json'} is not valid JSON")
+    manifest = json.loads((build / "manifest.json").read_text())
+    del manifest["prompts"]
+    (build / "manifest.json").write_text(json.dumps(manifest | {"schema": "0.2"}))
+    assert told() == "no prompts"
+
+
 def test_doctor_says_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_module, "RANGES", {"click": ("1.0", "2"), "nosuch-package": ("1.0", None)})
     monkeypatch.setattr(doctor_module, "_LOADS", {"torch": "import nosuch_module"})

@@ -1,13 +1,9 @@
-"""A FastVLM of the smallest sizes that still has every part, with seeded weights, and a way to export it.
-
-Run as a program (`small_export.py OUTPUT`) it exports once, for the test that compares two processes.
-"""
+"""A FastVLM of the smallest sizes that still has every part, with seeded weights and a stand-in for a tokenizer."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +12,6 @@ import torch
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 sys.path.insert(0, str(DATA))
-sys.path.insert(0, str(DATA.parent.parent))
 
 from seeded_weights import seeded_tensor  # noqa: E402
 
@@ -54,7 +49,7 @@ def small_model(**text: Any) -> FastVLM:
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         value.copy_(torch.from_numpy(seeded_tensor(name, tuple(value.shape))))
     model.source = Source(id="small", revision=None, layout="llava", folder=Path("nowhere"), names=())
-    model.tokenizer = SimpleNamespace(save=save_tokenizer, bos=None)  # type: ignore[assignment]
+    model.tokenizer = Lengths()  # type: ignore[assignment]
     return model
 
 
@@ -68,10 +63,20 @@ def snr(reference: Any, actual: Any) -> float:
     return snr_db(np.asarray(reference, np.float64), np.asarray(actual, np.float64))
 
 
-def save_tokenizer(folder: Path) -> None:
-    """What an export asks of a tokenizer."""
-    folder.mkdir()
-    (folder / "tokenizer.json").write_text("{}\n")
+class Lengths:
+    """What an export asks of a tokenizer: the length of each word for an id, and an id for any control token."""
+
+    bos = None
+
+    def encode(self, text: str) -> list[int]:
+        return [len(word) for word in text.split()]
+
+    def control(self, name: str) -> int:
+        return 256 + len(name)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{}\n")
 
 
 def use_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +95,3 @@ def read_proto(package: Path) -> Any:
     proto = import_coremltools().proto.Model_pb2.Model()
     proto.ParseFromString((package / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
     return proto
-
-
-if __name__ == "__main__":
-    from export.api import export_model
-
-    export_model(small_model(), sys.argv[1], image_sizes=SIZES, context=CONTEXT, query_length=QUERY)

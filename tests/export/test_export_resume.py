@@ -47,9 +47,11 @@ export("tiny", sys.argv[1], progress=Killing())
 def killed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which an export of `tiny` was killed when the encoder was finished; copy it."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-c", KILLED, str(folder / "build")]
+    command = [sys.executable, "-u", "-c", KILLED, str(folder / "build")]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    assert subprocess.run(command, cwd=root, env=environment, check=False).returncode == -signal.SIGKILL
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert (run.stdout, run.stderr) == ("", "")  # a library is quiet
     (stage,) = folder.iterdir()
     assert re.fullmatch(r"\.build\.stage-[0-9a-f]{16}", stage.name)
     return folder

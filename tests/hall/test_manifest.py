@@ -113,7 +113,8 @@ def test_every_damage_is_listed(build: Path) -> None:
 def test_what_validate_adds_is_no_damage(build: Path) -> None:
     (build / "validation.json").write_text("{}")
     (build / "selftest").mkdir()
-    (build / "selftest" / "picture.png").write_bytes(b"")
+    for name in ("picture.png", "photo.png", "features.bin", "selftest.json"):
+        (build / "selftest" / name).write_bytes(b"")
     check_files(build, read_manifest(build))
 
 

@@ -11,8 +11,10 @@ from row_faults import reseal
 from export import export
 from fastvlm.build import read_build
 from fastvlm.errors import BuildError, ImageError, MissingDependency, UsageError
-from fastvlm.hashes import file_hash
-from fastvlm.manifest import read_manifest, write_manifest
+from fastvlm.hashes import file_hash, sha256_bytes
+from fastvlm.manifest import holds_build_alone, read_manifest, write_manifest
+from fastvlm_ref.image import open_image, preprocess
+from fastvlm_ref.samples import shipped_photo
 from validation import validate
 from validation.engine import PackageEngine
 from validation.limits import LIMITS, RUNGS
@@ -98,6 +100,20 @@ def test_the_self_test_is_what_the_packages_find(validated):
         said = int(engine.decode(row).argmax())
         assert said == expected
         row = engine.embed([said])
+
+
+def test_the_self_test_has_a_photo_to_preprocess(validated):
+    build, _ = validated
+    test = json.loads((build / "selftest" / "selftest.json").read_text("utf-8"))
+    assert test["schema"] == "0.2"
+    photo = build / "selftest" / test["photo"]["file"]
+    assert photo.read_bytes() == shipped_photo().read_bytes()
+    opened = read_build(build)
+    assert test["photo"]["pixels_sha256"].keys() == {str(side) for side in opened.image_sizes}
+    for side, expected in test["photo"]["pixels_sha256"].items():
+        pixels = preprocess(open_image(photo), int(side), opened.image_rule)
+        assert sha256_bytes(pixels.tobytes()) == expected
+    assert holds_build_alone(build), "what validate adds is known"
 
 
 def weights(build, package):

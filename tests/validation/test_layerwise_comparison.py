@@ -37,7 +37,7 @@ def test_every_number_is_that_of_a_comparison_in_memory(build: Any, tmp_path: An
     assert set(parts.not_measured) == LEFT_OUT
     assert parts.rows == tuple(row for row in whole.rows if row.limit.key not in LEFT_OUT)
     assert parts.answers == whole.answers
-    for name in ("selftest.json", "features.bin", "picture.png"):
+    for name in ("selftest.json", "features.bin", "picture.png", "photo.png"):
         assert (build / "selftest" / name).read_bytes() == (other / "selftest" / name).read_bytes()
     (said,) = [note for note in heard.notes if "layer by layer" in note]
     assert f"{STEPS} steps on 3 samples" in said

@@ -19,7 +19,6 @@ from export.contract import language_functions
 from export.convert import constant_name
 from export.language import chunk_weight, graph_of
 from export.parameters import GraphWeight, graph_weights
-from export.plan import ExportPlan
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.threads import one_thread
 from validation.audit.decoder import DecoderWalk
@@ -27,6 +26,8 @@ from validation.audit.decoder_ane import AneWalk
 from validation.audit.decoder_gpu import GpuWalk
 from validation.audit.encoder import EncoderWalk
 from validation.audit.findings import UNEXPLAINED, Findings
+from validation.audit.interface import hold_interface
+from validation.audit.prompts import hold_prompts
 from validation.audit.schemes import compare, places, schemes_of
 from validation.audit.told import hold_manifest, other_chain
 from validation.audit.walk import Walk
@@ -73,6 +74,8 @@ def audit(pair: Pair, progress: Progress = SILENT) -> tuple[Measurement, ...]:
         for each in comparisons:
             compare(each.title, each.weight, each.value, schemes, findings)
             advance(each.value.stored)
+    hold_interface(pair, findings)
+    hold_prompts(pair, findings)
     hold_manifest(pair, findings)  # last: the files say more than a field about them, and the first difference is told
     return tuple(findings.measurements({**CODED, **pair.limits}))
 
@@ -123,16 +126,15 @@ def _jobs(pair: Pair) -> Iterator[Job]:
         for side in build.image_sizes:
 
             def follow(walk: Walk, side: int = side) -> None:
-                EncoderWalk(walk, pair.model, graph, side, safe).run()
+                EncoderWalk(walk, pair.model, graph, pair.form, side, safe).run()
 
-            yield Job(build.encoder, f"encode_{side}", follow, tuple(weights), weights.__getitem__)
+            yield Job(build.encoder, pair.form.function(side), follow, tuple(weights), weights.__getitem__)
     for package, part in pair.parts() if build.language and not other_chain(pair) else ():
         yield from _language_jobs(pair, package, part)
 
 
 def _language_jobs(pair: Pair, package: Path, part: DecoderPart) -> Iterator[Job]:
-    build, text = pair.build, pair.model.config.text
-    plan = ExportPlan(build.image_sizes, build.context, build.query, target=build.target)
+    text, plan = pair.model.config.text, pair.plan
     weight = partial(chunk_weight, part.decoder, part.sizes, part.target, part.chunk, part.split)
     own = replace(text, layers=part.chunk.layers, vocab_size=part.split.rows, tied_head=False)
     for spec in language_functions(text, plan, part.chunk, part.split):

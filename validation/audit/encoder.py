@@ -1,5 +1,7 @@
 """The vision encoder's function, op by op from the reference's modules: FastViTHD and the projector on (1, C, h, w).
 
+An encoder for Apple's sample app (`validation.encoder_form`) ends behind the tower, and is float32 at both ends.
+
 Geometry, heads, eps and GELU are read off the modules of `fastvlm_ref`; the declared graph (`export.encoder`) says
 which exponents tensors are stored with and whether a layer scale stayed an op of its own.
 Weights are asked for by name; their numbers are `validation.audit.weights`'. It knows no files.
@@ -25,11 +27,11 @@ from validation.audit.expected import Parameter, Shape
 from validation.audit.findings import CONSTANTS
 from validation.audit.forms import channel_norm, gelu, mean_of_maps, sigmoid, softmax
 from validation.audit.walk import Walk
+from validation.encoder_form import EncoderForm
 from validation.program.contents import Value
 
 BYTES = 255.0  # a pixel of the reference is a byte over 255 (`fastvlm_ref.image.pixels_to_tensor`)
 RGB = 20  # Core ML's colour space
-FEATURES = "imageFeatures"
 POINTWISE = nn.Linear(1, 1, device="meta")  # any linear layer
 
 
@@ -43,31 +45,45 @@ class Map:
 
 
 class EncoderWalk:
-    """The walk through `encode_<side>`; `graph` has all declared folds."""
+    """The walk through the function of one side; `graph` has all declared folds."""
 
-    def __init__(self, walk: Walk, model: FastVLM, graph: EncoderGraph, side: int, safe: bool) -> None:
-        self.walk, self.model, self.graph, self.side, self.safe = walk, model, graph, side, safe
+    def __init__(
+        self, walk: Walk, model: FastVLM, graph: EncoderGraph, form: EncoderForm, side: int, safe: bool
+    ) -> None:
+        self.walk, self.model, self.graph, self.form, self.side, self.safe = walk, model, graph, form, side, safe
 
     def run(self) -> None:
         """Walks from the picture to the image tokens."""
-        tower = self.model.vision_encoder
-        x = self._pixels()
+        walk, tower = self.walk, self.model.vision_encoder
+        x = self._picture() if self.form.picture else self._pixels()
         for index, part in enumerate(tower.patch_embed):
             x = self._mobile_one(f"patch_embed.{index}", cast(MobileOneBlock, part), x)
         for index, module in enumerate(tower.network):
             x = self._part(f"network.{index}", module, x)
         x = self._mobile_one("conv_exp", tower.conv_exp, x)
+        if self.form.projected:
+            x = self._projected(x)
+        elif x.exponent:  # the app takes what the tower gives
+            x = Map(walk.op("mul", x=x.value, y=2.0**x.exponent), x.side)
+        flat = walk.op("reshape", x=x.value, shape=Shape((1, self.form.width(self.model), x.side**2)))
+        tokens = walk.op("transpose", x=flat, perm=[0, 2, 1])
+        if not self.form.picture:
+            tokens = walk.op("cast", x=tokens, dtype="fp32")
+        walk.gives(tokens, self.form.gives)
+
+    def _projected(self, x: Map) -> Map:
         first, activation, second = self.model.projector
         x = self._gelu(self._conv("projector_0", first, x), activation)
-        x = self._conv("projector_2", second, x)
-        width, tokens = self.model.config.text.hidden_size, x.side**2
-        flat = self.walk.op("reshape", x=x.value, shape=Shape((1, width, tokens)))
-        self.walk.gives(self.walk.op("transpose", x=flat, perm=[0, 2, 1]), FEATURES)
+        return self._conv("projector_2", second, x)
 
     def _pixels(self) -> Map:
+        """Pixels in [0, 1] as the reference takes them."""
+        return Map(self.walk.op("cast", x=self.walk.input(self.form.takes), dtype="fp16"), self.side)
+
+    def _picture(self) -> Map:
         """The picture, bytes to [0, 1]: colours in RGB, nothing added."""
-        image = self.walk.input("image")
-        feature = self.walk.function.features.get("image")
+        image = self.walk.input(self.form.takes)
+        feature = self.walk.function.features.get(self.form.takes)
         found = feature.image if feature is not None else None
         shown = (found.width, found.height, found.color) if found else None
         wanted = (self.side, self.side, RGB)

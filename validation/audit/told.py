@@ -14,21 +14,19 @@ from typing import Any
 from export.build import stage_record
 from export.contract import encoder_functions, language_functions
 from export.parameters import graph_weights
-from export.plan import ExportPlan
 from export.sizes import language_shapes
 from validation.audit.findings import CONSTANTS, UNEXPLAINED, Findings
 from validation.differences import different, short
 from validation.pair import Pair
-
-IMAGE = {"scale": 1 / 255, "bias": [0, 0, 0], "color": "RGB"}  # what a host is told; the reference divides bytes by 255
 
 
 def hold_manifest(pair: Pair, findings: Findings) -> None:
     """Counts every field of the manifest that is otherwise than an export of this checkpoint writes it."""
     build = pair.build
     if build.encoder is not None:
-        findings.look(CONSTANTS, len(IMAGE))
-        for name, wanted in IMAGE.items():
+        image = {"scale": pair.form.scale, "bias": [0, 0, 0], "color": "RGB"}  # the reference divides bytes by 255
+        findings.look(CONSTANTS, len(image))
+        for name, wanted in image.items():
             if (told := build.manifest["image"].get(name)) != wanted:
                 findings.count(CONSTANTS, f"manifest.json: image.{name} is {short(told)}, expected {short(wanted)}")
     if build.language and (other := other_chain(pair)):
@@ -41,8 +39,7 @@ def hold_manifest(pair: Pair, findings: Findings) -> None:
 
 def _functions(pair: Pair) -> Iterator[str]:
     """How the contract of a function is otherwise than the graphs have it."""
-    build, config = pair.build, pair.model.config
-    plan = ExportPlan(build.image_sizes, build.context, build.query, target=build.target)
+    build, config, plan = pair.build, pair.model.config, pair.plan
     wanted: dict[str, Any] = {}
     if build.encoder is not None:
         specs = encoder_functions(config.vision, config.text.hidden_size, plan)

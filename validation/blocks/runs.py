@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from fastvlm_ref.image import pixels_to_tensor
@@ -51,7 +50,7 @@ class EncoderRun:
     def __init__(self, pair: Pair, pixels: NDArray[np.uint8]) -> None:
         assert pair.build.encoder is not None
         self.pair, self.pixels = pair, pixels
-        self.package, self.function = pair.build.encoder, f"encode_{pixels.shape[0]}"
+        self.package, self.function = pair.build.encoder, pair.form.function(pixels.shape[0])
 
     def blocks(self) -> list[Points]:
         """The results of all blocks."""
@@ -70,7 +69,7 @@ class EncoderRun:
 
     def reference(self, _: Collection[str]) -> None:
         """Runs the reference."""
-        self.pair.model.encode_image(pixels_to_tensor(self.pixels))
+        self.pair.form.tokens(self.pair.model, pixels_to_tensor(self.pixels))
 
     def seen(self, _: Point, value: Tensor) -> Tensor:
         """All of a value."""
@@ -86,7 +85,7 @@ class EncoderRun:
             for point in known.get((self.function, name), ()):
                 see(point, value, whole)
 
-        model.predict({"image": Image.fromarray(self.pixels)}, hook=look)
+        model.predict(self.pair.form.inputs(self.pixels), hook=look)
 
     def _anchors(self) -> Anchors:
         return Anchors(self.pair.function(self.package, self.function))

@@ -52,7 +52,10 @@ def encoder_block(path: str) -> str:
 
 
 def encoder_blocks(model: FastVLM, graph: EncoderGraph, anchors: Anchors) -> Iterator[Block]:
-    """Gives every block of the tower and the projector, in order; Unmatched where the program lacks one."""
+    """Gives every block of the tower and the projector, in order; Unmatched where the program lacks one.
+
+    Without a projector what the last block gives is the function's own result.
+    """
     convs = [path for path, module in graph.named_modules() if isinstance(module, nn.Conv2d)]
     behind = dict(pairwise(convs))
     names = list(dict.fromkeys(map(encoder_block, convs)))
@@ -63,6 +66,9 @@ def encoder_blocks(model: FastVLM, graph: EncoderGraph, anchors: Anchors) -> Ite
             exponent = _exponents(graph.get_submodule(f"{name.removeprefix(TOWER)}.convffn.conv"), "reads")[0]
         elif name == "projector" or own == [name.removeprefix(TOWER)]:  # RepCPE: a convolution alone
             value, exponent = anchors.given(own[-1]).name, _exponents(graph.get_submodule(own[-1]))[1]
+        elif own[-1] not in behind:
+            yield Block(name, anchors.function.results[0].name, _tokens)
+            continue
         else:  # what follows the last convolution (GELU, squeeze-excite) is what the next one takes
             following = behind[own[-1]]
             value, exponent = anchors.taken(following).name, _exponents(graph.get_submodule(following))[0]
@@ -111,6 +117,11 @@ def _maps(x: Tensor) -> Tensor:
         return x
     side = isqrt(x.shape[1])
     return x.transpose(1, 2).reshape(1, -1, side, side)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """Maps (1, C, h, w) as tokens (1, P, C), row by row."""
+    return x.flatten(2).transpose(1, 2)
 
 
 def _third(part: int, factor: float, x: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class LayerwiseComparison(Comparison):
         with self.progress.stage("Pictures", len(samples)) as advance:
             for sample in samples:
                 pixels = self._pixels(sample, sizes)
-                truths.append({size: encode(self.pair.model, picture, Event()) for size, picture in pixels.items()})
+                truths.append({size: encode(self.tokens, picture, Event()) for size, picture in pixels.items()})
                 own.append({})
                 for size, encoded in truths[-1].items() if self.pair.build.encoder is not None else ():
                     own[-1][size] = self.package.encode_image(encoded.pixels)

@@ -124,7 +124,7 @@ TABLE: tuple[Limit, ...] = (
     ),
     Limit(
         "audit", "differing_constants", "max", 0.0, 0,
-        "strides, pads, axes, eps, scales, windows of the state, schemes: what the reference has, as it is stored",
+        "strides, pads, axes, eps, scales, windows of the state, schemes, prompt ids: as the reference has them",
     ),
     Limit(
         "audit", "unexplained", "max", 0.0, 0,

@@ -104,7 +104,7 @@ def _pieces(pair: Pair, block: str | None) -> Iterator[tuple[str, Cutter, Piece]
         opened = open_folder(encoder)
         for function in pair.program(encoder).functions:
             cutter = Cutter(opened, function.name)
-            for piece in EncoderPieces(pair.model, pair.encoder_graph, Anchors(function)):
+            for piece in EncoderPieces(pair.model, pair.encoder_graph, pair.form, Anchors(function)):
                 if block in (None, piece.block):
                     yield encoder.name, cutter, piece
     for package, part in pair.parts():

@@ -3,7 +3,8 @@
     image -> patch_embed -> stages: RepMixer and attention blocks, down-sampling between them -> conv_exp -> projector
 
 The order is that of `export.encoder.EncoderGraph`, whose convolutions lead from one piece to the next; values of the
-program are maps (1, C, h, w) stored as x · 2^−e. What works on channels or on a window alone is tried on maps of a few
+program are maps (1, C, h, w) stored as x · 2^−e. Without projector the last piece begins behind the last convolution of
+conv_exp and ends with the tokens. What works on channels or on a window alone is tried on maps of a few
 points, attention and norms on the program's own.
 """
 
@@ -28,9 +29,10 @@ from fastvlm_ref.model.mobileone import MobileOneBlock, SEBlock
 from fastvlm_ref.model.repmixer import RepMixerBlock
 from validation.counterparts.counterpart import Counterpart
 from validation.counterparts.encoder import TOWER, encoder_counterparts
+from validation.encoder_form import EncoderForm
 from validation.op_parity.between import ACTIVATION, LINEAR, Compute, between
 from validation.op_parity.encoder_attention import attention_piece, norm_piece, with_affine
-from validation.op_parity.encoder_ends import image_piece, scale_piece, tokens_piece
+from validation.op_parity.encoder_ends import image_piece, scale_piece, tokens_end, tokens_piece
 from validation.op_parity.maps import MAPS, POINTS, spot, tokens
 from validation.op_parity.partly import partly
 from validation.op_parity.piece import Piece, Spot
@@ -56,18 +58,23 @@ class _Pending:
 class EncoderPieces:
     """Gives the pieces of one function of the encoder, in the order in which they run."""
 
-    def __init__(self, model: FastVLM, graph: EncoderGraph, anchors: Anchors) -> None:
-        self.model, self.graph, self.anchors = model, graph, anchors
+    def __init__(self, model: FastVLM, graph: EncoderGraph, form: EncoderForm, anchors: Anchors) -> None:
+        self.model, self.graph, self.form, self.anchors = model, graph, form, anchors
         self.known = {each.parameter: each for each in encoder_counterparts(model, graph)}
         self.answers = Answers()
         self.pending: _Pending | None = None
 
     def __iter__(self) -> Iterator[Piece]:
         first = next(iter(self.known.values()))
-        yield image_piece(self.anchors, first.block, self.taken(first.parameter))
+        yield image_piece(self.anchors, self.form, first.block, self.taken(first.parameter))
         for name, own in groupby(self.known.values(), key=lambda counterpart: counterpart.block):
             yield from self._block(name, [counterpart.parameter for counterpart in own])
-        yield tokens_piece(self.anchors, self.given("projector_2"))
+        end = tokens_end(self.anchors)
+        if self.form.projected:
+            yield tokens_piece(self.given("projector_2"), end)
+        elif self.pending is not None:
+            behind = self.pending.compute
+            yield self._piece(replace(self.pending, compute=lambda *x: tokens(behind(*x))), end)
 
     def taken(self, path: str) -> Spot:
         """What a convolution takes."""
