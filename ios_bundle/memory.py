@@ -35,13 +35,7 @@ def _weights(build: Build, package: str) -> int:
 
 
 def _state(build: Build) -> int:
-<<<<<<< HEAD
-    functions = build.manifest["functions"]["language"]
-    entries = functions if isinstance(functions, list) else [functions]
-    return state_bytes(entry["state"]["shape"] for entry in entries if "state" in entry)
-=======
-    return sum(HALF * math.prod(entry["state"]["shape"]) for entry in language_entries(build) if "state" in entry)
->>>>>>> main
+    return state_bytes(entry["state"]["shape"] for entry in language_entries(build) if "state" in entry)
 
 
 def _activations(build: Build) -> int:

@@ -1,4 +1,4 @@
-"""Does it fit, and how fast might it be? Sizes, memory and a roofline estimate for a device, before anything is exported.
+"""Does it fit, and how fast might it be? Sizes, memory and a roofline estimate for a device, before an export.
 
     sizes = sizes_of("0.5b")                                # or a checkpoint folder, a cached Hub id, a build folder
     estimate(sizes, "iPhone 15 Pro", "int8", 1024, 2048)    # -> Estimate: files, memory, first token, tokens a second
