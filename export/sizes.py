@@ -67,6 +67,12 @@ def language_bytes(text: TextConfig, plan: ExportPlan, stored: Stored, *, shifts
     return found
 
 
+def table_bytes(text: TextConfig, dtype: str) -> int:
+    """Returns the size of embeddings.bin, in "fp16" or "int8" with a scale for each row."""
+    values = text.vocab_size * text.hidden_size
+    return 2 * values if dtype == "fp16" else values + 2 * text.vocab_size
+
+
 def check_files(text: TextConfig, plan: ExportPlan, stored: Stored) -> None:
     """Raises UsageError where not even single layers fit into the largest file that `plan` allows."""
     if plan.language:

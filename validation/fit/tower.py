@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from math import prod
 
 from fastvlm_ref.config import VisionConfig
-from validation.fit.work import HALF, Shape, Weights, Work, elementwise, product, reduction
+from validation.fit.work import HALF, Shape, Weights, Work, elementwise, gathered, product, reduction
 
 Stores = Callable[[str, Shape], Weights]
 NORM_MULS = 6  # of a safe channel norm: two by element, four of one number for each position
@@ -32,7 +32,7 @@ def tower_shapes(vision: VisionConfig, hidden: int) -> dict[str, Shape]:
         shapes[layer.removeprefix("encoder.")] = shape
         return dense(layer, shape)
 
-    list(tower_work(vision, hidden, vision.stride, note))
+    tower_work(vision, hidden, vision.stride, note)
     return shapes
 
 
@@ -42,9 +42,13 @@ def tower_bytes(vision: VisionConfig, hidden: int, stored: Callable[[str, Shape]
     return sum(stored(f"encoder.{name}", shape) + HALF * shape[0] + 2 * blob for name, shape in shapes.items())
 
 
-def tower_work(vision: VisionConfig, hidden: int, side: int, stores: Stores = dense) -> Iterator[Work]:
-    """Gives the ops of `encode_<side>`; `stores` says how a layer's weight is stored."""
+def tower_work(vision: VisionConfig, hidden: int, side: int, stores: Stores = dense) -> list[Work]:
+    """Returns the ops of `encode_<side>`; `stores` says how a layer's weight is stored."""
     walk = _Walk(side, stores)
+    return gathered(_tower(walk, vision, hidden))
+
+
+def _tower(walk: _Walk, vision: VisionConfig, hidden: int) -> Iterator[Work]:
     yield from _stem(walk, vision.widths[0])
     place = 0
     for stage, width in enumerate(vision.widths):

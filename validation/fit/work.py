@@ -8,6 +8,7 @@ It knows neither models nor chips.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
@@ -74,9 +75,12 @@ def reduction(op: str, elements: int, results: int) -> Work:
     return Work(op, elements, tensors=(HALF * elements, HALF * results))
 
 
-def repeated(works: Iterable[Work], count: int) -> list[Work]:
-    """The ops of a block that stands `count` times in a model."""
-    return [work.times(count) for work in works]
+def gathered(works: Iterable[Work]) -> list[Work]:
+    """The same ops, those that are equal as one: the layers of a decoder differ in nothing but values."""
+    counts: Counter[Work] = Counter()
+    for work in works:
+        counts[replace(work, count=1)] += work.count
+    return [work.times(count) for work, count in counts.items()]
 
 
 def flops(works: Iterable[Work]) -> int:
