@@ -125,7 +125,7 @@ _GPU_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
     (METAL, {"A14": 1.309, "A15": 1.71, "A16": 1.71, "M1": 2.617, "M1 Pro": 5.308, "M1 Max": 10.62, "M2": 3.579,
              "M2 Pro": 6.44, "M2 Max": 13.6}),
     (SIDEKICK, {"M3": 4.1, "M3 Pro": 7.4, "M3 Max": 16.2, "M4": 4.6, "M4 Pro": 9.2, "M4 Max": 18.4}),
-    (HMC, {"A17 Pro": 2.15, "A18": 1.86, "A19": 1.51}),
+    (HMC, {"A17 Pro": 2.15, "A18": 1.86}),
 )  # fmt: skip
 _GPUS = {name: Figure(value, source) for source, values in _GPU_TFLOPS for name, value in values.items()}
 # An M1's engine has 4 cores, a Pro's and a Max's 8; only M1's was measured.

@@ -33,10 +33,12 @@ def decode_work(text: TextConfig, context: int, target: str, stores: Stores = de
     return gathered([*layers.whole(text.layers), *layers.norm(), *layers.head()])
 
 
-def whole_prefill_work(text: TextConfig, rows: int, target: str) -> list[Work]:
-    """Returns the ops of a prefill as MLX does it: all `rows` at once, each layer whole, the head for the last row."""
-    layers = _Layers(text, rows, rows, target, dense)
-    last = _Layers(text, 1, rows, target, dense)
+def rows_work(text: TextConfig, rows: int, context: int, target: str, stores: Stores = dense) -> list[Work]:
+    """Returns the ops of `rows` rows at once through every layer, each whole, with the head for the last row alone.
+
+    That is how others prefill: this project's own prefill ends with the last layer's keys and values.
+    """
+    layers, last = (_Layers(text, query, context, target, stores) for query in (rows, 1))
     return gathered([*layers.whole(text.layers), *last.norm(), *last.head()])
 
 
