@@ -26,7 +26,7 @@ from validation.program.reading import read_program
 
 @dataclass(frozen=True)
 class Built:
-    """What only a build has. works: by function, over all packages that have it; packages: how many those are."""
+    """What only a build has. state: bytes of the KV cache; works: by function, over all packages that have it."""
 
     scheme: str
     target: str
@@ -34,9 +34,8 @@ class Built:
     context: int
     query: int
     files: Files
-    state: int  # bytes
+    state: int
     works: Mapping[str, tuple[Work, ...]]
-    packages: Mapping[str, int]
 
 
 def read_built(folder: Path) -> Sizes:
@@ -48,11 +47,10 @@ def read_built(folder: Path) -> Sizes:
         raise BuildError(f"{folder} is not the build its manifest describes ({changes[0]}{more}); export it again")
     model = build.manifest["model"]
     vision, text = _config(folder, VisionConfig, model["vision"]), _config(folder, TextConfig, model["text"])
-    works, packages = _works(build)
     compression = build.manifest["compression"].get("scheme", "fp16")
     built = Built(
         str(compression), build.target, build.image_sizes, build.context, build.query, _files(build), _state(build),
-        works, packages,
+        _works(build),
     )  # fmt: skip
     known = build.source_id == EMBEDDED or "/" in build.source_id
     return Sizes(str(folder), "build", vision, text, build.source_id if known else None, (), built)
@@ -76,7 +74,8 @@ def _files(build: Build) -> Files:
     encoder = sizes[build.encoder / WEIGHT_FILE]
     language = tuple(sizes[stage.package / WEIGHT_FILE] for stage in build.language)
     table = sizes[build.embeddings.file]
-    return Files(encoder, language, table, sum(sizes.values()) - encoder - sum(language) - table)
+    layered = sum(stage.state for stage in build.language)
+    return Files(encoder, language, layered, table, sum(sizes.values()) - encoder - sum(language) - table)
 
 
 def _state(build: Build) -> int:
@@ -85,12 +84,10 @@ def _state(build: Build) -> int:
     return state_bytes(entry["state"]["shape"] for entry in entries if "state" in entry)
 
 
-def _works(build: Build) -> tuple[dict[str, tuple[Work, ...]], dict[str, int]]:
+def _works(build: Build) -> dict[str, tuple[Work, ...]]:
     works: dict[str, list[Work]] = {}
-    packages: dict[str, int] = {}
     for path in (build.encoder, *(stage.package for stage in build.language)):
         assert path is not None
         for function in read_program(path).functions:
             works.setdefault(function.name, []).extend(works_of(function))
-            packages[function.name] = packages.get(function.name, 0) + 1
-    return {name: tuple(gathered(found)) for name, found in works.items()}, packages
+    return {name: tuple(gathered(found)) for name, found in works.items()}

@@ -62,7 +62,7 @@ def engine_speeds(chip: Chip) -> Speeds:
 def gpu_speeds(chip: Chip, layer: float) -> Speeds:
     """Returns the GPU's; layer: seconds that each decoder layer costs at each call (`check.py`)."""
     assumed: list[str] = []
-    peak = _figure(chip, lambda each: each.gpu_tflops, "TFLOP/s of its GPU", assumed)
+    peak = _figure(chip, lambda each: each.gpu_tflops, "TFLOP/s", "GPU", assumed)
     memory = _memory(chip, assumed)
     return Speeds(peak * 1e12, memory * 1e9, None, 0.0, layer, frozenset(), tuple(assumed))
 
@@ -80,7 +80,7 @@ def folded(engine: str) -> frozenset[str]:
 def _engine_flops(chip: Chip, assumed: list[str]) -> float:
     if chip.tops is None and chip.tflops is not None:
         return chip.tflops.value
-    stated = _figure(chip, lambda each: each.tops, "TOPS of its engine", assumed)
+    stated = _figure(chip, lambda each: each.tops, "TOPS", "engine", assumed)
     if chip.engine.name not in COUNTS_INT8:
         return stated
     assumed.append(f"fp16 on the engine of {chip.name}: half of Apple's {stated:g} TOPS, which are int8's")
@@ -117,16 +117,18 @@ def _memory(chip: Chip, assumed: list[str]) -> float:
     return figure.value
 
 
-def _figure(chip: Chip, of: Callable[[Chip], Figure | None], what: str, assumed: list[str]) -> float:
+def _figure(chip: Chip, of: Callable[[Chip], Figure | None], what: str, part: str, assumed: list[str]) -> float:
     """A figure of the chip, else that of the nearest before it in its line (A or M), which is then told."""
     line = [each for each in CHIPS if each.name[0] == chip.name[0]]
     for each in reversed(line[: line.index(chip) + 1]):
         figure = of(each)
         if figure is not None and (each is chip or _same_tier(each, chip)):
             if each is not chip:
-                assumed.append(f"nothing is published of {chip.name}'s {what}: {each.name}'s {figure.value:g} stand in")
+                assumed.append(
+                    f"nobody published {what} of {chip.name}'s {part}: {each.name}'s {figure.value:g} stand in"
+                )
             return figure.value
-    raise AssertionError(f"{chip.name} has no {what} and none before it")
+    raise AssertionError(f"{chip.name} has no {what} of its {part}, nor one before it")
 
 
 def _same_tier(before: Chip, chip: Chip) -> bool:

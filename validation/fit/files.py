@@ -24,10 +24,14 @@ LAYER_PROGRAM, BLOCK_PROGRAM, TOKEN_BYTES = 46_500, 7_200, 47
 
 @dataclass(frozen=True)
 class Files:
-    """Bytes: of the encoder's weights, of those of each package of the language model in order, and of the rest."""
+    """Bytes: of the encoder's weights, of those of each package of the language model in order, and of the rest.
+
+    layered: how many of the packages hold layers, the others hold parts of the head.
+    """
 
     encoder: int
     language: tuple[int, ...]
+    layered: int
     embeddings: int
     other: int  # programs, tokenizer, manifest
 
@@ -48,22 +52,19 @@ def files_of(vision: VisionConfig, text: TextConfig, stored: Stored, target: str
     Raises UsageError where a single layer is larger than a file for `target` may be.
     """
     encoder = tower_bytes(vision, text.hidden_size, stored.bytes, BLOB_BYTES)
-    other = LAYER_PROGRAM * text.layers + BLOCK_PROGRAM * sum(vision.depths) * images + TOKEN_BYTES * text.vocab_size
-    return Files(encoder, language_files(text, stored, target), table_bytes(text, stored.embeddings), other)
-
-
-def language_files(text: TextConfig, stored: Stored, target: str) -> tuple[int, ...]:
-    """Returns the bytes of each package's weight file, in the order of the chain."""
     plan = ExportPlan((), QUERY, QUERY, target=target, max_file_size=FILE_SIZES[target])
     sizes = language_bytes(text, plan, stored, shifts_keys=text.qkv_bias)
-    parts = head_split(text, target).count
-    return tuple(_package(sizes, chunk, parts) for chunk in chunks(text, plan, sizes))
+    chain, parts = chunks(text, plan, sizes), head_split(text, target).count
+    language = tuple(_package(sizes, chunk, parts) for chunk in chain)
+    layered = sum(chunk.layers > 0 for chunk in chain)
+    other = LAYER_PROGRAM * text.layers + BLOCK_PROGRAM * sum(vision.depths) * images + TOKEN_BYTES * text.vocab_size
+    return Files(encoder, language, layered, table_bytes(text, stored.embeddings), other)
 
 
 def _package(sizes: dict[str, int], chunk: Chunk, parts: int) -> int:
-    layers = [f"layers.{at}." for at in range(chunk.first, chunk.last)]
-    names = [name for name in sizes if name.startswith(tuple(layers)) and layers]
-    total = sum(sizes[name] + BLOB_BYTES for name in names)
+    """Bytes of one package's weight file."""
+    layers = tuple(f"layers.{at}." for at in range(chunk.first, chunk.last))
+    total = sum(size + BLOB_BYTES for name, size in sizes.items() if layers and name.startswith(layers))
     if chunk.parts:
         head = sizes["lm_head.weight"] * len(chunk.parts) // parts
         total += head + len(chunk.parts) * BLOB_BYTES + sizes["norm.weight"] + BLOB_BYTES
