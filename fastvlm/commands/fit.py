@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from fastvlm.devices import Device
     from validation.fit.advice import Advice
     from validation.fit.estimating import Estimate
+    from validation.fit.memory import Memory
     from validation.fit.sizes import Sizes
 
 SCHEMA = "0.1"
+_WIDE = 200  # columns: rich would cut cells that a terminal wraps
 _SHORT = {"ane": "engine", "gpu": "gpu"}
 
 
@@ -95,7 +97,7 @@ def _show(
 
     from validation.fit.check import in_a_line
 
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = Console(width=_WIDE, soft_wrap=True, highlight=False, markup=False, emoji=False)
     one = next(each for advice in found for each in advice.estimates)
     where = groups[0][0].name if detailed else "every device of the table"
     kind = "its own files; times" if one.real else "everything"
@@ -131,16 +133,16 @@ def _show_device(advice: Advice, console: Console) -> None:
 def _show_sizes(rows: Sequence[Estimate], console: Console) -> None:
     """Files and memory, which the image size hardly changes."""
     memory = rows[0].memory
-    limit = "" if memory.limit is None else f", an app gets {_gb(memory.limit)}"
-    more = f" ({_gb(memory.increased)} entitled)" if memory.increased and memory.increased != memory.limit else ""
-    console.print(f"\nan app may weigh {_gb(rows[0].app_limit)}{limit}{more}: {memory.basis}")
+    more = f", {_gb(memory.increased)} entitled" if memory.increased and memory.increased != memory.limit else ""
+    gets = "" if memory.limit is None else f"an app gets {_gb(memory.limit)}{more}; "
+    console.print(f"\nfiles: an app may weigh {_gb(rows[0].app_limit)}\nmemory: {gets}{memory.basis}")
     table = _table("scheme", "for", "files", "encoder", "language", "embeddings", "memory", "fits")
     for each in rows:
         files, app = each.files, "" if each.fits_app else ", too large for an app"
         table.add_row(
             printable(each.scheme), _SHORT[each.target], _gb(files.total), _gb(files.encoder),
             _language(files.language), _gb(files.embeddings), _gb(each.memory.need),
-            f"{_FITS[each.memory.verdict]}{app}",
+            f"{_fits(each.memory)}{app}",
         )  # fmt: skip
     console.print(table)
 
@@ -162,6 +164,10 @@ def _show_times(side: int, rows: Sequence[Estimate], console: Console) -> None:
 _FITS = {"yes": "yes", "with increased-memory-limit": "entitled", "no": "no", "unknown": "unknown"}
 
 
+def _fits(memory: Memory) -> str:
+    return _FITS[memory.verdict] if memory.leaves_room or memory.verdict == "no" else "barely"
+
+
 def _language(sizes: Sequence[int]) -> str:
     """One package's size, or how many there are and their sum."""
     return _gb(sizes[0]) if len(sizes) == 1 else f"{_gb(sum(sizes))} in {len(sizes)}"
@@ -180,7 +186,7 @@ def _show_table(groups: Sequence[Sequence[Device]], found: Sequence[Advice], con
         app = "" if best.fits_app else ", as a download"
         table.add_row(
             *head, best.scheme, _SHORT[best.target], _gb(best.files.total), _gb(best.memory.need),
-            f"{_FITS[best.memory.verdict]}{app}", _ms(best.first_token), _rate(best.tokens_per_second),
+            f"{_fits(best.memory)}{app}", _ms(best.first_token), _rate(best.tokens_per_second),
         )  # fmt: skip
     one = next(each for advice in found for each in advice.estimates)
     side = max(each.image_size for each in found[0].estimates)

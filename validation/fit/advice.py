@@ -19,6 +19,7 @@ from export.compression.recipe import FP16
 from fastvlm.devices import DEVICES, Device
 from fastvlm.errors import UsageError
 from validation.fit.estimating import ANSWER, CONTEXT, Estimate, estimate, target_of
+from validation.fit.memory import FITS
 from validation.fit.sizes import Sizes
 
 CHOICES = (
@@ -113,7 +114,7 @@ def _asked(scheme: str | None, target: str | None) -> list[tuple[str, str]]:
 def _of_build(sizes: Sizes, device: Device, own: Sequence[Estimate]) -> Advice:
     """A build's own scheme; where it does not fit, what to export in its place."""
     largest = max(own, key=lambda each: each.image_size)
-    if largest.fits_memory and largest.fits_app:
+    if largest.memory.fits and largest.fits_app:
         return Advice(device, tuple(own), (), largest, None, f"this build fits: {_sizes_in_words(largest)}")
     planned = advise(replace(sizes, built=None), device, [each.image_size for each in own], largest.context)
     why = f"this build does not fit: {'; '.join(_problems(largest))}. Exported anew: {planned.why}"
@@ -122,13 +123,14 @@ def _of_build(sizes: Sizes, device: Device, own: Sequence[Estimate]) -> Advice:
 
 def _best(found: Sequence[Estimate]) -> tuple[Estimate | None, str]:
     """What is recommended, and why; None and why nothing is."""
-    held = [each for each in found if each.fits_memory]
+    held = [each for each in found if each.memory.fits]
     packed = [each for each in held if each.fits_app]
     for fitting in (packed, held):
         for scheme in (*LOSING, *(each.scheme for each in fitting)):
             same = sorted((each for each in fitting if each.scheme == scheme), key=_patience)
             if same:
-                how = "loses least of what fits" if len({each.scheme for each in found}) > 1 else "fits"
+                how = "fits" if len({each.scheme for each in found}) == 1 else "loses least of what fits"
+                how += "" if fitting is packed else " into memory"
                 return same[0], "; ".join(_in_words(same, how))
     smallest = min(found, key=lambda each: each.memory.need)
     problems = "; ".join(_problems(smallest))
@@ -174,8 +176,9 @@ def _memory_in_words(each: Estimate) -> str:
 
 def _problems(each: Estimate) -> Iterator[str]:
     """What keeps it off the device."""
-    if not each.fits_memory:
-        yield _memory_in_words(each)
+    if not each.memory.fits:
+        tight = each.memory.verdict in FITS
+        yield f"{_memory_in_words(each)}{', too little beside it for the app itself' if tight else ''}"
     if not each.fits_app:
         yield f"{_gb(each.files.total)} of files (an app may have {_gb(each.app_limit)})"
 

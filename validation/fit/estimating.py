@@ -20,7 +20,7 @@ from fastvlm.errors import UsageError
 from validation.fit.check import gpu_layer, reached
 from validation.fit.chips import Speeds, engine_speeds, gpu_speeds
 from validation.fit.files import QUERY, Files
-from validation.fit.memory import FITS, Memory, maps_of, memory_of
+from validation.fit.memory import Memory, maps_of, memory_of
 from validation.fit.parts import Parts, parts_of
 from validation.fit.published import DECODE, ENCODE, PREFILL
 from validation.fit.sizes import Sizes
@@ -73,11 +73,6 @@ class Estimate:
     def fits_app(self) -> bool:
         """Whether the build's files alone stay within what an app may weigh."""
         return self.files.total <= self.app_limit
-
-    @property
-    def fits_memory(self) -> bool:
-        """Whether it runs, as far as limits are known."""
-        return self.memory.verdict in (*FITS, "unknown")
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data: bytes, seconds, and what follows from them."""

@@ -15,6 +15,7 @@ from fastvlm.devices import Device
 from fastvlm_ref.config import VisionConfig
 
 MAC_SHARE = 2 / 3  # of a Mac's memory that one app is taken to have; the rest is the system's and everybody else's
+ROOM = 0.9  # of the most that an app gets: a tenth is left to the app itself, its pictures and its camera
 FITS = ("yes", "with increased-memory-limit")
 
 
@@ -39,9 +40,19 @@ class Memory:
         """All of it."""
         return self.weights + self.state + self.maps
 
+    @property
+    def leaves_room(self) -> bool:
+        """Whether the app itself has room beside it, as far as limits are known."""
+        return self.increased is None or self.need <= ROOM * self.increased
+
+    @property
+    def fits(self) -> bool:
+        """Whether it runs beside an app, as far as limits are known."""
+        return self.verdict in (*FITS, "unknown") and self.leaves_room
+
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
-        return {**asdict(self), "need": self.need}
+        return {**asdict(self), "need": self.need, "leaves_room": self.leaves_room}
 
 
 def memory_of(device: Device, weights: int, state: int, maps: int) -> Memory:
