@@ -99,6 +99,7 @@ def cell(advice: Any) -> str:
 
 def schemes() -> Iterator[str]:
     """Files, packages and memory of every size in every scheme."""
+    from fastvlm.app_limits import APP_LIMIT
     from validation.fit.advice import CHOICES
     from validation.fit.estimating import estimate
     from validation.fit.sizes import sizes_of
@@ -112,7 +113,7 @@ def schemes() -> Iterator[str]:
             rows.append((
                 name, scheme, WORDS[target], gigabytes(files.total), gigabytes(files.encoder),
                 f"{gigabytes(sum(files.language))} in {len(files.language)}", gigabytes(files.embeddings),
-                gigabytes(each.memory.need), "yes" if files.total <= 4e9 else "no",
+                gigabytes(each.memory.need), "yes" if files.total <= APP_LIMIT else "no",
             ))  # fmt: skip
     heads = (
         "size",

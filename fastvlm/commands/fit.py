@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +125,7 @@ def _show_device(advice: Advice, console: Console) -> None:
     console.print(f"\n{printable(advice.why)}")
     if advice.command is not None:
         console.print(f"  {advice.command}")
-    for note in (advice.best or advice.estimates[0]).assumed:
+    for note in dict.fromkeys(note for each in advice.estimates for note in each.assumed):
         console.print(f"assumed: {note}")
 
 
@@ -214,11 +213,13 @@ def _ms(seconds: float) -> str:
 
 def _name_next(target: str, chosen: Device | None, found: Sequence[Advice]) -> None:
     """The export that is recommended; of a build that fits, its proof; without a device, one that has one."""
+    from validation.fit.advice import quoted
+
     if chosen is None:
-        options.next_step(f"fastvlm fit {shlex.quote(target)} --device {shlex.quote('iPhone 15 Pro')}")
+        options.next_step(f"fastvlm fit {quoted(target)} --device {quoted('iPhone 15 Pro')}")
     elif found[0].command is not None:
         options.next_step(found[0].command)
     elif found[0].best is not None:
         options.next_step(options.validation_of(target))
     else:
-        options.next_step(f"fastvlm fit {shlex.quote(target)}, for the devices that it does fit")
+        options.next_step(f"fastvlm fit {quoted(target)}, for the devices that it does fit")

@@ -9,6 +9,7 @@ It knows no arithmetic.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -97,7 +98,19 @@ def export_command(sizes: Sizes, best: Estimate, sides: Sequence[int]) -> str:
     words += ["--target", best.target] if best.target != "ane" else []
     words += [word for side in sides for word in ("--image-size", str(side))]
     words += ["--context", str(best.context)] if best.context != CONTEXT else []
-    return shlex.join(words)
+    return " ".join(map(quoted, words))
+
+
+def quoted(word: str) -> str:
+    """Returns one word for a shell: with control characters in the `$'…'` of bash and zsh, which shows none of them."""
+    if word.isprintable():
+        return shlex.quote(word)
+    safe = (sign if sign.isprintable() and sign not in "\\'" else _escaped(sign) for sign in word)
+    return f"$'{''.join(safe)}'"
+
+
+def _escaped(sign: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(sign))
 
 
 def _own_sides(sizes: Sizes) -> tuple[int, ...]:
@@ -105,10 +118,9 @@ def _own_sides(sizes: Sizes) -> tuple[int, ...]:
 
 
 def _asked(scheme: str | None, target: str | None) -> list[tuple[str, str]]:
-    """The choices to look at."""
-    if scheme is not None:
-        return [(scheme, target or target_of(scheme))]
-    return [choice for choice in CHOICES if target in (None, choice[1])]
+    """The choices to look at; a scheme that is none of them, or a recipe's file, is one."""
+    found = [choice for choice in CHOICES if scheme in (None, choice[0]) and target in (None, choice[1])]
+    return found if found or scheme is None else [(scheme, target or target_of(scheme))]
 
 
 def _of_build(sizes: Sizes, device: Device, own: Sequence[Estimate]) -> Advice:

@@ -13,7 +13,7 @@ from typing import Any
 from fastvlm.errors import CheckpointError, HubError, UsageError
 from fastvlm_ref.checkpoint.folder import check_folder, open_folder, read_json
 from fastvlm_ref.checkpoint.fuse import fuse
-from fastvlm_ref.checkpoint.hub import HubId, hub_id
+from fastvlm_ref.checkpoint.hub import HubId, cached_file, hub_id
 from fastvlm_ref.checkpoint.layouts import layout_of, renamed
 from fastvlm_ref.checkpoint.lora import is_adapter
 from fastvlm_ref.checkpoint.opening import TINY
@@ -52,11 +52,9 @@ def _folder(target: str | Path) -> Path:
 
 def _cached(asked: HubId) -> Path:
     """The snapshot in the Hub's cache that holds the id's config.json; the network is not asked."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(asked.repo, CONFIG, revision=asked.revision)
-    if isinstance(found, str):
-        return Path(found).parent
+    found = cached_file(asked, CONFIG)
+    if found is not None:
+        return found.parent
     raise HubError(
         f"{asked} is no folder here, and its {CONFIG} is not in the Hub's cache; `hf download {asked.repo} {CONFIG}` "
         "fetches that file alone, or name a size: 0.5b, 1.5b, 7b"

@@ -52,9 +52,13 @@ def sizes_of(target: str | Path) -> Sizes:
     if target == EMBEDDED:
         return _checkpoint(EMBEDDED)
     path = Path(target)
-    if path.is_dir():
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise UsageError(f"{str(target)[:60]!r}: {error.strerror}; expected {ACCEPTED}") from error
+    if folder:
         return _folder(target, path)
-    if path.exists():
+    if there:
         raise UsageError(f"{path} is a file, expected {ACCEPTED}; name the folder it lies in")
     return _word(str(target))
 
