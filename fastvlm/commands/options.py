@@ -39,11 +39,6 @@ def filled(context: click.Context, parameter: click.Parameter, value: str | None
     return value
 
 
-def printable(text: str) -> str:
-    """A name from a file as one printable line: it may hold line breaks and terminal escapes."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-
-
 def check_image(image: str) -> None:
     """Raises ImageError for what can be known of a picture without decoding it: whether there is a file."""
     from pathlib import Path
@@ -171,6 +166,11 @@ def validation_of(build: str) -> str:
         return f"{command} --reference {shlex.quote(source)}"
     known = f", where CHECKPOINT is {source}" if isinstance(source, str) and source.isprintable() else ""
     return f"{command} --reference CHECKPOINT{known}"
+
+
+def printable(text: str) -> str:
+    """A name from a file as one printable line: it may hold line breaks and terminal escapes."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def next_step(text: str) -> None:
