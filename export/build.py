@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from export.choice import LANGUAGE, Compression
+from export.choice import Compression
 from export.chunks import Chunk, HeadSplit, chunks, head_split
 from export.contract import SCALE, FunctionSpec, encoder_functions, language_functions
 from export.convert import Converted
@@ -29,7 +29,7 @@ from export.plan import IOS_FILE, ExportPlan
 from export.protection import PROTECTED, Protection
 from export.quiet import import_coremltools
 from export.ready_prompts import fitting_prompts
-from export.sizes import language_bytes
+from export.sizes import LANGUAGE, language_bytes
 from export.vision import converted_encoder
 from fastvlm import __version__
 from fastvlm.hashes import FileHash, hash_tree

@@ -16,10 +16,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from export.chunks import BLOB_BYTES, HeadSplit, head_split
+from export.chunks import head_split
 from export.compression.budget import QualityBudget, SizeBudget, choose
 from export.compression.calibration import Statistics, calibrate
 from export.compression.recipe import FP16, MIXED, Recipe, assign, open_weights, requested
@@ -29,14 +28,11 @@ from export.compression.table import Table
 from export.encoder import EncoderGraph
 from export.parameters import GraphWeight
 from export.plan import PARTS, ExportPlan
+from export.sizes import LANGUAGE, language_shapes, weight_bytes
 from fastvlm.progress import SILENT, Progress
-from fastvlm_ref.config import TextConfig
-from fastvlm_ref.model.decoder import Decoder
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.samples import Sample
 
-LANGUAGE = "language."
-TABLE = "embed_tokens."
 CALIBRATED = ("int4", "lut4")  # of 16 values a weight; more are good enough without
 LARGEST = SCHEMES["int8"]  # what `mixed` is counted as before it is decided
 
@@ -74,10 +70,7 @@ class Compression:
 
     def bytes(self, layer: str, shape: Shape) -> int:
         """Returns what a weight of that layer and shape takes in a weight file, where its tables are blobs too."""
-        scheme = self.schemes.get(layer)
-        if scheme is None:
-            return 2 * prod(shape)
-        return scheme.bytes(shape) + BLOB_BYTES * len(scheme.table_shapes(shape))
+        return weight_bytes(self.schemes.get(layer), shape)
 
     def layers(self, *prefixes: str) -> set[str]:
         """Returns the compressed layers whose names begin so."""
@@ -199,19 +192,6 @@ def weight_shapes(model: FastVLM, plan: ExportPlan, recipe: Recipe) -> dict[str,
         parameters = EncoderGraph(model).named_parameters()
         shapes |= {f"encoder.{name}": tuple(value.shape) for name, value in parameters if name.endswith(".weight")}
     return shapes
-
-
-def language_shapes(text: TextConfig, split: HeadSplit) -> dict[str, Shape]:
-    """Returns the shapes of the decoder's weights; of a head in several outputs, that of one of them."""
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in Decoder(text).state_dict().items()}
-    if split.count > 1:
-        shapes["lm_head.weight"] = (split.rows, text.hidden_size)
-    return {
-        LANGUAGE + name: shape
-        for name, shape in shapes.items()
-        if name.endswith(".weight") and not name.startswith(TABLE)
-    }
 
 
 def _encoder_saving(shapes: Mapping[str, Shape], schemes: Mapping[str, Scheme]) -> int:

@@ -42,12 +42,6 @@ def write_embeddings(path: Path, decoder: Decoder, dtype: str = "fp16") -> dict[
     return clamped
 
 
-def table_bytes(text: TextConfig, dtype: str) -> int:
-    """Returns the size of the file."""
-    values = text.vocab_size * text.hidden_size
-    return 2 * values if dtype == "fp16" else values + 2 * text.vocab_size
-
-
 def table_record(text: TextConfig, dtype: str) -> dict[str, object]:
     """Returns the manifest's entry."""
     record: dict[str, object] = {"file": FILE, "rows": text.vocab_size, "width": text.hidden_size}

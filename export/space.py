@@ -15,9 +15,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from export.choice import Compression
-from export.embeddings import table_bytes
 from export.plan import ExportPlan
-from export.sizes import language_bytes
+from export.sizes import language_bytes, table_bytes
 from fastvlm.errors import OutputError
 from fastvlm_ref.model.fastvlm import FastVLM
 

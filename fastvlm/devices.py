@@ -16,7 +16,7 @@ This file knows neither packages nor rules. `fit` and `profile` will read the sa
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastvlm.errors import UsageError
 
@@ -25,6 +25,9 @@ GUIDE = "sbryngelson/ane-guide, arXiv 2606.22283"
 BENCH = "Anemll/anemll-bench, Results.MD"
 HOLLANCE = "hollance/neural-engine, page supported-devices"
 ZOO = "john-rocky/coreai-model-zoo"
+METAL = "philipturner/metal-benchmarks, README"
+SIDEKICK = "Bean John, Sidekick, GPU.swift"
+HMC = "hmc-tech.com, pages of GPUs"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,11 @@ _ENGINES = {engine.name: engine for engine in ENGINES}
 
 @dataclass(frozen=True)
 class Chip:
-    """A chip: its engine's speeds and its memory's. TFLOP/s are of fp16 products, as measured; TOPS as Apple says."""
+    """A chip: the speeds of its engine, its memory and its GPU.
+
+    TFLOP/s are of fp16 products, the engine's as measured, the GPU's by its cores and clock; TOPS as Apple says.
+    working_set: bytes that stay in the engine, where a chip has other than its generation (`Engine.working_set`).
+    """
 
     name: str
     engine: Engine
@@ -79,6 +86,8 @@ class Chip:
     tflops: Figure | None = None
     engine_gbs: Figure | None = None  # GB/s at which the engine reads weights
     memory_gbs: Figure | None = None  # GB/s of the whole chip
+    gpu_tflops: Figure | None = None
+    working_set: Figure | None = None
 
 
 def _tops(value: float) -> Figure:
@@ -89,7 +98,7 @@ def _bench(value: float) -> Figure:
     return Figure(value, BENCH)
 
 
-CHIPS = (
+_ROWS = (
     Chip("A14", _ENGINES["H13"], _tops(11), memory_gbs=Figure(34, UNVERIFIED)),
     Chip("A15", _ENGINES["H14"], _tops(15.8), memory_gbs=Figure(34, UNVERIFIED)),
     Chip("A16", _ENGINES["H15"], _tops(17), memory_gbs=Figure(51.2, UNVERIFIED)),
@@ -111,6 +120,19 @@ CHIPS = (
     Chip("M4 Pro", _ENGINES["H16"], _tops(38), None, _bench(126.36), _bench(273)),
     Chip("M4 Max", _ENGINES["H16"], _tops(38), Figure(19, "arXiv 2603.06728"), _bench(118.88), _bench(546)),
     Chip("M5", _ENGINES["H17"], None, Figure(18.8, f"{GUIDE}: chapter 9"), _bench(70.21), _bench(154)),
+)
+_GPU_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
+    (METAL, {"A14": 1.309, "A15": 1.71, "A16": 1.71, "M1": 2.617, "M1 Pro": 5.308, "M1 Max": 10.62, "M2": 3.579,
+             "M2 Pro": 6.44, "M2 Max": 13.6}),
+    (SIDEKICK, {"M3": 4.1, "M3 Pro": 7.4, "M3 Max": 16.2, "M4": 4.6, "M4 Pro": 9.2, "M4 Max": 18.4}),
+    (HMC, {"A17 Pro": 2.15, "A18": 1.86}),
+)  # fmt: skip
+_GPUS = {name: Figure(value, source) for source, values in _GPU_TFLOPS for name, value in values.items()}
+# An M1's engine has 4 cores, a Pro's and a Max's 8; only M1's was measured.
+_TWICE = Figure(4 << 20, f"{GUIDE}: chapters 9 and 12; twice M1's, as its cores are; predicted")
+_WORKING_SETS = {"M1 Pro": _TWICE, "M1 Max": _TWICE}
+CHIPS = tuple(
+    replace(chip, gpu_tflops=_GPUS.get(chip.name), working_set=_WORKING_SETS.get(chip.name)) for chip in _ROWS
 )
 _CHIPS = {chip.name: chip for chip in CHIPS}
 

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fastvlm.app_limits import APP_LIMIT
 from fastvlm.build import Build, read_build
 from fastvlm.errors import BuildError, OutputError
 from fastvlm.hashes import FileHash, sha256_file
@@ -133,10 +134,10 @@ def _make_canonical(folder: Path, files: dict[str, FileHash]) -> None:
 
 
 def _check_size(build: Build, size: int, purpose: str) -> None:
-    if purpose == "app" and size > layout.APP_LIMIT:
+    if purpose == "app" and size > APP_LIMIT:
         raise BuildError(
             f"{build.folder} makes a bundle of {size / 1e9:.2f} GB, and an app may have "
-            f"{layout.APP_LIMIT / 1e9:.0f} GB uncompressed; export it smaller (--quantize int8, lut4), or add "
+            f"{APP_LIMIT / 1e9:.0f} GB uncompressed; export it smaller (--quantize int8, lut4), or add "
             "--for server and let the app download it (Background Assets)"
         )
 

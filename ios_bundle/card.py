@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastvlm import __version__
+from fastvlm.app_limits import APP_LIMIT
 from fastvlm.build import Build
 from fastvlm.hashes import FileHash
 from fastvlm.licences import APPLE, APPLE_SENTENCE, UNKNOWN
@@ -99,8 +100,8 @@ def _measured(standing: Standing) -> Iterator[str]:
 
 def _sizes(files: Mapping[str, FileHash]) -> Iterator[str]:
     size = sum(entry["bytes"] for entry in files.values())
-    share = size / layout.APP_LIMIT
-    yield f"{size / 1e9:.3f} GB, {share:.0%} of the {layout.APP_LIMIT / 1e9:.0f} GB that an app may have uncompressed."
+    share = size / APP_LIMIT
+    yield f"{size / 1e9:.3f} GB, {share:.0%} of the {APP_LIMIT / 1e9:.0f} GB that an app may have uncompressed."
     if share > 1:
         yield "Too large for an app: let the app download it."
 

@@ -18,8 +18,6 @@ COMPILE = "scripts/compile_models.sh"
 LICENSES, NOTICE, CARD = "LICENSES", "LICENSES/DERIVATIVE.txt", "MODEL_CARD.md"
 PACKAGE, COMPILED = ".mlpackage", ".mlmodelc"
 
-APP_LIMIT = 4_000_000_000  # bytes of an app, uncompressed: App Store Connect, "Maximum build file sizes"
-
 
 def stem(package: str) -> str:
     """Returns what metadata.json calls a package: its path in the bundle without the ending."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm import __version__
+from fastvlm.app_limits import APP_LIMIT
 from fastvlm.build import HIDDEN, Build
 from fastvlm.errors import BundleError
 from fastvlm.licences import licence_text
@@ -65,7 +66,7 @@ def metadata_record(build: Build, name: str, size: int, standing: Standing, dige
         "compute_units": {"vision": LADDERS["ane"], "main": LADDERS[build.target]},
         "minimum_os": MINIMUM_OS,
         "memory": memory_record(build),
-        "size": {"bytes": size, "app_limit_bytes": layout.APP_LIMIT, "fits_app": size <= layout.APP_LIMIT},
+        "size": {"bytes": size, "app_limit_bytes": APP_LIMIT, "fits_app": size <= APP_LIMIT},
         "validation": standing.as_json(),
         "source": {key: manifest["source"].get(key) for key in ("id", "revision", "layout")},
         "compression": {key: manifest["compression"][key] for key in ("scheme",) if key in manifest["compression"]},

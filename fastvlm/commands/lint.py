@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fastvlm.commands import options
+from fastvlm.commands.options import printable
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.terminal import TerminalProgress
 
@@ -75,13 +76,13 @@ def show_report(report: LintReport, console: Console) -> None:
     from validation.lint.report import rule_as_json
 
     judged = report.device or "every device of the table"
-    console.print(f"{_plain(report.path)} on {judged}, judged by the limits of engine {report.engine}")
+    console.print(f"{printable(report.path)} on {judged}, judged by the limits of engine {report.engine}")
     shown: dict[tuple[FunctionReport, ...], str] = {}
     for package in report.packages:
         sizes = f"program {_units(package.program_bytes, 'B')}, weights {_units(package.weight_bytes, 'B')}"
-        console.print(f"\n{_plain(package.name)}: {package.system} and later, {sizes}")
+        console.print(f"\n{printable(package.name)}: {package.system} and later, {sizes}")
         if package.functions in shown:  # the middle of a chain
-            console.print(f"\n  op for op as {_plain(shown[package.functions])}")
+            console.print(f"\n  op for op as {printable(shown[package.functions])}")
             continue
         shown[package.functions] = package.name
         for function in package.functions:
@@ -99,7 +100,7 @@ def _show_totals(report: LintReport, console: Console) -> None:
     """What a call of each function comes to where a chain of packages has it."""
     for total in report.totals:
         if total.packages > 1:
-            console.print(f"\n{_plain(total.name)} over {total.packages} packages: {_share(total)}")
+            console.print(f"\n{printable(total.name)} over {total.packages} packages: {_share(total)}")
 
 
 def _share(of: FunctionReport | Total) -> str:
@@ -111,9 +112,9 @@ def _share(of: FunctionReport | Total) -> str:
 
 
 def _show_function(function: FunctionReport, console: Console) -> None:
-    console.print(f"\n  {_plain(function.name)} ({_plain(function.opset)}): {_share(function)}")
+    console.print(f"\n  {printable(function.name)} ({printable(function.opset)}): {_share(function)}")
     for broken in function.whole:
-        console.print(f"   leaves as a whole: {broken.rule}: {_plain(broken.found)}")
+        console.print(f"   leaves as a whole: {broken.rule}: {printable(broken.found)}")
     for head, detail in _rows(function):
         console.print(f"   {head}\n      {detail}")
     if function.groups or function.leaving:
@@ -121,10 +122,10 @@ def _show_function(function: FunctionReport, console: Console) -> None:
     kinds = _kinds_table()
     for kind in function.kinds[:_KINDS]:
         leave = str(kind.leaving or "")
-        kinds.add_row(_plain(kind.op), str(kind.count), leave, _units(kind.flops, ""), _units(kind.bytes, "B"))
+        kinds.add_row(printable(kind.op), str(kind.count), leave, _units(kind.flops, ""), _units(kind.bytes, "B"))
     console.print(kinds)
     if rest := function.kinds[_KINDS:]:
-        console.print("   and " + ", ".join(f"{_plain(kind.op)} {kind.count}" for kind in rest))
+        console.print("   and " + ", ".join(f"{printable(kind.op)} {kind.count}" for kind in rest))
 
 
 def _kinds_table() -> Table:
@@ -148,13 +149,8 @@ def _rows(function: FunctionReport) -> list[tuple[str, str]]:
         more = f", {_units(extra, 'B')} more than needed" if extra else ""
         named = ", ".join(f"{kind} {sum(group.count for group in found)}" for kind, found in kinds.items())
         head = f"{_MARKS[verdict]:<8} {rule:<16} {_ops(count)}, {_units(flops, 'FLOP')}, {_units(moved, 'B')}{more}"
-        rows.append((head, _plain(f"{named}: {groups[0].found}")))
+        rows.append((head, printable(f"{named}: {groups[0].found}")))
     return rows
-
-
-def _plain(text: str) -> str:
-    """A name from a package as one printable line: it may hold line breaks and terminal escapes."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def _ops(count: int) -> str:

@@ -188,6 +188,11 @@ def after_running(build: str) -> str:
     return f"fastvlm bundle {shlex.quote(build)} -o BUNDLE" if passed else validation_of(build)
 
 
+def printable(text: str) -> str:
+    """A name from a file as one printable line: it may hold line breaks and terminal escapes."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
 def next_step(text: str) -> None:
     """Names the command to type next, on stderr, so that stdout holds the result alone."""
     click.echo(f"next: {text}", err=True)

@@ -98,6 +98,15 @@ def fetch(asked: HubId, progress: Progress = SILENT, accept: Accept | None = Non
     return folder
 
 
+def cached_file(asked: HubId, name: str) -> Path | None:
+    """Returns where one file of an id lies in the Hub's cache, None where it does not; the network is not asked."""
+    _api()
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(asked.repo, name, revision=asked.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 def _api() -> HfApi:
     try:
         from huggingface_hub import HfApi

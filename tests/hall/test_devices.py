@@ -49,7 +49,7 @@ def figures() -> list[tuple[str, Figure]]:
     found = [
         (f"{chip.name} {field}", figure)
         for chip in CHIPS
-        for field in ("tops", "tflops", "engine_gbs", "memory_gbs")
+        for field in ("tops", "tflops", "engine_gbs", "memory_gbs", "gpu_tflops", "working_set")
         if (figure := getattr(chip, field)) is not None
     ]
     for each in DEVICES:

@@ -13,13 +13,14 @@ import jinja2
 import numpy as np
 import pytest
 
+from fastvlm.app_limits import APP_LIMIT
 from fastvlm.hashes import file_hash, sha256_file
 from fastvlm.licences import APPLE, APPLE_SENTENCE
 from fastvlm.manifest import read_manifest, write_manifest
 from fastvlm.mlpackage import MODEL_FILE, WEIGHT_FILE, canonical_manifest
 from fastvlm.prompts import read_prompts
 from ios_bundle import bundle, verify
-from ios_bundle.layout import APP_LIMIT, COMPILED, PACKAGE, bundle_name
+from ios_bundle.layout import COMPILED, PACKAGE, bundle_name
 from ios_bundle.metadata import read_metadata
 
 PACKAGE_FILES = ("Manifest.json", MODEL_FILE, WEIGHT_FILE)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from export.build import stage_record
-from export.choice import language_shapes
 from export.contract import encoder_functions, language_functions
 from export.parameters import graph_weights
+from export.sizes import language_shapes
 from validation.audit.findings import CONSTANTS, UNEXPLAINED, Findings
 from validation.differences import different, short
 from validation.pair import Pair

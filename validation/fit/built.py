@@ -1,0 +1,93 @@
+"""A build as it lies there: the sizes of its files, and the ops of its programs.
+
+Nothing is hashed and no weight is read; files are measured, and a build whose files are not those of its manifest by
+name and size is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fastvlm.app_limits import state_bytes
+from fastvlm.build import Build, read_build
+from fastvlm.errors import BuildError
+from fastvlm.manifest import find_changes
+from fastvlm.mlpackage import WEIGHT_FILE
+from fastvlm_ref.config import TextConfig, VisionConfig
+from validation.fit.counted import works_of
+from validation.fit.files import Files
+from validation.fit.sizes import EMBEDDED, Sizes
+from validation.fit.work import Work, gathered
+from validation.program.reading import read_program
+
+
+@dataclass(frozen=True)
+class Built:
+    """What only a build has. state: bytes of the KV cache; works: by function, over all packages that have it."""
+
+    scheme: str
+    target: str
+    image_sizes: tuple[int, ...]
+    context: int
+    query: int
+    files: Files
+    state: int
+    works: Mapping[str, tuple[Work, ...]]
+
+
+def read_built(folder: Path) -> Sizes:
+    """Returns a build's sizes; BuildError for one that is not whole, PackageError for a damaged program."""
+    build = read_build(folder)
+    build.check_whole()
+    if changes := find_changes(folder, build.manifest):
+        more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+        raise BuildError(f"{folder} is not the build its manifest describes ({changes[0]}{more}); export it again")
+    model = build.manifest["model"]
+    vision, text = _config(folder, VisionConfig, model["vision"]), _config(folder, TextConfig, model["text"])
+    compression = build.manifest["compression"].get("scheme", "fp16")
+    built = Built(
+        str(compression), build.target, build.image_sizes, build.context, build.query, _files(build), _state(build),
+        _works(build),
+    )  # fmt: skip
+    known = build.source_id == EMBEDDED or "/" in build.source_id
+    return Sizes(str(folder), "build", vision, text, build.source_id if known else None, (), built)
+
+
+def _config(folder: Path, kind: type[Any], stated: Any) -> Any:
+    """The manifest's numbers as a config; BuildError where one is missing or of another type."""
+    values = dict(stated) if isinstance(stated, dict) else {}
+    names = [field.name for field in fields(kind)]
+    wrong = [name for name in names if not isinstance(values.get(name), (int, float, list))]
+    if wrong:
+        raise BuildError(f"{folder}/manifest.json lacks {', '.join(wrong[:5])} of the model; export the build again")
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return kind(**{name: (values | lists)[name] for name in names})
+
+
+def _files(build: Build) -> Files:
+    assert build.encoder is not None
+    assert build.embeddings is not None
+    sizes = {path: path.stat().st_size for path in build.folder.rglob("*") if path.is_file()}
+    encoder = sizes[build.encoder / WEIGHT_FILE]
+    language = tuple(sizes[stage.package / WEIGHT_FILE] for stage in build.language)
+    table = sizes[build.embeddings.file]
+    layered = sum(stage.state for stage in build.language)
+    return Files(encoder, language, layered, table, sum(sizes.values()) - encoder - sum(language) - table)
+
+
+def _state(build: Build) -> int:
+    functions = build.manifest["functions"]["language"]
+    entries = functions if isinstance(functions, list) else [functions]
+    return state_bytes(entry["state"]["shape"] for entry in entries if "state" in entry)
+
+
+def _works(build: Build) -> dict[str, tuple[Work, ...]]:
+    works: dict[str, list[Work]] = {}
+    for path in (build.encoder, *(stage.package for stage in build.language)):
+        assert path is not None
+        for function in read_program(path).functions:
+            works.setdefault(function.name, []).extend(works_of(function))
+    return {name: tuple(gathered(found)) for name, found in works.items()}
