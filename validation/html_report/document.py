@@ -17,7 +17,7 @@ from validation.comparison import Comparison
 from validation.html_report.devices import device_rows
 from validation.html_report.pictures import embedded
 from validation.html_report.provenance import about, files
-from validation.html_report.schema import SCHEMA
+from validation.html_report.schema import SCHEMA, TOOL
 from validation.html_report.times import taken
 from validation.html_report.transcripts import differing, questions
 from validation.html_report.values import block_runs, ranges
@@ -35,7 +35,7 @@ def report_of(
     pictures = {sample.picture: comparison.name_of(sample) for sample in samples}
     return {
         "schema": SCHEMA,
-        "tool": {"name": "fastvlm", "version": __version__},
+        "tool": {"name": TOOL, "version": __version__},
         "verdict": verdict.word,
         "holds": verdict.holds,
         "backend": verdict.backend,

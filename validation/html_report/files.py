@@ -17,7 +17,7 @@ from fastvlm.errors import BuildError, OutputError, UsageError
 from fastvlm.manifest import dump
 from fastvlm.publish import check_apart, replace_file
 from validation.html_report.page import DATA, html_page
-from validation.html_report.schema import check
+from validation.html_report.schema import TOOL, check
 
 HTML, JSON = ".html", ".json"
 MOST_BYTES = 64 << 20  # of a report that is read
@@ -57,24 +57,30 @@ def write_report(document: dict[str, Any], path: str | Path) -> Path:
 
 def read_report(path: str | Path) -> dict[str, Any]:
     """Returns the document of a report, .html or .json; raises BuildError where it is none, or damaged."""
-    file = Path(path)
+    return check(_content(Path(path)), str(path))
+
+
+def _content(file: Path) -> Any:
+    """The document in a file, unchecked; BuildError where it holds none."""
     try:
         if file.stat().st_size > MOST_BYTES:
             raise BuildError(f"{file} is larger than {MOST_BYTES >> 20} MiB, no report is; make it again")
         content = file.read_text("utf-8")
-        document = json.loads(content if file.suffix.lower() == JSON else _data_of(content))
+        return json.loads(content if file.suffix.lower() == JSON else _data_of(content))
     except OSError as problem:
         raise BuildError(f"{file} cannot be read ({problem.strerror}); expected a report, .html or .json") from problem
     except (ValueError, RecursionError) as problem:
         raise BuildError(f"{file} is no report of fastvlm ({str(problem)[:80]}); make it again") from problem
-    return check(document, str(file))
 
 
 def _is_report(place: Path) -> bool:
+    """Whether a file says of itself that it is a report, of whatever schema: then it may be replaced."""
     try:
-        return place.is_file() and (place.stat().st_size == 0 or bool(read_report(place)))
+        content = _content(place) if place.is_file() else None
     except BuildError:
         return False
+    tool = content.get("tool") if isinstance(content, dict) else None
+    return isinstance(tool, dict) and tool.get("name") == TOOL
 
 
 class _Data(HTMLParser):

@@ -18,7 +18,7 @@ from typing import Any
 from fastvlm.errors import BuildError
 from validation.html_report.pictures import TYPES
 
-SCHEMA = "0.1"
+SCHEMA, TOOL = "0.1", "fastvlm"
 NOT_FINITE = ("inf", "-inf", "nan")
 LARGEST = 1e300  # JSON has whole numbers that no float holds
 LISTED = 10  # problems that one error names
@@ -76,7 +76,7 @@ _SAID = {"text": TEXT, "right": Maybe(FLAG)}
 _OP = {"part": PART, "package": TEXT, "function": TEXT, "block": TEXT, "op": TEXT, "name": TEXT, "peak": NUMBER}
 FIELDS: dict[str, Any] = {
     "schema": TEXT,
-    "tool": {"name": TEXT, "version": TEXT},
+    "tool": {"name": _one_of(TOOL), "version": TEXT},
     "verdict": _one_of("passed", "failed", "compared"),
     "holds": FLAG,
     "backend": TEXT,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from statistics import median
-from typing import Any
+from typing import Any, TypeGuard
 
 from fastvlm.errors import UsageError
 from validation.html_report.provenance import text
@@ -32,8 +32,8 @@ def taken(seconds: Mapping[str, list[float]], backend: str) -> dict[str, Any] | 
 def measured(profile: Any, manifest_sha256: str, named: str) -> dict[str, Any]:
     """Returns the medians of a profile's contenders that ran the build with that manifest.
 
-    `profile` is what `fastvlm profile --json` printed, `named` its file. Raises UsageError where it is no profile, or of
-    other builds alone.
+    `profile` is what `fastvlm profile --json` printed, `named` its file. Raises UsageError where it is no profile, or
+    of other builds alone.
     """
     contenders = profile.get("contenders") if isinstance(profile, dict) else None
     if not isinstance(contenders, list):
@@ -79,8 +79,8 @@ def _stages(rows: list[Any]) -> Iterator[dict[str, Any]]:
         seconds, count = (runs.get("median"), runs.get("count")) if isinstance(runs, dict) else (None, None)
         if isinstance(seconds, (int, float)) and 0 <= seconds < LARGEST and _is_count(count):
             position = row.get("position")
-            yield _row(text(row.get("stage")), position if _is_count(position) else None, float(seconds), int(count))
+            yield _row(text(row.get("stage")), position if _is_count(position) else None, float(seconds), count)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
