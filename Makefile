@@ -15,7 +15,7 @@ $(shell $(VENV)/bin/python -c '' 2>/dev/null || rm -f $(VENV)/.ready* $(VENV)/bi
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   set up, scan and export the embedded checkpoint, run the packages, compare them with PyTorch"
+	@echo "make demo   set up, export the embedded checkpoint, run the packages, compare them with PyTorch, bundle them"
 	@echo "make test   set up, run the tests"
 	@echo "make setup  only set up .venv"
 	@echo "make oracles  compare the model with transformers and timm, and show how closely it agrees"

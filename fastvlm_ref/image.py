@@ -164,7 +164,11 @@ def _pad(image: Image.Image, size: int) -> Image.Image:
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the shortest edge to `size` and cuts out the centre (transformers, CLIPImageProcessor)."""
+    """Resizes the shortest edge to `size` and cuts out the centre (transformers, CLIPImageProcessor).
+
+    In two calls: Pillow 13 resizes the height first where it shrinks far more than the width (its #9549), all before
+    resized the width first, and the bytes differ.
+    """
     width, height = image.size
     short, long = min(width, height), max(width, height)
     scaled = int(size * long / short)
@@ -173,7 +177,8 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
             f"the picture is {width}×{height}; the crop rule would make it {scaled} pixels long, at most {MAX_SIDE} "
             "are made; cut it, or use --image-rule pad"
         )
-    resized = image.resize((size, scaled) if width <= height else (scaled, size), Image.Resampling.BICUBIC)
+    wide, high = (size, scaled) if width <= height else (scaled, size)
+    resized = image.resize((wide, height), Image.Resampling.BICUBIC).resize((wide, high), Image.Resampling.BICUBIC)
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
     return resized.crop((left, top, left + size, top + size))
 

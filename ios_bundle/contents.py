@@ -86,7 +86,7 @@ def _tokenizer(build: Build) -> Iterator[Entry]:
 
 def _texts(build: Build) -> Iterator[Entry]:
     yield Entry(layout.PREPROCESS, data=dump(preprocess_record(build)))
-    yield Entry(layout.GENERATION, data=dump(generation_record(build, build.tokenizer / "tokenizer.json")))
+    yield Entry(layout.GENERATION, data=dump(generation_record(build)))
     yield Entry(layout.PROMPTS, layout.PROMPTS)
     yield Entry(layout.COMPILE, data=SCRIPT, executable=True)
 

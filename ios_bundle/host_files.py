@@ -21,7 +21,7 @@ _RESIZE = {
     "filter": "bicubic", "a": -0.5, "antialias": True,
     "passes": "horizontal, then vertical; each rounds to bytes; a pass that changes no length is left out",
     "coefficients": "normalised, then rounded to 22 fractional bits",
-    "as": "Pillow's Image.resize with Resampling.BICUBIC on 8-bit RGB",
+    "as": "Pillow's Image.resize with Resampling.BICUBIC on 8-bit RGB, one call an axis",
 }  # fmt: skip
 _UPRIGHT = {"step": "upright", "by": "EXIF orientation, which is then forgotten"}
 _RGB = {"step": "rgb", "alpha": "over white", "profile": "ignored"}
@@ -48,11 +48,11 @@ def preprocess_record(build: Build) -> dict[str, Any]:
     }
 
 
-def generation_record(build: Build, tokenizer: Path) -> dict[str, Any]:
-    """Returns the content of generation.json; `tokenizer` is the build's tokenizer.json. Raises BuildError."""
+def generation_record(build: Build) -> dict[str, Any]:
+    """Returns the content of generation.json. Raises BuildError as `stop_ids`."""
     return {
         "schema": SCHEMA,
-        "stop_ids": stop_ids(build, tokenizer),
+        "stop_ids": stop_ids(build),
         "context": build.context,
         "prefill_chunk": build.query,
         "max_new_tokens": MAX_NEW_TOKENS,
@@ -61,12 +61,12 @@ def generation_record(build: Build, tokenizer: Path) -> dict[str, Any]:
     }
 
 
-def stop_ids(build: Build, tokenizer: Path) -> list[int]:
+def stop_ids(build: Build) -> list[int]:
     """Returns the ids that end an answer, sorted: the checkpoint's, and those of the template's stops that it has.
 
     Raises BuildError where tokenizer.json cannot be read.
     """
-    added = _added_tokens(tokenizer)
+    added = _added_tokens(build.tokenizer / "tokenizer.json")
     named = (added[name] for name in build.prompt.get("stops", ()) if name in added)
     return sorted({*build.prompt["stop_ids"], *named})
 

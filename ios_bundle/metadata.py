@@ -19,6 +19,7 @@ from fastvlm.errors import BundleError
 from fastvlm.licences import licence_text
 from fastvlm.paths import contained
 from ios_bundle import layout
+from ios_bundle.host_files import stop_ids
 from ios_bundle.memory import memory_record
 from ios_bundle.promises import language_entries, packages
 from ios_bundle.seal import check_schema
@@ -56,7 +57,9 @@ def metadata_record(build: Build, name: str, size: int, standing: Standing, dige
         "language": _language(build),
         "vision": _vision(build),
         "embedding": _embedding(build),
-        "prompt": {**manifest["prompt"], "bos_id": manifest["tokenizer"].get("bos_id")},
+        "prompt": {
+            **manifest["prompt"], "bos_id": manifest["tokenizer"].get("bos_id"), "stop_ids": stop_ids(build),
+        },
         "files": _files(tests),
         "profiles": list(_profiles(build)),
         "compute_units": {"vision": LADDERS["ane"], "main": LADDERS[build.target]},
@@ -68,7 +71,7 @@ def metadata_record(build: Build, name: str, size: int, standing: Standing, dige
         "compression": {key: manifest["compression"][key] for key in ("scheme",) if key in manifest["compression"]},
         "licence": {"name": manifest["licence"], "text": licence_text(manifest["licence"]), "folder": layout.LICENSES},
         "bundle": {"schema": layout.SCHEMA, "fastvlm_version": __version__, "manifest_sha256": digest},
-    }
+    }  # fmt: skip
 
 
 def _language(build: Build) -> dict[str, Any]:

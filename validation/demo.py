@@ -29,15 +29,16 @@ def typed(*words: str) -> int:
 
 
 def main(build: str = DEFAULT) -> int:
-    """Scans, exports, validates, reports, asks; returns 0, or the code of the first command that did not end well."""
-    sample = shipped_samples()[0]
+    """Scans, exports, validates, asks, bundles, verifies; returns 0, or the code of the first that did not end well."""
+    sample, bundle = shipped_samples()[0], f"{build}-bundle"
     code = typed("scan", "tiny") or typed("export", "tiny", "-o", build, "--overwrite") or typed("validate", build)
     report = Path(f"{build}-report.md")
     if (Path(build) / "validation.json").is_file():
         write_report(Path(build), report)
     code = code or typed("run", build, str(sample.picture), sample.prompt)
+    code = code or typed("bundle", build, "-o", bundle, "--overwrite") or typed("verify", bundle, "--run")
     if code == 0:
-        click.echo(f"\nbuild folder: {build}\nreport:       {report}")
+        click.echo(f"\nbuild folder: {build}\niOS bundle:   {bundle}\nreport:       {report}")
     return code
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from validation.pair import Pair
 from validation.questions import score
 from validation.rungs import block_rung, excused, lower_rungs
 from validation.selftest import FOLDER as SELFTEST
-from validation.selftest import SelfTest, is_selftest, worked_example, worked_photo, write_selftest
+from validation.selftest import SelfTest, is_selftest, rows_sha256, worked_example, worked_photo, write_selftest
 from validation.steps import steps_for
 from validation.verdict import FILE, ReferenceFiles, Verdict
 
@@ -120,7 +120,7 @@ def validate(
             backend, steps, in_full, missing, lacking, sha256_file(folder / MANIFEST), files, folder / FILE,
         )  # fmt: skip
         with progress.stage("Writing the verdict"):
-            _publish(verdict, folder, comparison)
+            verdict = _publish(verdict, folder, comparison)
         if place is not None:
             with progress.stage("Writing the report"):
                 write_report(report_of(verdict, comparison, samples, blocks), place)
@@ -264,15 +264,16 @@ def _check_same(build: Build, reference: str | Path, different: list[str], other
     return tuple(different)
 
 
-def _publish(verdict: Verdict, build: Path, comparison: Comparison) -> None:
+def _publish(verdict: Verdict, build: Path, comparison: Comparison) -> Verdict:
     """A passed verdict is written after its self-test, any other before the old self-test goes: neither lies."""
     if verdict.passed and verdict.answers:
-        written = write_selftest(build, _example(comparison))
-        replace_file(verdict.path, dump(verdict.as_json() | {"selftest": written}))
-        return
+        verdict = replace(verdict, selftest=write_selftest(build, _example(comparison)))
+        replace_file(verdict.path, dump(verdict.as_json()))
+        return verdict
     replace_file(verdict.path, dump(verdict.as_json()))
     if (build / SELFTEST).is_dir():
         shutil.rmtree(build / SELFTEST)
+    return verdict
 
 
 def _example(comparison: Comparison) -> SelfTest:
@@ -280,5 +281,6 @@ def _example(comparison: Comparison) -> SelfTest:
     sample = shipped_samples()[0]
     encoded, transcript = comparison.work_out(sample)
     ids, limits = comparison.ids(sample.prompt), comparison.pair.limits
-    photo = worked_photo(comparison.pair.build)
-    return worked_example(sample.prompt, encoded, transcript, ids, comparison.stop_ids, photo, limits)
+    build = comparison.pair.build
+    told = (worked_photo(build), rows_sha256(build, ids))
+    return worked_example(sample.prompt, encoded, transcript, ids, comparison.stop_ids, *told, limits)

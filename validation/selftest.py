@@ -3,15 +3,14 @@
     picture.png      the preprocessed picture, N×N, RGB, so that no decoder or resampler stands between
     photo.png        a picture that is not square, to be preprocessed
     features.bin     the reference's image tokens, fp16, row-major [T, H]
-    selftest.json    pixel sha256, prompt ids, greedy ids, the eight best logits of each step, tolerances;
-                     of the photo the pixel sha256 at every exported size
+    selftest.json    pixel sha256, prompt ids, the sha256 of their rows, greedy ids, the eight best logits of each step,
+                     tolerances; of the photo the pixel sha256 at every exported size
 
 The numbers come from the reference, not from the packages: a device is tested against the truth.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +25,13 @@ from fastvlm.manifest import SELFTEST, SELFTEST_FILES, dump
 from fastvlm.publish import staged_folder
 from fastvlm_ref.image import open_image, preprocess
 from fastvlm_ref.samples import shipped_photo
+from validation.host import EmbeddingTable
 from validation.limits import LIMITS, Limit, storable
 from validation.reference import Encoded, Transcript
 
 FOLDER = SELFTEST
 OWN = {*SELFTEST_FILES, ".DS_Store"}
-SCHEMA = "0.2"  # 0.2: photo
+SCHEMA = "0.2"  # 0.2: photo, rows_sha256
 TOP = 8
 
 
@@ -39,7 +39,7 @@ TOP = 8
 class Photo:
     """A picture as a user has it, and the SHA-256 of the RGB bytes (N, N, 3) that preprocessing makes of it, by N."""
 
-    file: Path
+    picture: Image.Image
     pixels_sha256: Mapping[int, str]
 
     def as_json(self) -> dict[str, object]:
@@ -62,6 +62,7 @@ class SelfTest:
     greedy_ids: tuple[int, ...]
     top_logits: tuple[tuple[tuple[int, float], ...], ...]  # per step: (id, logit), best first
     photo: Photo
+    rows_sha256: str  # of the embedding rows of both rows of ids, fp16 [S, H]
     limits: Mapping[str, Limit] = field(default_factory=lambda: LIMITS)  # what the build is held to
 
     def as_json(self) -> dict[str, object]:
@@ -75,6 +76,7 @@ class SelfTest:
             "prompt": self.prompt,
             "ids_before_image": list(self.ids_before),
             "ids_after_image": list(self.ids_after),
+            "rows_sha256": self.rows_sha256,
             "greedy_ids": list(self.greedy_ids),
             "top_logits": [[[i, storable(value)] for i, value in step] for step in self.top_logits],
             "tolerances": {
@@ -91,11 +93,25 @@ def top_logits(logits: NDArray[np.float32]) -> tuple[tuple[int, float], ...]:
 
 
 def worked_photo(build: Build) -> Photo:
-    """Returns the shipped picture that is not square, with what the build's image rule makes of it at every size."""
-    file = shipped_photo()
-    picture = open_image(file)
+    """Returns the shipped picture that is not square, with what the build's image rule makes of it at every size.
+
+    It is enlarged beyond all of them, edges kept sharp, and to odd sides: where a picture is reduced, a resampler
+    without antialias makes other bytes, and where a bar is half a pixel wide, so does one that rounds it otherwise.
+    """
+    side = max(build.image_sizes)
+    picture = open_image(shipped_photo()).resize((side * 5 // 2 + 1, side * 3 // 2 + 2), Image.Resampling.NEAREST)
     pixels = {side: preprocess(picture, side, build.image_rule) for side in build.image_sizes}
-    return Photo(file, {side: sha256_bytes(made.tobytes()) for side, made in pixels.items()})
+    return Photo(picture, {side: sha256_bytes(made.tobytes()) for side, made in pixels.items()})
+
+
+def rows_sha256(build: Build, ids: tuple[Sequence[int], Sequence[int]]) -> str:
+    """Returns the hash of the rows that a host takes of the build's table for ids before and after the image.
+
+    These are exact on any device: fp16 as it is stored, or a product rounded once.
+    """
+    assert build.embeddings is not None
+    table = EmbeddingTable(build.embeddings.file, build.embeddings.rows, build.embeddings.width, build.embeddings.dtype)
+    return sha256_bytes(table([*ids[0], *ids[1]]).tobytes())
 
 
 def worked_example(
@@ -105,6 +121,7 @@ def worked_example(
     ids: tuple[Sequence[int], Sequence[int]],
     stop_ids: tuple[int, ...],
     photo: Photo,
+    rows: str,
     limits: Mapping[str, Limit] = LIMITS,
 ) -> SelfTest:
     """Returns what a device is to find for one picture and prompt: the reference's steps up to the first stop id."""
@@ -112,14 +129,15 @@ def worked_example(
     steps = next(ends, len(transcript.ids))
     tops = tuple(top_logits(logits) for logits in transcript.logits[:steps])
     greedy = tuple(step[0][0] for step in tops)
-    return SelfTest(prompt, encoded.pixels, encoded.tokens, tuple(ids[0]), tuple(ids[1]), greedy, tops, photo, limits)
+    before, after = map(tuple, ids)
+    return SelfTest(prompt, encoded.pixels, encoded.tokens, before, after, greedy, tops, photo, rows, limits)
 
 
 def write_selftest(build: Path, test: SelfTest) -> dict[str, str]:
     """Writes `selftest/` into the build, whole or not at all, in place of an older one; returns its files' SHA-256."""
     with staged_folder(build / FOLDER, overwrite=True, is_ours=is_selftest) as stage:
         Image.fromarray(test.pixels).save(stage / "picture.png")
-        shutil.copyfile(test.photo.file, stage / "photo.png")
+        test.photo.picture.save(stage / "photo.png")
         test.features.astype(np.float16).tofile(stage / "features.bin")
         (stage / "selftest.json").write_bytes(dump(test.as_json()))
         return {name: sha256_file(stage / name) for name in list_tree(stage)}

@@ -49,6 +49,7 @@ class Verdict:
     manifest_sha256: str
     reference: ReferenceFiles
     path: Path  # where validation.json was written
+    selftest: dict[str, str] | None = None  # the SHA-256 of each file of selftest/, where one was written
 
     @property
     def extent(self) -> str:
@@ -91,6 +92,7 @@ class Verdict:
             "reference_is_source": self.reference.is_source,
             "reference_differs_in": list(self.reference.differing),
             "reference_files": self.reference.sha256,
+            **({"selftest": self.selftest} if self.selftest is not None else {}),
         }
 
 

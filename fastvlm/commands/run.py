@@ -1,21 +1,28 @@
-"""`fastvlm run`: one question about one picture, answered by a build or by a checkpoint."""
+"""`fastvlm run`: one question about one picture, answered by a checkpoint, a build or a bundle."""
 
 from __future__ import annotations
 
+import json
 import shlex
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastvlm.commands import options
+from fastvlm.errors import UsageError
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
     from validation.session import Answer
 
+# What the options that a bundle has decided hold where nobody gave them; the others are None.
+BUNDLE_OPTIONS = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "allow_pickle": False}
 
-@click.command(short_help="Ask a build or a checkpoint about a picture.")
-@click.argument("target", metavar="BUILD_OR_CHECKPOINT", callback=options.filled)
+
+@click.command(short_help="Ask a checkpoint, a build or a bundle about a picture.")
+@click.argument("target", callback=options.filled)
 @click.argument("image", callback=options.filled)
 @click.argument("prompt")
 @options.backend
@@ -34,11 +41,16 @@ def run(
 ) -> None:  # fmt: skip
     """Ask about a picture: IMAGE is a file, PROMPT the question. The answer streams to stdout, times go to stderr.
 
-    A checkpoint is computed by PyTorch. A build is computed from its .mlpackage files: by this project's own runtime
-    on any machine (mil), or by Core ML on a Mac (coreml).
+    TARGET is a checkpoint, computed by PyTorch, or a build or an iOS bundle, computed from the .mlpackage files in it:
+    by this project's own runtime on any machine (mil), or by Core ML on a Mac (coreml). A bundle answers by what a
+    phone has, and greedily.
     """
     options.check_image(image)  # before the seconds that the imports below take
     progress = TerminalProgress(transient=True)  # finished bars would stand between the answer's lines
+    if _is_bundle(target):
+        asked |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+        _ask_bundle(target, image, prompt, max_new_tokens, as_json, progress, **asked)
+        return
     with progress.stage("Loading libraries"):
         from fastvlm_ref.sampling import Sampling
         from validation.session import open_session
@@ -56,6 +68,44 @@ def run(
         options.next_step(f"fastvlm export {shlex.quote(target)} -o BUILD")
     else:
         options.next_step(options.validation_of(target))
+
+
+def _is_bundle(target: str) -> bool:
+    """Whether `target` is a folder with the two files that every bundle has and no checkpoint."""
+    from ios_bundle.layout import CHECKSUMS, METADATA
+
+    return all((Path(target) / name).is_file() for name in (METADATA, CHECKSUMS))
+
+
+def _ask_bundle(
+    target: str, image: str, prompt: str, most: int, as_json: bool, progress: TerminalProgress, *,
+    backend: str | None, image_size: int | None, **fixed: Any,
+) -> None:  # fmt: skip
+    """Answers by what the bundle holds alone; every option that a bundle has decided is refused by its name."""
+    given = [name for name, value in fixed.items() if value != BUNDLE_OPTIONS.get(name)]
+    if given or backend == "torch":
+        names = ", ".join("--" + name.replace("_", "-") for name in given) or "--backend torch"
+        raise UsageError(f"{names}: decided when {target} was made, which answers greedily; leave it out")
+    with progress.stage("Loading libraries"):
+        from validation.bundle_host.host import Host
+
+    host = Host(target, backend or "mil", image_size)
+    sizes = host.all("profiles", int, ".image_size")
+    if host.size not in sizes:
+        raise UsageError(f"{target} takes no pictures of --image-size {image_size}; it has {sizes}")
+    answer = host.answer(image, prompt, most)
+    with progress.stage("Looking at the picture, reading the prompt"):
+        first = next(answer, "")
+    text = ""
+    for piece in chain([first], answer):
+        text += piece
+        if not as_json:
+            click.echo(piece, nl=False)
+    if as_json:
+        click.echo(json.dumps({"text": text, "backend": host.backend}, ensure_ascii=False, indent=1))
+    else:
+        click.echo()
+    options.next_step(f"fastvlm verify {shlex.quote(target)} --run")
 
 
 def _stages(answer: Answer) -> dict[str, float]:
@@ -79,8 +129,6 @@ def _show_times(answer: Answer) -> None:
 
 
 def _json(answer: Answer) -> str:
-    import json
-
     seconds = {name.replace(" ", "_"): round(value, 4) for name, value in _stages(answer).items()}
     content = {"text": answer.text, "backend": answer.backend, "seconds": seconds}
     return json.dumps(content, ensure_ascii=False, indent=1)

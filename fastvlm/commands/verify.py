@@ -1,7 +1,9 @@
-"""`fastvlm verify`: is a bundle whole? Exit code 1 when it is not."""
+"""`fastvlm verify`: is a bundle whole, and does it run as it should? Exit code 1 when it is not."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -11,11 +13,12 @@ from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
     from ios_bundle import Verification
+    from validation.bundle_selftest import SelfTestResult
 
 SHOWN = 20  # problems that are listed one by one
 
 
-@click.command(short_help="Check that an iOS bundle is whole.")
+@click.command(short_help="Check that an iOS bundle is whole, and run its self-test.")
 @click.argument("bundle", metavar="DIR", callback=options.filled)
 @click.option(
     "--tree", metavar="HASH", callback=options.digits,
@@ -25,25 +28,53 @@ SHOWN = 20  # problems that are listed one by one
     "--compiled", is_flag=True,
     help="The packages were compiled on a Mac (scripts/compile_models.sh): check everything else.",
 )  # fmt: skip
+@click.option("--run", "runs", is_flag=True, help="If it is whole, also execute its self-test, from photo to text.")
+@click.option(
+    "--backend", type=click.Choice(["mil", "coreml"]),
+    help="Who executes with --run: this project's runtime on any machine, or Core ML on a Mac.  [default: mil]",
+)  # fmt: skip
 @options.as_json
 @options.debug
-def verify(bundle: str, tree: str | None, compiled: bool, as_json: bool) -> None:
+def verify(
+    bundle: str, tree: str | None, compiled: bool, runs: bool, backend: str | None, as_json: bool
+) -> None:  # fmt: skip
     """Compare every file of the bundle DIR with its seal: nothing changed, missing, added or renamed.
 
-    Whether its numbers are right, `fastvlm validate` said of the build before it was bundled.
+    With --run a host that knows nothing but DIR computes the self-test in it: photo, prompts, image tokens, logits,
+    answer. How good the numbers are, `fastvlm validate` said of the build before it was bundled.
     """
+    if backend is not None and not runs:
+        raise click.UsageError("--backend says who executes, and nothing is executed without --run")
     from ios_bundle import verify as check
 
-    found = check(bundle, tree=tree, compiled=compiled, progress=TerminalProgress())
-    if as_json:
-        import json
-
-        click.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=1))
-    else:
+    progress = TerminalProgress()
+    found = check(bundle, tree=tree, compiled=compiled, progress=progress)
+    content = found.as_json()
+    if not as_json:
         _show(found)
+    tested = _run(bundle, backend or "mil", progress) if runs and found.whole else None
+    if tested is not None:
+        content["selftest"] = tested.as_json()
+    if as_json:
+        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+    elif tested is not None:
+        _show_selftest(tested)
     if not found.whole:
         count = len(found.problems)
         raise _failed(f"Error: {bundle} is not what it should be, {count} problem{'s'[: count != 1]}; copy it again")
+    if tested is not None and not tested.passed:
+        missed = [check.name for check in tested.checks if not check.passed]
+        raise _failed(f"Error: the self-test of {bundle} failed: {', '.join(missed)}; do not ship it")
+    if not found.compiled:  # which nothing here runs
+        quoted = shlex.quote(bundle)
+        options.next_step(f'fastvlm run {quoted} IMAGE "PROMPT"' if runs else f"fastvlm verify {quoted} --run")
+
+
+def _run(bundle: str, backend: str, progress: TerminalProgress) -> SelfTestResult:
+    with progress.stage("Loading libraries"):
+        from validation.bundle_selftest import run_selftest
+
+    return run_selftest(bundle, backend, progress)
 
 
 def _show(found: Verification) -> None:
@@ -57,6 +88,19 @@ def _show(found: Verification) -> None:
         click.echo(f"tree hash: {found.seal.tree}")
     for model in found.compiled:
         click.echo(f"{model}: compiled on a Mac, which no hash covers")
+
+
+def _show_selftest(tested: SelfTestResult) -> None:
+    """Prints every check with its value and tolerance, then the answer."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("self-test", "value", "tolerance", "", box=None, padding=(0, 2, 0, 0))
+    for check in tested.checks:
+        table.add_row(check.name, f"{check.value:.3g}", check.words, "ok" if check.passed else "MISSED")
+    Console(soft_wrap=True, highlight=False, markup=False, emoji=False).print(table)
+    ties = f" (ties: {tested.ties})" if tested.ties else ""
+    click.echo(f"{tested.backend}: {tested.text}{ties}")
 
 
 def _failed(text: str) -> click.exceptions.Exit:

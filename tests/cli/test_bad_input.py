@@ -189,8 +189,8 @@ def test_nothing_that_official_logits_belong_to(
 
 
 def test_empty_words(refused: Refused, build: Path, picture: Path) -> None:
-    refused("run", "", picture, "What?", says=("BUILD_OR_CHECKPOINT", "it is empty"))
-    refused("run", "", says=("BUILD_OR_CHECKPOINT", "it is empty"))
+    refused("run", "", picture, "What?", says=("TARGET", "it is empty"))
+    refused("run", "", says=("TARGET", "it is empty"))
     refused("run", build, "", "What?", says=("IMAGE", "it is empty"))
     refused("inspect", "", says=("PACKAGE_OR_BUILD", "it is empty"))
     refused("validate", build, "--reference", "", says=("--reference", "it is empty"))

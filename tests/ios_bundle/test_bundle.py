@@ -133,6 +133,7 @@ def test_stop_ids_are_the_checkpoints_and_the_templates(validated: Path, tmp_pat
 
     made = bundle(edited(validated, forget), tmp_path / "out", unvalidated=True)
     assert json.loads(text_of(made, "generation.json"))["stop_ids"] == [7, 556, 558]
+    assert read_metadata(made)["prompt"]["stop_ids"] == [7, 556, 558]
 
 
 def test_an_int8_table_is_split_into_codes_and_scales(validated: Path, tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def test_the_demo_shows_commands_answers_limits_and_paths(
     answer = next(row["coreml"] for row in stored["answers"] if row["prompt"] == sample.prompt)
     asked = shown[shown.index("$ fastvlm run") :]
     assert answer in asked
-    assert asked.endswith(f"build folder: {folder}\nreport:       {folder}-report.md\n")
+    assert f"\nmil: {answer}\n" in asked[asked.index("$ fastvlm verify") :], "the bundle says the same, by another host"
+    paths = f"build folder: {folder}\niOS bundle:   {folder}-bundle\nreport:       {folder}-report.md\n"
+    assert asked.endswith(paths)
 
 
 def test_a_missed_limit_ends_the_demo_with_1(

@@ -1,0 +1,184 @@
+"""The self-test of a bundle: its own worked example, computed by the host that knows the bundle alone.
+
+Photo, picture and rows must give the very bytes, prompts the very ids; image tokens and logits may differ by what the
+build's own limits allow (`tolerances` in selftest.json). Every step follows the example's token, whatever this host
+would have said: after a difference the two would answer different questions. A token that differs is a tie where it is
+among the example's eight best: within the error that is allowed, two of them may change places.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastvlm.errors import BundleError
+from fastvlm.hashes import sha256_bytes
+from fastvlm.progress import SILENT, Progress
+from validation.bundle_host.host import Host
+from validation.bundle_host.picture import Pixels, open_photo, square
+from validation.limits import in_words, storable
+from validation.metrics import psnr_db
+
+Ids = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: `value` must be at least ("min") or at most ("max") `limit`."""
+
+    name: str
+    value: float
+    bound: str
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limit holds; NaN never does."""
+        return self.value >= self.limit if self.bound == "min" else self.value <= self.limit
+
+    @property
+    def words(self) -> str:
+        """The limit as tables show it."""
+        return in_words(self.bound, self.limit)
+
+
+@dataclass(frozen=True)
+class SelfTestResult:
+    """What a self-test found: every check, the answer's text, and how many of its tokens were ties."""
+
+    backend: str
+    checks: tuple[Check, ...]
+    text: str
+    ties: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds."""
+        return all(check.passed for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain data, numbers to three significant digits."""
+        rows = [
+            {"name": each.name, "value": storable(each.value), "bound": each.bound, "limit": each.limit}
+            | {"passed": each.passed}
+            for each in self.checks
+        ]
+        return {"backend": self.backend, "passed": self.passed, "text": self.text, "ties": self.ties, "checks": rows}
+
+
+def run_selftest(bundle: str | Path, backend: str = "mil", progress: Progress = SILENT) -> SelfTestResult:
+    """Runs the self-test of a bundle; `backend` is "mil" or "coreml".
+
+    Raises BundleError where the bundle has no self-test, a damaged one, or one of a newer schema; what the host raises.
+    """
+    host = Host(bundle, backend)
+    if "selftest" not in host.get("files", dict):
+        raise BundleError(f"{host.folder} has no self-test: its build was not validated; validate it, bundle it again")
+    name = host.get("files.selftest", str)
+    try:
+        example = json.loads(host.path(name).read_bytes())
+        if str(example["schema"]).split(".")[0] != "0":
+            raise BundleError(f"{name} has schema {example['schema']}, expected 0.x; install a newer fastvlm")
+        with progress.stage("Running the self-test"):
+            return _Run(host, example, Path(name).parent.as_posix()).result()
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        raise BundleError(f"{host.folder / name} is damaged ({error!r}); make the bundle again") from error
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One host with one worked example, whose files lie in `folder` of the bundle."""
+
+    host: Host
+    example: dict[str, Any]
+    folder: str
+
+    def result(self) -> SelfTestResult:
+        tolerances, pixels = self.example["tolerances"], self._picture("picture")
+        ids = (self.example["ids_before_image"], self.example["ids_after_image"])
+        said, error = self._answer(pixels, ids)
+        eights = [[id_ for id_, _ in step] for step in self.example["top_logits"]]
+        wrong = [mine not in eight for mine, eight in zip(said, eights, strict=True)]
+        differ = [mine != true for mine, true in zip(said, self.example["greedy_ids"], strict=True)]
+        checks = (
+            *self._photo(),
+            Check("picture: hash differs", _is_other(pixels, self.example["pixels_sha256"]), "max", 0),
+            Check("image tokens: PSNR, dB", self._features(pixels), "min", tolerances["features_psnr_db"]),
+            Check("prompt: ids that differ", differing(self.host.prompt.ids(self.example["prompt"]), ids), "max", 0),
+            Check("ready-made prompts: ids that differ", self._prompts(), "max", 0),
+            *self._rows(ids),
+            Check("logits: error over spread", error, "max", tolerances["logit_error_over_spread"]),
+            Check("answer: tokens that differ", sum(wrong), "max", 0),
+        )
+        text = "".join(self.host.prompt.text(said))
+        return SelfTestResult(self.host.backend, checks, text, sum(differ) - sum(wrong))
+
+    def _picture(self, key: str) -> Pixels:
+        return open_photo(self.host.path(f"{self.folder}/{self.example[key]}"))
+
+    def _photo(self) -> Iterator[Check]:
+        """The photo at every size of the bundle; self-tests of schema 0.1 have none."""
+        if photo := self.example.get("photo"):
+            pixels = open_photo(self.host.path(f"{self.folder}/{photo['file']}"))
+            for size in sorted(map(int, photo["pixels_sha256"])):
+                made = square(pixels, size, self.host.get("vision.image_strategy", str))
+                other = _is_other(made, photo["pixels_sha256"][str(size)])
+                yield Check(f"photo at {size}: hash differs", other, "max", 0)
+
+    def _rows(self, ids: Ids) -> Iterator[Check]:
+        """The rows of the prompt's ids; they depend on no engine. Self-tests of schema 0.1 have none."""
+        if digest := self.example.get("rows_sha256"):
+            rows = self.host.embed([*ids[0], *ids[1]])
+            yield Check("rows of embeddings: hash differs", _is_other(rows, digest), "max", 0)
+
+    def _features(self, pixels: Pixels) -> float:
+        stored = self.example["features"]
+        truth = np.fromfile(self.host.path(f"{self.folder}/{stored['file']}"), stored["dtype"])
+        return psnr_db(truth.reshape(stored["shape"]), self.host.features(pixels))
+
+    def _prompts(self) -> int:
+        ready = json.loads(self.host.path(self.host.get("files.prompts", str)).read_bytes())["prompts"]
+        return sum(
+            differing(self.host.prompt.ids(each["text"]), (each["ids_before_image"], each["ids_after_image"]))
+            for each in ready
+        )
+
+    def _answer(self, pixels: Pixels, ids: Ids) -> tuple[list[int], float]:
+        """The likeliest token of each step behind the example's, and the worst error of any of its eight logits.
+
+        Over the spread of this host's logits: of its own the example keeps eight.
+        """
+        greedy, said, errors = self.example["greedy_ids"], [], []
+        steps = self.host.steps(pixels, ids, len(greedy))
+        logits = next(steps)
+        for number, eight in enumerate(self.example["top_logits"]):
+            said.append(int(logits.argmax()))
+            errors.append(_error(logits, eight))
+            if number + 1 < len(greedy):
+                logits = steps.send(greedy[number])
+        return said, max(errors)
+
+
+def differing(mine: Ids, theirs: Ids) -> int:
+    """Returns at how many places two pairs of rows of ids differ; a missing id counts."""
+    pairs = zip(mine, theirs, strict=True)
+    return sum(a != b for one, other in pairs for a, b in zip_longest(one, other))
+
+
+def _is_other(values: NDArray[Any], digest: str) -> int:
+    return int(sha256_bytes(values.tobytes()) != digest)
+
+
+def _error(logits: NDArray[np.float32], eight: list[tuple[int, float]]) -> float:
+    """The largest difference from the eight stored logits over the spread of all; inf where all are equal."""
+    places, values = zip(*eight, strict=True)
+    spread = float(logits.std())
+    worst = float(np.abs(logits[list(places)] - np.array(values, np.float32)).max())
+    return worst / spread if spread else float("inf")
