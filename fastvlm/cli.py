@@ -34,8 +34,8 @@ except KeyboardInterrupt:  # these imports take tenths of a second, in which nob
     raise SystemExit(130) from None
 
 COMMANDS = (  # in the order they are typed
-    "scan", "export", "validate", "lint", "run", "inspect", "bundle", "verify", "train", "synth", "check-official",
-    "doctor",
+    "scan", "export", "validate", "report", "lint", "run", "inspect", "bundle", "verify", "train", "synth",
+    "check-official", "doctor",
 )  # fmt: skip
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 CLOSED_PIPE = 128 + signal.SIGPIPE

@@ -18,9 +18,10 @@ _HOMES = {
     "check_place": "validation.html_report.files",
     "read_report": "validation.html_report.files",
     "report_of": "validation.html_report.document",
+    "with_profile": "validation.html_report.times",
     "write_report": "validation.html_report.files",
 }
-__all__ = ["check_place", "read_report", "report_of", "write_report"]
+__all__ = ["check_place", "read_report", "report_of", "with_profile", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

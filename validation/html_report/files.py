@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from fastvlm.errors import BuildError, OutputError, UsageError
+from fastvlm.errors import OutputError, ReportError, UsageError
 from fastvlm.manifest import dump
 from fastvlm.publish import check_apart, replace_file
 from validation.html_report.page import DATA, html_page
@@ -47,37 +47,37 @@ def check_place(path: str | Path, apart: Iterable[str | Path | None] = (), optio
     return place
 
 
-def write_report(document: dict[str, Any], path: str | Path) -> Path:
+def write_report(document: dict[str, Any], path: str | Path, option: str = "--report") -> Path:
     """Writes the page or the document, by the ending of `path`, whole or not at all; raises as `check_place`."""
-    place = check_place(path)
+    place = check_place(path, option=option)
     checked = check(document, str(path))
     replace_file(place, dump(checked) if place.suffix.lower() == JSON else html_page(checked).encode())
     return place
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """Returns the document of a report, .html or .json; raises BuildError where it is none, or damaged."""
+    """Returns the document of a report, .html or .json; raises ReportError where it is none, or damaged."""
     return check(_content(Path(path)), str(path))
 
 
 def _content(file: Path) -> Any:
-    """The document in a file, unchecked; BuildError where it holds none."""
+    """The document in a file, unchecked; ReportError where it holds none."""
     try:
         if file.stat().st_size > MOST_BYTES:
-            raise BuildError(f"{file} is larger than {MOST_BYTES >> 20} MiB, no report is; make it again")
+            raise ReportError(f"{file} is larger than {MOST_BYTES >> 20} MiB, no report is; make it again")
         content = file.read_text("utf-8")
         return json.loads(content if file.suffix.lower() == JSON else _data_of(content))
     except OSError as problem:
-        raise BuildError(f"{file} cannot be read ({problem.strerror}); expected a report, .html or .json") from problem
+        raise ReportError(f"{file} cannot be read ({problem.strerror}); expected a report, .html or .json") from problem
     except (ValueError, RecursionError) as problem:
-        raise BuildError(f"{file} is no report of fastvlm ({str(problem)[:80]}); make it again") from problem
+        raise ReportError(f"{file} is no report of fastvlm ({str(problem)[:80]}); make it again") from problem
 
 
 def _is_report(place: Path) -> bool:
     """Whether a file says of itself that it is a report, of whatever schema: then it may be replaced."""
     try:
         content = _content(place) if place.is_file() else None
-    except BuildError:
+    except ReportError:
         return False
     tool = content.get("tool") if isinstance(content, dict) else None
     return isinstance(tool, dict) and tool.get("name") == TOOL

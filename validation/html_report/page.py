@@ -1,7 +1,8 @@
 """The page: one HTML file made of a report's document, that loads nothing and runs nothing.
 
-Everything is escaped (jinja2's autoescape), strangers' text is shown without characters that hide or turn, and the
-policy in the head forbids all but this page's own style sheet, by its hash, and pictures that are in it.
+Everything is escaped (jinja2's autoescape) but the style sheet and the document, whose signs are escaped here.
+Strangers' text is shown without characters that hide or turn, and the policy in the head forbids all but this page's
+own style sheet, by its hash, and pictures that are in it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from itertools import groupby
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from validation.html_report import bars, charts, views, words
 
@@ -31,7 +31,7 @@ def html_page(document: dict[str, Any]) -> str:
     return _environment().get_template("report.html").render(
         report=document, title=views.title(document), verdict=views.verdict(document), tiles=views.tiles(document),
         answers=views.answers(document), facts=views.facts(document), waterfalls=bars.waterfalls(document["times"]),
-        sizes=bars.sizes(document["sizes"]), style=Markup(style), policy=POLICY.format(digest), data=_data(document),
+        sizes=bars.sizes(document["sizes"]), style=style, policy=POLICY.format(digest), data=_data(document),
         data_id=DATA,
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ def style_sheet() -> str:
 @lru_cache(1)
 def _environment() -> Environment:
     made = Environment(
-        loader=PackageLoader("validation.html_report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("validation.html_report"), autoescape=True, finalize=_seen, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     made.globals.update(
@@ -53,10 +53,15 @@ def _environment() -> Environment:
     )  # fmt: skip
     made.filters.update(
         number=words.number, decibel=words.decibel, share=words.share, size=words.size, seconds=words.seconds,
-        bound=words.bound, plain=words.plain, token=words.token, breakable=words.breakable, short=charts.short,
+        bound=words.bound, token=words.token, pieces=words.pieces, short=charts.short,
         groupby_rung=by_rung,
     )  # fmt: skip
     return made
+
+
+def _seen(value: Any) -> Any:
+    """What is written: of text every character, visible; of what a template made, itself."""
+    return words.plain(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def by_rung(rows: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -74,9 +79,9 @@ def beyond(peak: Any, limit: Any) -> bool:
     return not words.as_float(peak) <= words.as_float(limit)
 
 
-def _data(document: dict[str, Any]) -> Markup:
+def _data(document: dict[str, Any]) -> str:
     """The document as it stands in the page: no sign in it can end the element or begin another."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)
+    return text

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fastvlm.errors import BuildError
+from fastvlm.errors import ReportError
 from validation.html_report.pictures import TYPES
 
 SCHEMA, TOOL = "0.1", "fastvlm"
@@ -156,20 +156,20 @@ FIELDS: dict[str, Any] = {
 def check(document: Any, named: str) -> dict[str, Any]:
     """Returns a document in which every field of `FIELDS` is there, null where it may be, and of its type.
 
-    `named` is the file it came from. Raises BuildError that lists what is wrong.
+    `named` is the file it came from. Raises ReportError that lists what is wrong.
     """
     schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, str) or not re.fullmatch(r"\d{1,6}\.\d{1,6}", schema):
-        raise BuildError(f"{named} is no report of fastvlm: its schema is {str(schema)[:40]!r}, expected {SCHEMA!r}")
+        raise ReportError(f"{named} is no report of fastvlm: its schema is {str(schema)[:40]!r}, expected {SCHEMA!r}")
     if int(schema.split(".")[0]) > int(SCHEMA.split(".")[0]):
-        raise BuildError(f"{named} has schema {schema}, this fastvlm reads up to {SCHEMA}; install a newer fastvlm")
+        raise ReportError(f"{named} has schema {schema}, this fastvlm reads up to {SCHEMA}; install a newer fastvlm")
     problems: list[str] = []
     checked = _checked(document, FIELDS, "", problems)
     if not problems:
         problems += _outside(checked)
     if problems:
         more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-        raise BuildError(f"{named} is damaged: {'; '.join(problems[:LISTED])}{more}; make the report again")
+        raise ReportError(f"{named} is damaged: {'; '.join(problems[:LISTED])}{more}; make the report again")
     return dict(checked)
 
 

@@ -29,6 +29,11 @@ def taken(seconds: Mapping[str, list[float]], backend: str) -> dict[str, Any] | 
     return {"measured_by": VALIDATION, "machine": None, "contenders": [contender]}
 
 
+def with_profile(document: dict[str, Any], profile: Any, named: str) -> dict[str, Any]:
+    """Returns a document with the times of a profile of its own build; UsageError as `measured`."""
+    return {**document, "times": measured(profile, document["build"]["manifest_sha256"], named)}
+
+
 def measured(profile: Any, manifest_sha256: str, named: str) -> dict[str, Any]:
     """Returns the medians of a profile's contenders that ran the build with that manifest.
 

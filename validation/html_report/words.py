@@ -7,8 +7,6 @@ import re
 import unicodedata
 from typing import Any
 
-from markupsafe import Markup
-
 _SEEN = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
 
 
@@ -97,9 +95,9 @@ def differ_by_blanks(one: str, two: str) -> bool:
     return token(one) == token(two)
 
 
-def breakable(text: str) -> Markup:
-    """Returns a name that may be broken behind its joints, where it is too long for a line; escaped."""
-    return Markup("<wbr>").join(re.split(r"(?<=[_/:])(?=\w)|(?<=\.)(?=[A-Za-z])", plain(text)))
+def pieces(text: str) -> list[str]:
+    """Returns a name in the pieces between which a line may break: behind its joints."""
+    return re.split(r"(?<=[_/:])(?=\w)|(?<=\.)(?=[A-Za-z])", plain(text))
 
 
 def _is_seen(sign: str) -> bool:
