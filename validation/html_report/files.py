@@ -41,7 +41,7 @@ def check_place(path: str | Path, apart: Iterable[str | Path | None] = (), optio
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{option} {asked}: {folder} may not be written by this user; choose another place")
     check_apart(place, apart, option, replaced=False, kind="build or checkpoint")
-    if place.exists() and not _is_report(place):
+    if place.exists() and not _may_be_replaced(place):
         found = "a folder" if place.is_dir() else "a file that is no report of fastvlm"
         raise OutputError(f"{option} {asked} is {found}; choose another name, or remove it yourself")
     return place
@@ -73,10 +73,12 @@ def _content(file: Path) -> Any:
         raise ReportError(f"{file} is no report of fastvlm ({str(problem)[:80]}); make it again") from problem
 
 
-def _is_report(place: Path) -> bool:
-    """Whether a file says of itself that it is a report, of whatever schema: then it may be replaced."""
+def _may_be_replaced(place: Path) -> bool:
+    """Whether a file is empty, or says of itself that it is a report, of whatever schema."""
+    if not place.is_file() or not place.stat().st_size:
+        return place.is_file()
     try:
-        content = _content(place) if place.is_file() else None
+        content = _content(place)
     except ReportError:
         return False
     tool = content.get("tool") if isinstance(content, dict) else None

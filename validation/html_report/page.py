@@ -44,8 +44,8 @@ def style_sheet() -> str:
 @lru_cache(1)
 def _environment() -> Environment:
     made = Environment(
-        loader=PackageLoader("validation.html_report"), autoescape=True, finalize=_seen, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
+        loader=PackageLoader("validation.html_report"), autoescape=True, finalize=_seen, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     made.globals.update(
         block_chart=charts.block_chart, range_chart=charts.range_chart, step_chart=charts.step_chart,
