@@ -6,10 +6,12 @@ It shows one page at widths and colour schemes, and says what went wrong meanwhi
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,12 @@ OPTIONS = (
 def found() -> str | None:
     """The browser of this machine, None where there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+# the browser reads commands from 3 and answers on 4
+HAND_OVER = (
+    "import os, sys; [os.dup2(int(sys.argv[i + 1]), 3 + i) for i in (0, 1)]; os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 class Browser:
@@ -100,14 +108,11 @@ def browser(folder: Path) -> Iterator[Browser]:
     path = found()
     assert path is not None
     (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
-    options = [*OPTIONS, f"--user-data-dir={folder}"]
-    script = f'exec "$@" 3<&{to_read} 4>&{from_write}'  # the two that the browser takes
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", script, "sh", path, *options], pass_fds=(to_read, from_write),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.close(to_read)
-    os.close(from_write)
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read, from_write)]  # so that 3 and 4 are free
+    words = [sys.executable, "-S", "-c", HAND_OVER, *map(str, ends), path, *OPTIONS, f"--user-data-dir={folder}"]
+    process = subprocess.Popen(words, pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for end in (to_read, from_write, *ends):
+        os.close(end)
     try:
         yield Browser(to_write, from_read)
     finally:

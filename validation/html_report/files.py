@@ -17,7 +17,7 @@ from fastvlm.errors import OutputError, ReportError, UsageError
 from fastvlm.manifest import dump
 from fastvlm.publish import check_apart, replace_file
 from validation.html_report.page import DATA, html_page
-from validation.html_report.schema import TOOL, check
+from validation.html_report.schema import check, names_itself
 
 HTML, JSON = ".html", ".json"
 MOST_BYTES = 64 << 20  # of a report that is read
@@ -78,11 +78,9 @@ def _may_be_replaced(place: Path) -> bool:
     if not place.is_file() or not place.stat().st_size:
         return place.is_file()
     try:
-        content = _content(place)
+        return names_itself(_content(place))
     except ReportError:
         return False
-    tool = content.get("tool") if isinstance(content, dict) else None
-    return isinstance(tool, dict) and tool.get("name") == TOOL
 
 
 class _Data(HTMLParser):

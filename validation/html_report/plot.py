@@ -14,6 +14,7 @@ from itertools import pairwise
 from validation.html_report.words import raised
 
 HEIGHT, TOP, FOOT = 232, 16, 24  # pixels: of a plot, above its field, below it
+MANY = 32  # points beyond which markers are small
 LARGEST = 1e12  # that a scale reaches; NaN and infinities are beyond it
 FIELD, LETTER = 250, 6.6  # pixels: of the narrowest field, of a letter
 
@@ -93,6 +94,11 @@ class Chart:
     bars: bool = False
     bar_width: float = 0.0
     height: int = field(default=HEIGHT)
+
+    @property
+    def dot(self) -> float:
+        """Half the width of a marker, in pixels: smaller where there are many."""
+        return 3.5 if all(len(series.points) <= MANY for series in self.series) else 2.5
 
     @property
     def floor(self) -> int:

@@ -153,14 +153,20 @@ FIELDS: dict[str, Any] = {
 }  # fmt: skip
 
 
+def names_itself(document: Any) -> bool:
+    """Whether a document says that it is a report, of whatever schema."""
+    tool = document.get("tool") if isinstance(document, dict) else None
+    return isinstance(tool, dict) and tool.get("name") == TOOL
+
+
 def check(document: Any, named: str) -> dict[str, Any]:
     """Returns a document in which every field of `FIELDS` is there, null where it may be, and of its type.
 
     `named` is the file it came from. Raises ReportError that lists what is wrong.
     """
-    schema = document.get("schema") if isinstance(document, dict) else None
+    schema = document.get("schema") if names_itself(document) else None
     if not isinstance(schema, str) or not re.fullmatch(r"\d{1,6}\.\d{1,6}", schema):
-        raise ReportError(f"{named} is no report of fastvlm: its schema is {str(schema)[:40]!r}, expected {SCHEMA!r}")
+        raise ReportError(f"{named} is no report of fastvlm; make one with `fastvlm validate BUILD --report FILE.html`")
     if int(schema.split(".")[0]) > int(SCHEMA.split(".")[0]):
         raise ReportError(f"{named} has schema {schema}, this fastvlm reads up to {SCHEMA}; install a newer fastvlm")
     problems: list[str] = []
@@ -184,7 +190,8 @@ def _checked(value: Any, kind: Any, path: str, problems: list[str]) -> Any:
         return [_checked(item, kind[0], f"{path}.{place}", problems) for place, item in enumerate(value)]
     if not isinstance(kind, Kind) or not kind.holds(value):
         expected = kind.words if isinstance(kind, Kind) else "a list" if isinstance(kind, list) else "an object"
-        problems.append(f"{path or 'the document'} is {str(value)[:40]!r}, expected {expected}")
+        found = "nothing" if value is None else repr(str(value)[:40])
+        problems.append(f"{path or 'the document'} is {found}, expected {expected}")
     return value
 
 
