@@ -8,6 +8,11 @@ from typing import Any
 from validation.html_report.words import as_float
 
 APP_LIMIT = 4_000_000_000  # bytes of an iOS app, uncompressed: App Store Connect, "Maximum build file sizes"
+KINDS = (("phone", "Phones"), ("tablet", "Tablets"), ("mac", "Macs"))
+FITS = {  # what `fit` says: in words, and which badge
+    "yes": ("fits", "good"), "with increased-memory-limit": ("fits with increased-memory-limit", "tie"),
+    "no": ("does not fit", "bad"), "unknown": ("its limit is unknown", "tie"),
+}  # fmt: skip
 DECODE, WHOLE = "decode", "to_first_token"
 STAGES = (
     ("preprocess", "Picture", "to a square of pixels"),
@@ -98,3 +103,20 @@ def sizes(held: dict[str, Any]) -> dict[str, Any]:
         start += count
     total = held["total_bytes"]
     return {"total": total, "limit": APP_LIMIT, "share": total / APP_LIMIT, "over": total > APP_LIMIT, "rows": rows}
+
+
+def devices(found: dict[str, Any] | None) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Returns phones, tablets and Macs, each row with what it needs beside what an app may have there, in percent."""
+    rows = found["rows"] if found else []
+    return [(head, list(map(_device, own))) for kind, head in KINDS if (own := [r for r in rows if r["kind"] == kind])]
+
+
+def _device(row: dict[str, Any]) -> dict[str, Any]:
+    most = row["increased_bytes"] or row["limit_bytes"]
+    word, badge = FITS[row["fits"]]
+    if row["fits"] != "no" and not row["leaves_room"]:
+        word, badge = "barely, the app itself has no room", "bad"
+    elif not row["fits_app"]:
+        word, badge = f"{word}, as a download: too large for an app", "tie"
+    share = None if not most else min(_percent(row["need_bytes"], most), 100.0)
+    return {**row, "word": word, "badge": badge, "share": share, "most": most}

@@ -1,12 +1,50 @@
-"""Which devices a build fits, as `fastvlm fit` estimates it; None where this version has no `fit`."""
+"""Which devices a build fits and how fast it might be there, as `fastvlm fit` estimates it from the build's own files.
+
+One row for devices that the estimate cannot tell apart. The largest image size counts. Nothing here was measured.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from fastvlm.build import Build
 
+FIT = "validation.fit"
+PARTLY = "estimated for whole builds alone; this one was exported with --only, or for somebody else's app"
+
 
 def device_rows(build: Build) -> dict[str, Any] | None:
-    """Placeholder until fit is there."""
-    return None
+    """Returns the devices of the table with what a build needs and gets there; None where this version has no `fit`."""
+    if find_spec(FIT) is None:
+        return None
+    if build.encoder is None or not build.language:
+        return {"note": PARTLY, "rows": []}
+    advice, check, sizes = (import_module(f"{FIT}.{name}") for name in ("advice", "check", "sizes"))
+    target = sizes.sizes_of(build.folder)
+    rows = [_row(group, advice.advise(target, group[0])) for group in advice.classes()]
+    return {"note": check.in_a_line(), "rows": rows}
+
+
+def _row(group: Sequence[Any], advice: Any) -> dict[str, Any]:
+    own = max((each for each in advice.estimates if each.real), key=lambda each: each.image_size)
+    memory = own.memory
+    return {
+        "devices": [device.name for device in group],
+        "kind": group[0].kind,
+        "chip": group[0].chip.name,
+        "memory_gb": list(group[0].memory_gb),
+        "image_size": own.image_size,
+        "fits": memory.verdict,
+        "leaves_room": memory.leaves_room,
+        "fits_app": own.fits_app,
+        "need_bytes": memory.need,
+        "limit_bytes": memory.limit,
+        "increased_bytes": memory.increased,
+        "basis": memory.basis,
+        "first_token": own.first_token,
+        "tokens_per_second": own.tokens_per_second,
+        "assumed": list(own.assumed),
+    }

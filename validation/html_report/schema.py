@@ -138,7 +138,20 @@ FIELDS: dict[str, Any] = {
         "packages": [{"package": TEXT, "bytes": COUNT, "weight_bytes": COUNT}],
         "files": [{"file": TEXT, "bytes": COUNT, "sha256": TEXT}],
     },
-    "devices": Maybe(Kind("an object", lambda value: isinstance(value, dict))),
+    "devices": Maybe(
+        {
+            "note": TEXT,
+            "rows": [
+                {
+                    "devices": [TEXT], "kind": _one_of("phone", "tablet", "mac"), "chip": TEXT, "memory_gb": [COUNT],
+                    "image_size": COUNT, "fits": _one_of("yes", "with increased-memory-limit", "no", "unknown"),
+                    "leaves_room": FLAG, "fits_app": FLAG, "need_bytes": COUNT, "limit_bytes": Maybe(COUNT),
+                    "increased_bytes": Maybe(COUNT), "basis": TEXT, "first_token": NUMBER,
+                    "tokens_per_second": NUMBER, "assumed": [TEXT],
+                }
+            ],
+        }
+    ),
     "times": Maybe(
         {
             "measured_by": _one_of("validation", "profile"), "machine": Maybe(TEXT),
