@@ -11,13 +11,17 @@ VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "met
 
 @dataclass
 class Element:
-    """One element: tag, attributes, children, and the text in it and below."""
+    """One element: tag, attributes, and what is in it, in order: text and elements."""
 
     tag: str
     attributes: dict[str, str]
     parent: Element | None = None
-    children: list[Element] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    parts: list[Element | str] = field(default_factory=list)
+
+    @property
+    def children(self) -> list[Element]:
+        """The elements right in it."""
+        return [part for part in self.parts if isinstance(part, Element)]
 
     def all(self, *tags: str) -> Iterator[Element]:
         """Every element of those tags below it, in order; all where none is named."""
@@ -32,8 +36,8 @@ class Element:
 
     @property
     def text(self) -> str:
-        """All text in it."""
-        return " ".join([*self.texts, *(child.text for child in self.children)])
+        """All text in it, in order."""
+        return " ".join(part if isinstance(part, str) else part.text for part in self.parts)
 
 
 class _Reader(HTMLParser):
@@ -44,13 +48,13 @@ class _Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         element = Element(tag, {name: value or "" for name, value in attrs}, self.at)
         assert len(element.attributes) == len(attrs), f"an attribute of {tag} is there twice"
-        self.at.children.append(element)
+        self.at.parts.append(element)
         if tag not in VOID:
             self.at = element
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert self.at.tag == "svg" or self.at.inside("svg") or tag == "svg", f"<{tag}/> outside a drawing"
-        self.at.children.append(Element(tag, {name: value or "" for name, value in attrs}, self.at))
+        self.at.parts.append(Element(tag, {name: value or "" for name, value in attrs}, self.at))
 
     def handle_endtag(self, tag: str) -> None:
         assert tag == self.at.tag, f"</{tag}> ends <{self.at.tag}>"
@@ -58,7 +62,7 @@ class _Reader(HTMLParser):
         self.at = self.at.parent
 
     def handle_data(self, data: str) -> None:
-        self.at.texts.append(data)
+        self.at.parts.append(data)
 
 
 def parsed(page: str) -> Element:

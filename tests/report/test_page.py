@@ -118,7 +118,7 @@ def test_the_policy_allows_this_style_sheet_alone(top: Element) -> None:
 
     (policy,) = [each.attributes["content"] for each in top.all("meta") if "http-equiv" in each.attributes]
     (style,) = top.all("style")
-    digest = base64.b64encode(hashlib.sha256(style.texts[0].encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(style.text.encode()).digest()).decode()
     assert policy == (
         f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
