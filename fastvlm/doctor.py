@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[str, str | None]] = {
     "click": ("8.1", None),
     "coremltools": ("9.0", "10"),
     "huggingface_hub": ("2", "3"),
+    "jinja2": ("3.1", None),
     "numpy": ("1.26", "2.4"),
     "pillow": ("13", None),
     "protobuf": ("4.25", None),

@@ -17,6 +17,7 @@ Each message says what was found, what was expected and what to do next. The com
     ├── PromptError               empty, or too long for the context (names the three numbers)
     ├── BuildError                a build folder that is incomplete, changed, or of a newer schema
     ├── BundleError               a folder that is no iOS bundle, or one of a newer schema
+    ├── ReportError               a file that is no report of a validation, or damaged, or of a newer schema
     └── PackageError              an .mlpackage that cannot be opened
         ├── UnsupportedOp         an op that the MIL runtime does not know (op, function, position)
         └── ExecutionError        an op, input or state that is wrong at run time
@@ -85,6 +86,10 @@ class BuildError(FastVLMError):
 
 class BundleError(FastVLMError):
     """A folder is no iOS bundle, or has a newer schema."""
+
+
+class ReportError(FastVLMError):
+    """A file is no report of a validation, is damaged, or has a newer schema."""
 
 
 class PackageError(FastVLMError):

@@ -97,6 +97,10 @@ class Tokenizer:
         """True unless `decode` leaves the id out: control tokens, and padded rows of the table that no token has."""
         return id_ not in self._control_ids and self._inner.id_to_token(id_) is not None
 
+    def spelled(self, id_: int) -> str:
+        """Returns the text of one id; a control token by its name, an id that no token has by its number."""
+        return self.decode([id_]) if self.shows(id_) else str(self._inner.id_to_token(id_) or f"#{id_}")
+
     def is_byte(self, id_: int) -> bool:
         """True for sentencepiece's one-byte tokens such as `<0xE4>`, which decode by the run that they stand in."""
         return bool(re.fullmatch(r"<0x[0-9A-F]{2}>", self._inner.id_to_token(id_) or ""))

@@ -17,8 +17,10 @@ from fastvlm.build import HIDDEN, STATE, Stage
 from fastvlm.errors import BuildError
 from validation.backends import Predictor, open_package
 from validation.host import EMBEDS
+from validation.peaks import Where
 
-Predict = Callable[[Predictor, dict[str, Any], Any], dict[str, Any]]
+# a function, what it takes, its state, and where it is
+Predict = Callable[[Predictor, dict[str, Any], Any, Where], dict[str, Any]]
 
 
 class Chain:
@@ -43,7 +45,7 @@ class Chain:
         """Fills the states with Q positions; the head's packages are passed by."""
         for index, stage in enumerate(self.stages):
             if stage.prefill:
-                outputs = predict(self._function(index, "prefill"), inputs, states[index])
+                outputs = predict(self._function(index, "prefill"), inputs, states[index], (stage.package, "prefill"))
                 inputs = {**inputs, EMBEDS: outputs.get(HIDDEN)}
 
     def decode(self, inputs: dict[str, Any], states: Sequence[Any], predict: Predict) -> NDArray[np.float32]:
@@ -51,7 +53,7 @@ class Chain:
         logits: list[NDArray[np.float32]] = []
         for index, stage in enumerate(self.stages):
             taken = inputs if stage.state else {EMBEDS: inputs[EMBEDS]}
-            outputs = predict(self._function(index, "decode"), taken, states[index])
+            outputs = predict(self._function(index, "decode"), taken, states[index], (stage.package, "decode"))
             missing = [name for name in stage.logits if name not in outputs]
             if missing:
                 raise BuildError(

@@ -40,11 +40,13 @@ from validation.host_parity import (
 from validation.limits import Measurement
 from validation.pair import Pair
 from validation.parity import DecoderParity, compare_decoder, compare_encoder
+from validation.peaks import Peaks
 from validation.questions import AnswerRow, DifferingStep
 from validation.reference import Encoded, Transcript, encode, one_ahead, splice, transcribe
 from validation.rungs import Example
 from validation.session import Session, session_of
 from validation.state_parity import Filled, compare_state, fill, rows_to_fill
+from validation.stopwatch import Stopwatch
 
 Features = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -73,7 +75,8 @@ class Comparison:
         self.image_size = self.package.image_size or model.config.vision.image_size
         self.reference = TorchEngine(model, self._cached_positions(), self.image_size)
         self.stop_ids = self.config.prompt.stop_ids
-        self.peaks = self.package.watch_peaks() if backend == "mil" else {}
+        self.stopwatch = Stopwatch(self.package)
+        self.peaks = self.package.watch_peaks() if backend == "mil" else None
         self.found = Findings()
         self._names: dict[Path, str] = {}
         self._first: tuple[Sample, Truth] | None = None  # kept for the self-test
@@ -109,6 +112,10 @@ class Comparison:
         for number, picture in enumerate(pictures, 1):
             more = f" (picture {number})" if shared[picture.name] > 1 else ""
             self._names[picture] = picture.name + more
+
+    def name_of(self, sample: Sample) -> str:
+        """How a sample's picture is called in what was found."""
+        return self._names[sample.picture]
 
     def _compare_prompts(self, samples: Sequence[Sample]) -> None:
         tokens = self.reference.tokens_at(self.image_size)
@@ -176,7 +183,7 @@ class Comparison:
         """Compares the package with one sample's truth; yields the sample's answers, where the build can give any."""
         own: dict[int, Features] = {}
         for size, encoded in truth.encoded.items() if self.pair.build.encoder is not None else ():
-            own[size] = self.package.encode_image(encoded.pixels)
+            own[size] = self.stopwatch.encode_image(encoded.pixels)
             self.found.encoder[f"{self._names[sample.picture]} at {size}"] = compare_encoder(encoded, own[size])
         if truth.transcript is None:
             return
@@ -194,7 +201,7 @@ class Comparison:
         yield AnswerRow(self._names[sample.picture], sample.prompt, said, told, sample.answer)
 
     def _follow(self, quantity: str, transcript: Transcript, embeds: Features) -> DecoderParity:
-        return compare_decoder(transcript, self.package, embeds, self.pair.limits[f"{quantity}.logit_error"])
+        return compare_decoder(transcript, self.stopwatch, embeds, self.pair.limits[f"{quantity}.logit_error"])
 
     def _answer(self, sample: Sample) -> str:
         """What the build says to a question."""
@@ -217,10 +224,14 @@ class Comparison:
             )  # fmt: skip
             key, worst_rows = embedding_error(self._table(), self.package.embeddings)
             found.single[key] = dict(worst_rows)
-        for part, peak in self.peaks.items():
-            if build.language if part == "language" else build.encoder:
-                first = self.package.beyond.get(part)
-                found.add(f"{part}.peak", f"first in {first}" if first else "every op", peak)
+        if self.peaks is not None:
+            self._compare_peaks(self.peaks)
+
+    def _compare_peaks(self, peaks: Peaks) -> None:
+        for part, peak in peaks.parts.items():
+            if self.pair.build.language if part == "language" else self.pair.build.encoder:
+                first = peaks.beyond.get(part)
+                self.found.add(f"{part}.peak", f"first in {first}" if first else "every op", peak)
 
     def _table(self) -> NDArray[np.float32]:
         """The checkpoint's embedding table (V, H), float32."""

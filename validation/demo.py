@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 
 import click
 
 from fastvlm.cli import cli
 from fastvlm_ref.samples import shipped_samples
-from validation.report import write_report
 
 DEFAULT = "build/tiny"
 
@@ -31,10 +29,9 @@ def typed(*words: str) -> int:
 def main(build: str = DEFAULT) -> int:
     """Scans, exports, validates, asks, bundles, verifies; returns 0, or the code of the first that did not end well."""
     sample, bundle = shipped_samples()[0], f"{build}-bundle"
-    code = typed("scan", "tiny") or typed("export", "tiny", "-o", build, "--overwrite") or typed("validate", build)
-    report = Path(f"{build}-report.md")
-    if (Path(build) / "validation.json").is_file():
-        write_report(Path(build), report)
+    report = f"{build}-report.html"
+    code = typed("scan", "tiny") or typed("export", "tiny", "-o", build, "--overwrite")
+    code = code or typed("validate", build, "--report", report)
     code = code or typed("run", build, str(sample.picture), sample.prompt)
     code = code or typed("bundle", build, "-o", bundle, "--overwrite") or typed("verify", bundle, "--run")
     if code == 0:

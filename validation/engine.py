@@ -6,16 +6,13 @@ nothing of text. What goes into the language model is prepared by `validation.ho
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastvlm.build import Build
@@ -25,7 +22,7 @@ from validation.backends import check_backend, open_package
 from validation.chain import Chain
 from validation.encoder_form import form_of
 from validation.host import EmbeddingTable, LanguageInputs, plan_prefill
-from validation.mil.registry import only_moves
+from validation.peaks import Peaks, Where
 
 
 class PackageEngine:
@@ -52,9 +49,7 @@ class PackageEngine:
             f"`fastvlm validate {shlex.quote(str(build.folder))}` tells whether the files are whole, "
             "`fastvlm scan CHECKPOINT` what leaves fp16; after a scan, export again",
         )
-        self.peaks: dict[str, float] | None = None
-        self.beyond: dict[str, str] = {}  # by part, the first op whose result fp16 does not hold
-        self._lock = Lock()
+        self.peaks: Peaks | None = None
         self.states: list[Any] | None = None
         self.position = 0
         self._encoders: dict[int, Any] = {}
@@ -103,8 +98,10 @@ class PackageEngine:
 
         Those of an encoder without projector are the tower's own, (T, features).
         """
-        encoder = self.encoder(pixels.shape[0])
-        features = self._predict("encoder", encoder, self.form.inputs(pixels))[self.form.gives]
+        encoder, side = self.encoder(pixels.shape[0]), pixels.shape[0]
+        assert self.build.encoder is not None  # else there is no predictor
+        where = self.build.encoder, self.form.function(side)
+        features = self._predict("encoder", encoder, self.form.inputs(pixels), None, where)[self.form.gives]
         tokens: NDArray[np.float32] = np.asarray(features, np.float32)[0]
         return tokens
 
@@ -151,29 +148,19 @@ class PackageEngine:
         made = LanguageInputs(self.build.head_dim, self.build.rope_theta, self.context)
         return made.inputs(rows, self.position, query)
 
-    def watch_peaks(self) -> dict[str, float]:
-        """From now on keeps the largest magnitude that any op of "encoder" and "language" computes; NaN counts as inf.
+    def watch_peaks(self) -> Peaks:
+        """From now on keeps the largest magnitude that any op of any package computes.
 
         Only the MIL runtime shows what happens inside a package; other backends raise UsageError.
         """
         if self.backend != "mil":
             raise UsageError(f"backend {self.backend} does not show the values inside a package; use --backend mil")
-        self.peaks = {"encoder": 0.0, "language": 0.0}
+        self.peaks = Peaks()
         return self.peaks
 
-    def look(self, part: str, name: str, op: str, value: Any) -> None:
-        """Keeps what one op of a part gave, if it is the largest so far; calls may come from several threads."""
-        if self.peaks is None or only_moves(op):  # what it returns was seen before; a KV cache is large
-            return
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
-            least, most = (float(end) for end in torch.aminmax(value))
-            largest = math.inf if math.isnan(most) else max(-least, most)
-            with self._lock:
-                self.peaks[part] = max(self.peaks[part], largest)
-                if largest == math.inf:
-                    self.beyond.setdefault(part, f"{op} {name}")
-
-    def _predict(self, part: str, predictor: Any, inputs: dict[str, Any], state: Any = None) -> dict[str, Any]:
-        watching = {} if self.peaks is None else {"hook": partial(self.look, part)}
+    def _predict(
+        self, part: str, predictor: Any, inputs: dict[str, Any], state: Any = None, where: Where = (Path(), "")
+    ) -> dict[str, Any]:
+        watching = {} if self.peaks is None else {"hook": partial(self.peaks.look, part, where)}
         outputs: dict[str, Any] = predictor.predict(inputs, state, **watching)
         return outputs

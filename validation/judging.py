@@ -34,8 +34,10 @@ from fastvlm_ref.questions import read_questions
 from fastvlm_ref.samples import Sample, check_pictures, samples_in, shipped_samples
 from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
+from validation.blocks import NOT_COMPARED
 from validation.comparison import Comparison
 from validation.expected_time import tell
+from validation.html_report import check_place, report_of, write_report
 from validation.layerwise.comparison import LayerwiseComparison
 from validation.layerwise.need import needs_layerwise
 from validation.other_reference import check_shape
@@ -60,6 +62,7 @@ def validate(
     backend: str = "mil",
     steps: int | None = None,
     layerwise: bool | None = None,
+    report: str | Path | None = None,
     progress: Progress = SILENT,
     **checkpoint_options: Any,
 ) -> Verdict:
@@ -70,14 +73,17 @@ def validate(
     in full and of the others the answers alone. `other_reference` compares with a checkpoint that is not the build's
     source all the same: such a build cannot pass. `steps` greedy tokens are compared for each question (none: 64, or 8
     layer by layer), `layerwise` says whether a layer is in memory at a time (none: where the weights of both sides take
-    more than half of the memory). `checkpoint_options` are what reading the checkpoint needs (`base`,
+    more than half of the memory). `report` is where a page to look at goes, or its data, by its ending: .html or .json
+    (`validation.html_report`). `checkpoint_options` are what reading the checkpoint needs (`base`,
     `allow_pickle`). Raises BuildError (files missing or changed), UsageError (a reference that is not the build's
     source or of another shape, a questions file with a bad line), ImageError (pictures that are none), PromptError (a
-    prompt that does not fit), and whatever loading the checkpoint raises.
+    prompt that does not fit), OutputError (a place for the report that cannot be), and whatever loading the checkpoint
+    raises.
     """
     steps_for(steps, False)  # a wrong number is refused before anything is read
     folder = Path(build)
     opened = read_build(folder)
+    place = None if report is None else check_place(report, (folder, reference, checkpoint_options.get("base")))
     if questions is not None and not opened.language:
         raise UsageError(f"{folder} has no language model to ask, it is an encoder alone; give --images DIR")
     samples, in_full = _samples(images, questions, opened.encoder is not None, progress)
@@ -103,8 +109,9 @@ def validate(
             comparison.announce(samples)
         rows = lower_rungs(pair, progress)
         compared, answers = comparison.run(samples, in_full)
-        blocks, findings = block_rung(pair, comparison.example(), progress) if backend == "mil" else ([], [])
-        rows += [*blocks, *compared]
+        inside = backend == "mil"
+        blocks, findings = block_rung(pair, comparison.example(), progress) if inside else (NOT_COMPARED, [])
+        rows += [*blocks.measurements, *compared]
         measured = {row.limit.key for row in rows}
         missing = tuple(key for key in pair.limits if key not in measured)
         lacking = tuple(key for key in missing if key not in excused(pair, backend, layerwise))
@@ -114,6 +121,9 @@ def validate(
         )  # fmt: skip
         with progress.stage("Writing the verdict"):
             verdict = _publish(verdict, folder, comparison)
+        if place is not None:
+            with progress.stage("Writing the report"):
+                write_report(report_of(verdict, comparison, samples, blocks), place)
     return verdict
 
 

@@ -95,6 +95,15 @@ def kl_divergence(reference: Array, actual: Array) -> float:
     return max(0.0, float(np.exp(log_p) @ (log_p - log_q)))  # rounding may leave −1e-17 for equal rows
 
 
+def probabilities(logits: Array) -> NDArray[np.float64]:
+    """Returns softmax of logits (V,); all NaN where one is not finite."""
+    values = logits.astype(np.float64)
+    if not _finite(values):
+        return np.full(values.shape, math.nan)
+    out: NDArray[np.float64] = np.exp(_log_softmax(values))
+    return out
+
+
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max()
     out: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())

@@ -8,18 +8,20 @@ after a divergence the two would otherwise answer different questions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvlm_ref.engine import Engine
 from validation.limits import LIMITS, Limit
 from validation.metrics import (
     angle_db,
     kl_divergence,
     margin,
     max_error,
+    probabilities,
     psnr_db,
     rank,
     snr_db,
@@ -91,13 +93,37 @@ def closeness(reference: NDArray[np.float32], actual: NDArray[np.float32]) -> Cl
     return Closeness(*(metric(reference, actual) for metric in metrics))
 
 
+class Decoding(Protocol):
+    """What is asked of an engine here (`fastvlm_ref.engine.Engine`)."""
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Returns rows (S, H) of the embedding table."""
+
+    def prefill(self, embeds: NDArray[np.float32]) -> None:
+        """Fills S positions."""
+
+    def decode(self, embed: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fills one more, from (1, H), and returns the logits (V,) behind it."""
+
+
+@dataclass(frozen=True)
+class Chances:
+    """Which probability each side gives to the reference's token and to the package's, in this order."""
+
+    reference: tuple[float, float]
+    package: tuple[float, float]
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of a transcript: both sides' tokens, and how far apart their logits (V,) are.
 
     error, margin: the largest difference of a logit, and the reference's best over its second best, both over the
     spread (standard deviation) of the reference's logits. overlap, rank: `metrics.top_overlap` and `rank`. tie: the
-    tokens differ, and an error of this size explains it.
+    tokens differ, and an error of this size explains it. chances: where they differ.
     """
 
     reference_id: int
@@ -108,6 +134,7 @@ class Step:
     overlap: float
     rank: int
     tie: bool
+    chances: Chances | None = None
 
     @property
     def differs(self) -> bool:
@@ -156,7 +183,14 @@ class DecoderParity:
         # error itself is within its limit: a large one would excuse every token.
         tie = expected != said and self.error_limit.holds(error) and ahead <= 2 * error
         kl, overlap, place = (metric(reference, actual) for metric in (kl_divergence, top_overlap, rank))
-        self.steps.append(Step(expected, said, kl, error, ahead, overlap, int(place), tie))
+        chances = _chances(reference, actual, (expected, said)) if expected != said else None
+        self.steps.append(Step(expected, said, kl, error, ahead, overlap, int(place), tie, chances))
+
+
+def _chances(reference: NDArray[np.float32], actual: NDArray[np.float32], ids: tuple[int, int]) -> Chances:
+    """The probabilities of two tokens by logits (V,) of both sides."""
+    first, second = (probabilities(logits) for logits in (reference, actual))
+    return Chances(*((float(side[ids[0]]), float(side[ids[1]])) for side in (first, second)))
 
 
 def over_spread(value: float, reference: NDArray[np.float32]) -> float:
@@ -169,7 +203,7 @@ def over_spread(value: float, reference: NDArray[np.float32]) -> float:
 
 def compare_decoder(
     reference: Transcript,
-    package: Engine,
+    package: Decoding,
     embeds: NDArray[np.float32],
     error_limit: Limit = LIMITS["language.logit_error"],
 ) -> DecoderParity:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastvlm.progress import SILENT, Progress
 from validation.audit import audit
-from validation.blocks import Finding, bisect, compare_blocks
+from validation.blocks import BlockComparison, Finding, bisect, compare_blocks
 from validation.limits import Measurement
 from validation.op_parity import compare_ops
 from validation.pair import Pair
@@ -39,11 +39,11 @@ def lower_rungs(pair: Pair, progress: Progress = SILENT) -> list[Measurement]:
     return [*audit(pair, progress), *compare_ops(pair, progress)]
 
 
-def block_rung(pair: Pair, example: Example, progress: Progress = SILENT) -> tuple[list[Measurement], list[Finding]]:
+def block_rung(pair: Pair, example: Example, progress: Progress = SILENT) -> tuple[BlockComparison, list[Finding]]:
     """Rung "blocks" on one example, and where the first block that misses its limit goes wrong."""
     compared = compare_blocks(pair, example.pictures, example.rows, progress)
     missed = any(not row.passed for row in compared.measurements)
-    return list(compared.measurements), bisect(pair, compared) if missed else []
+    return compared, bisect(pair, compared) if missed else []
 
 
 def excused(pair: Pair, backend: str, layerwise: bool) -> set[str]:

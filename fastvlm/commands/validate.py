@@ -43,10 +43,15 @@ if TYPE_CHECKING:
     help="Greedy tokens that are compared for each question. Default: 64; 8 for a model that is compared layer by "
     "layer, because it takes more than half of the memory.",
 )  # fmt: skip
+@click.option(
+    "--report", metavar="FILE", callback=options.filled,
+    help="Also write a page to look at (FILE.html), or its data (FILE.json): pictures with both answers, token by "
+    "token, error by block, sizes, every limit. Small copies of the pictures are in it.",
+)  # fmt: skip
 @options.source_options
 @options.as_json
 @options.debug
-def validate(build: str, as_json: bool, **asked: Any) -> None:
+def validate(build: str, as_json: bool, report: str | None, **asked: Any) -> None:
     """Execute the packages of BUILD, compare them with PyTorch on the checkpoint, and write the verdict into BUILD.
 
     Writes validation.json (every limit with its value, every step whose token differs) and, when every limit holds,
@@ -55,11 +60,15 @@ def validate(build: str, as_json: bool, **asked: Any) -> None:
     from fastvlm.manifest import read_manifest
 
     read_manifest(build)  # before the seconds that the import below takes
+    if report is not None:
+        from validation.html_report import check_place
+
+        check_place(report, (build, asked["reference"]))
     progress = TerminalProgress()
     with progress.stage("Loading libraries"):
         from validation import validate as compare
 
-    verdict = compare(build, progress=progress, **asked)
+    verdict = compare(build, progress=progress, report=report, **asked)
     if as_json:
         _show_json(verdict)
     else:
@@ -68,6 +77,8 @@ def validate(build: str, as_json: bool, **asked: Any) -> None:
         show_verdict(verdict, Console(soft_wrap=True, highlight=False))
         word = "FAILED" if verdict.word == "failed" else verdict.word
         click.echo(f"verdict: {word}, {verdict.extent} ({verdict.path})")
+    if report is not None:
+        click.echo(f"report: {report}", err=True)
     if not verdict.holds:
         click.echo(f"Error: {_missed(verdict)}", err=True)
     options.next_step(_next(build, verdict))

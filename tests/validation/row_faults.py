@@ -21,6 +21,7 @@ from fastvlm.hashes import file_hash
 from fastvlm.manifest import read_manifest, write_manifest
 from fastvlm_ref.samples import shipped_samples
 from validation import validate
+from validation.blocks import NOT_COMPARED
 from validation.comparison import Comparison
 from validation.engine import PackageEngine
 
@@ -38,7 +39,7 @@ class Bench:
     def without_lower_rungs(self) -> None:
         """Leaves out constants, ops and blocks: they open the packages themselves and see nothing of an engine."""
         self.patch.setattr("validation.judging.lower_rungs", lambda *_: [])
-        self.patch.setattr("validation.judging.block_rung", lambda *_: ([], []))
+        self.patch.setattr("validation.judging.block_rung", lambda *_: (NOT_COMPARED, []))
 
     def red(self) -> set[str]:
         """The rows that a comparison on one picture, which is wider than high, finds missed."""
@@ -163,8 +164,8 @@ def in_peaks(part: str) -> Plant:
                 hook("loud", "mul", torch.tensor([1.0, -40_000.0]))
                 return self.predictor.predict(inputs, state, hook=hook)
 
-        def predicting(self: PackageEngine, of: str, predictor: Any, inputs: Any, state: Any = None) -> Any:
-            return predict(self, of, Loud(predictor) if of == part else predictor, inputs, state)
+        def predicting(self: PackageEngine, of: str, predictor: Any, *rest: Any) -> Any:
+            return predict(self, of, Loud(predictor) if of == part else predictor, *rest)
 
         bench.patch.setattr(PackageEngine, "_predict", predicting)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections.abc import Callable
@@ -52,20 +53,20 @@ def test_the_demo_shows_commands_answers_limits_and_paths(
         assert f"$ fastvlm {words}" in shown
     stored = json.loads((folder / "validation.json").read_text("utf-8"))
     assert len(stored["answers"]) >= 3
-    report = Path(f"{folder}-report.md").read_text("utf-8")
+    report = html.unescape(Path(f"{folder}-report.html").read_text("utf-8")).replace("<wbr>", "")
     for row in stored["answers"]:
         assert row["coreml"] in shown
         assert row["coreml"] in report
     for limit in TABLE:
         assert limit.key in shown
         assert limit.key in report
-    assert "passed: every limit holds" in report
-    assert "64 greedy steps" in report
+    assert "Passed: every limit holds" in report
+    assert "3 pictures, 64 steps each" in report
     answer = next(row["coreml"] for row in stored["answers"] if row["prompt"] == sample.prompt)
     asked = shown[shown.index("$ fastvlm run") :]
     assert answer in asked
     assert f"\nmil: {answer}\n" in asked[asked.index("$ fastvlm verify") :], "the bundle says the same, by another host"
-    paths = f"build folder: {folder}\niOS bundle:   {folder}-bundle\nreport:       {folder}-report.md\n"
+    paths = f"build folder: {folder}\niOS bundle:   {folder}-bundle\nreport:       {folder}-report.html\n"
     assert asked.endswith(paths)
 
 
@@ -79,9 +80,9 @@ def test_a_missed_limit_ends_the_demo_with_1(
     shown = capsys.readouterr().out
     assert "$ fastvlm run" not in shown, "nothing is asked of a build that was not found good"
     assert "\nreport: " not in shown
-    report = Path(f"{folder}-report.md").read_text("utf-8")
-    assert "FAILED" in report
-    assert "**MISSED**" in report
+    report = Path(f"{folder}-report.html").read_text("utf-8")
+    assert "Failed: at least one limit is missed" in report
+    assert 'class="missed"' in report
 
 
 def test_a_failed_export_ends_the_demo_with_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def test_the_largest_computed_value_is_kept(
     engine = PackageEngine(read_build(exported_tiny))
     peaks = engine.watch_peaks()
     engine._predict("encoder", Shows(*ops), {})
-    assert peaks["encoder"] == pytest.approx(peak)
+    assert peaks.parts["encoder"] == pytest.approx(peak)
     assert worst("encoder.peak", {"every op": peak}).passed == (peak <= 32768)
 
 
@@ -51,8 +51,8 @@ def test_a_real_package_shows_its_values(exported_tiny: Any) -> None:
     engine = PackageEngine(read_build(exported_tiny))
     peaks = engine.watch_peaks()
     tokens = engine.encode_image(np.full((engine.image_size, engine.image_size, 3), 200, np.uint8))
-    assert peaks["encoder"] >= np.abs(tokens).max() > 0
-    assert peaks["language"] == 0.0
+    assert peaks.parts["encoder"] >= np.abs(tokens).max() > 0
+    assert peaks.parts["language"] == 0.0
 
 
 def test_core_ml_shows_nothing_inside(exported_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,6 @@ inside packages.
 from __future__ import annotations
 
 from validation.blocks.bisection import Finding, bisect
-from validation.blocks.comparing import compare_blocks
+from validation.blocks.comparing import NOT_COMPARED, BlockComparison, compare_blocks
 
-__all__ = ["Finding", "bisect", "compare_blocks"]
+__all__ = ["NOT_COMPARED", "BlockComparison", "Finding", "bisect", "compare_blocks"]

@@ -39,6 +39,9 @@ class BlockComparison:
     measurements: Sequence[Measurement]
 
 
+NOT_COMPARED = BlockComparison((), ())  # with a backend that does not show what is inside a package
+
+
 def compare_blocks(
     pair: Pair, pictures: Sequence[NDArray[np.uint8]], rows: Rows | None, progress: Progress = SILENT
 ) -> BlockComparison:

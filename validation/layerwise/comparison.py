@@ -81,7 +81,7 @@ class LayerwiseComparison(Comparison):
             if features:
                 starts.append(splice(self.package, self.ids(sample.prompt), features[self.image_size]))
             items += [led(rows, transcript.ids, self.package.embed) for rows in starts]
-        seen = self._look if self.package.peaks is not None else None
+        seen = self._look if self.peaks is not None else None
         logits = logits_of_all(self.pair.build, items, backend=self.package.backend, seen=seen, progress=self.progress)
         each = len(items) // len(samples)
         for number, transcript in enumerate(transcripts):
@@ -91,8 +91,9 @@ class LayerwiseComparison(Comparison):
                 for quantity, rows in zip(("language", "answer")[:each], found, strict=True)
             )
 
-    def _look(self, _: Place, name: str, op: str, value: Any) -> None:
-        self.package.look("language", name, op, value)
+    def _look(self, place: Place, name: str, op: str, value: Any) -> None:
+        assert self.peaks is not None
+        self.peaks.look("language", (place.package, place.chunk.function), name, op, value)
 
     def _parity(self, quantity: str, transcript: Transcript, logits: Rows) -> DecoderParity:
         parity = DecoderParity(self.pair.limits[f"{quantity}.logit_error"])
