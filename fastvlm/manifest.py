@@ -15,6 +15,7 @@ from typing import Any
 
 from fastvlm.errors import BuildError, FastVLMError
 from fastvlm.hashes import FileHash, list_tree, sha256_file
+from fastvlm.json_file import read_json
 from fastvlm.paths import check_entry, contained
 from fastvlm.progress import SILENT, Advance, Progress
 
@@ -155,16 +156,14 @@ def _size_problem(path: Path, name: str, entry: FileHash) -> str | None:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise BuildError(f"{file} is larger than {_MAX_BYTES >> 20} MiB, no manifest is; export the build again")
-        content = json.loads(file.read_bytes())
+        content = read_json(file, _MAX_BYTES)
     except FileNotFoundError as missing:
         raise BuildError(_no_build(file.parent)) from missing
     except NotADirectoryError as problem:
         raise BuildError(f"{file.parent} is a file, expected a build folder; name the folder") from problem
     except OSError as problem:
         raise BuildError(f"{file} cannot be read ({problem.strerror}); check the path and its permissions") from problem
-    except (ValueError, RecursionError) as problem:
+    except ValueError as problem:
         raise BuildError(f"{file} is not valid JSON ({str(problem)[:120]}); export the build again") from problem
     if not isinstance(content, dict):
         raise BuildError(f"{file} holds a JSON {type(content).__name__}, expected an object; export the build again")

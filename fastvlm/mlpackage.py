@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import uuid
+from pathlib import Path
 
-SUFFIX = ".mlpackage"
+from fastvlm.json_file import read_json
+
 MODEL = "com.apple.CoreML/model.mlmodel"
 WEIGHTS = "com.apple.CoreML/weights"
 MODEL_FILE = f"Data/{MODEL}"
@@ -35,3 +37,13 @@ def canonical_manifest(model_sha256: str, weights_sha256: str) -> str:
     }
     content = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": model}
     return json.dumps(content, sort_keys=True, indent=4) + "\n"
+
+
+def leads_to_ours(manifest: Path) -> bool:
+    """Whether a package's Manifest.json, by whatever ids, names the program and the weights that this project has."""
+    try:
+        content = read_json(manifest, 1 << 20)
+        items = {key: item["path"] for key, item in content["itemInfoEntries"].items()}
+        return sorted(items.values()) == [MODEL, WEIGHTS] and items[content["rootModelIdentifier"]] == MODEL
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False

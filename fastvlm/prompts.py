@@ -15,6 +15,7 @@ from typing import Any
 
 from fastvlm.build import LARGEST
 from fastvlm.errors import BuildError
+from fastvlm.json_file import read_json
 from fastvlm.manifest import dump
 
 NAME = "prompts.json"
@@ -63,12 +64,10 @@ def read_prompts(file: Path) -> tuple[EncodedPrompt, ...]:
 
 def _load(file: Path) -> Any:
     try:
-        if (size := file.stat().st_size) > MAX_BYTES:
-            raise BuildError(f"{file} has {size:,} bytes, at most {MAX_BYTES:,} are read; export the build again")
-        return json.loads(file.read_bytes())
+        return read_json(file, MAX_BYTES)
     except OSError as problem:
         raise BuildError(f"{file} cannot be read ({problem.strerror}); export the build again") from problem
-    except (ValueError, RecursionError) as problem:
+    except ValueError as problem:
         raise BuildError(f"{file} is not valid JSON ({str(problem)[:120]}); export the build again") from problem
 
 

@@ -8,27 +8,28 @@ there, held to the manifest and the verdict, sealed, and takes its name.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastvlm.app_limits import APP_LIMIT
 from fastvlm.build import Build, read_build
 from fastvlm.errors import BuildError, OutputError
-from fastvlm.hashes import FileHash, sha256_file
+from fastvlm.hashes import FileHash
 from fastvlm.licences import APPLE
-from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import SELFTEST, dump, find_changes
-from fastvlm.mlpackage import MANIFEST_FILE, MODEL_FILE, WEIGHT_FILE, canonical_manifest
+from fastvlm.mlpackage import MANIFEST_FILE, MODEL_FILE, WEIGHT_FILE, canonical_manifest, leads_to_ours
 from fastvlm.progress import SILENT, Progress, ignore
 from fastvlm.publish import check_apart, check_output, staged_folder
 from ios_bundle import layout
 from ios_bundle.card import model_card, notice
-from ios_bundle.contents import Entry, entries
+from ios_bundle.contents import Entry, entries, made
 from ios_bundle.copying import FILE_MODE, FOLDER_MODE, copy_entries, write_entry
+from ios_bundle.host_files import generation_record
 from ios_bundle.metadata import metadata_record
 from ios_bundle.promises import check_promises
 from ios_bundle.seal import Seal, seal_of, write_seal
-from ios_bundle.standing import Standing, standing_of
+from ios_bundle.standing import Standing, manifest_digest, standing_of
 from ios_bundle.verification import holds_bundle_alone
 
 PURPOSES = ("app", "server")
@@ -55,9 +56,9 @@ def bundle(
     check_promises(opened)
     check_apart(output, [opened.folder], kind="build")
     place = check_output(output, overwrite, holds_bundle_alone)
-    standing = standing_of(opened.folder)
-    standing = _check_names(opened, standing)
+    standing = _check_names(opened, standing_of(opened))
     found = entries(opened)
+    generation_record(opened)  # what it is made of is read here, before gigabytes are copied
     size = sum(entry.size(opened.folder) for entry in found)
     if not unvalidated and not standing.validated:
         raise _not_validated(opened, standing)
@@ -82,7 +83,10 @@ def _write(
         if not unvalidated:
             raise _not_validated(build, standing)
     _make_canonical(folder, files)
-    seal = _describe(build, folder, files, standing)
+    copied = replace(build, tokenizer=folder / layout.TOKENIZER, prompts=folder / layout.PROMPTS)
+    for entry in made(copied):
+        files[entry.path] = write_entry(folder, folder, entry, ignore)
+    seal = _describe(copied, folder, files, standing)
     write_seal(folder, seal)
     (folder / layout.CHECKSUMS).chmod(FILE_MODE)
     return standing
@@ -98,8 +102,7 @@ def _describe(build: Build, folder: Path, files: dict[str, FileHash], standing: 
         files[entry.path] = write_entry(build.folder, folder, entry, ignore)
     size = sum(entry["bytes"] for entry in files.values())
     tests = f"{layout.SELFTEST}/selftest.json" in files
-    digest = sha256_file(build.folder / MANIFEST)
-    record = metadata_record(build, name, size, standing, digest, tests)
+    record = metadata_record(build, name, size, standing, manifest_digest(build), tests)
     entry = Entry(layout.METADATA, data=dump(record))
     files[entry.path] = write_entry(build.folder, folder, entry, ignore)
     return seal_of(dict(sorted(files.items())))
@@ -125,9 +128,14 @@ def _check_names(build: Build, standing: Standing) -> Standing:
 
 
 def _make_canonical(folder: Path, files: dict[str, FileHash]) -> None:
-    """Lets every package's Manifest.json follow from its content, whatever tool has saved it since the export."""
+    """Lets every package's Manifest.json follow from its content, whatever tool has saved it since the export.
+
+    Raises BuildError where it names another program or other weights than those that were copied.
+    """
     packages = {name.removesuffix(f"/{MODEL_FILE}") for name in files if name.endswith(f"/{MODEL_FILE}")}
     for package in sorted(packages):
+        if not leads_to_ours(folder / package / MANIFEST_FILE):
+            raise BuildError(f"{package}: its {MANIFEST_FILE} names other items than its own; export the build again")
         hashes = [files[f"{package}/{name}"]["sha256"] for name in (MODEL_FILE, WEIGHT_FILE)]
         entry = Entry(f"{package}/{MANIFEST_FILE}", data=canonical_manifest(*hashes).encode())
         files[entry.path] = write_entry(folder, folder, entry, ignore)

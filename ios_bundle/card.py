@@ -52,7 +52,7 @@ def _source(build: Build) -> str:
 
 def _changes(build: Build) -> list[str]:
     manifest = build.manifest
-    scheme = manifest["compression"].get("scheme", "fp16")
+    scheme = manifest["compression"].get("scheme") or "fp16"
     sides = " and ".join(map(str, build.image_sizes))
     lines = [
         f"- converted to Core ML packages by fastvlm {__version__}: a vision encoder for pictures of {sides} pixels a "
@@ -86,7 +86,7 @@ def _measured(standing: Standing) -> Iterator[str]:
         return
     verdict = standing.verdict
     yield (
-        f"These packages were executed (backend {verdict['backend']}) and compared with PyTorch in float32 on "
+        f"These packages were executed (backend {_plain(verdict['backend'])}) and compared with PyTorch in float32 on "
         f"{verdict['pictures']} pictures, {verdict['steps']} greedy steps each; every limit holds."
     )
     yield ""

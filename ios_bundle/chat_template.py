@@ -6,30 +6,41 @@ text become a control token (transformers #47853). What is made here is one turn
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fastvlm.build import Build
+from fastvlm.errors import BuildError
+from fastvlm.json_file import read_json
 
 FILE = "chat_template.jinja"
 IMAGE = "<image>"
+MAX_BYTES = 4 << 20
 _SYSTEM = "{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else SYSTEM -%}\n"
 
 
-def chat_template(build: Build) -> bytes:
-    """Returns the template's text: the checkpoint's file, the one inside tokenizer_config.json, or a made one."""
-    own = build.tokenizer / FILE
-    if own.is_file():
-        return own.read_bytes()
-    return (_configured(build.tokenizer / "tokenizer_config.json") or _made(build.prompt)).encode()
+def chat_template(copied: Build) -> bytes:
+    """Returns the text for a bundle without the file: that of chat_template.json, of tokenizer_config.json, a made one.
+
+    copied: the build with the bundle's tokenizer in place of its own. Raises BuildError for a file that is no JSON.
+    """
+    names = ("chat_template.json", "tokenizer_config.json")
+    found = (_told(copied.tokenizer / name) for name in names if (copied.tokenizer / name).is_file())
+    return (next(filter(None, found), None) or _made(copied.prompt)).encode()
 
 
-def _configured(config: Path) -> str | None:
+def _told(file: Path) -> str | None:
+    """The template in a JSON file: text, or a list of named ones, of which `default` counts."""
     try:
-        template = json.loads(config.read_bytes()).get("chat_template")
-    except (OSError, ValueError, RecursionError, AttributeError):  # optional here; the tokenizer's readers complain
-        return None
+        content = read_json(file, MAX_BYTES)
+    except OSError as problem:
+        raise BuildError(f"{file.name} of the tokenizer cannot be read ({problem.strerror}); export again") from problem
+    except ValueError as problem:
+        raise BuildError(f"{file.name} of the tokenizer is no JSON ({str(problem)[:80]}); export again") from problem
+    template = content.get("chat_template") if isinstance(content, dict) else None
+    if isinstance(template, list):
+        named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}
+        template = named.get("default")
     return template if isinstance(template, str) else None
 
 

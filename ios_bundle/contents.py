@@ -22,7 +22,7 @@ from ios_bundle.compile_script import SCRIPT
 from ios_bundle.host_files import generation_record, preprocess_record
 from ios_bundle.promises import packages
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES, OPTIONAL = ("tokenizer.json", "tokenizer_config.json"), (CHAT_TEMPLATE, "chat_template.json")
 LICENCE = "licence/"  # where `export` keeps the checkpoint's licence texts
 
 
@@ -45,24 +45,36 @@ class Entry:
 
 
 def entries(build: Build) -> list[Entry]:
-    """Returns every file but metadata.json, MODEL_CARD.md, NOTICE.txt and checksums.json, which speak of the others.
+    """Returns every file that keeps its bytes, and the script; what is made of them, `made` lists afterwards.
 
-    Raises BuildError for files that are missing or names that no bundle may have.
+    Raises BuildError for files that are missing, names that no bundle may have, and packages that hold more than this
+    tool's do.
     """
-    found = [
-        *_packages(build),
-        *_table(build),
-        *_tokenizer(build),
-        *_texts(build),
-        *_selftest(build),
-        *_licences(build),
-    ]
+    script = Entry(layout.COMPILE, data=SCRIPT, executable=True)
+    found = [*_packages(build), *_table(build), *_tokenizer(build), *_selftest(build), *_licences(build), script]
     _check(build, found)
     return found
 
 
+def made(copied: Build) -> Iterator[Entry]:
+    """Yields what is worked out from files, where `copied` is the build with those of the bundle in place of its own.
+
+    So whatever is said of a tokenizer or of prompts is said of the bytes that were hashed.
+    """
+    if not (copied.tokenizer / CHAT_TEMPLATE).is_file():
+        yield Entry(f"{layout.TOKENIZER}/{CHAT_TEMPLATE}", data=chat_template(copied))
+    yield Entry(layout.PREPROCESS, data=dump(preprocess_record(copied)))
+    yield Entry(layout.GENERATION, data=dump(generation_record(copied)))
+
+
 def _packages(build: Build) -> Iterator[Entry]:
     for package in packages(build):
+        own = [name.removeprefix(f"{package}/") for name in build.manifest["files"] if name.startswith(f"{package}/")]
+        if more := sorted(set(own) - set(FILES)):
+            raise BuildError(
+                f"{build.folder / package} holds {', '.join(more[:5])} beside what this tool writes; another tool "
+                "saved it: export the build again"
+            )
         yield from (Entry(f"{layout.MODELS}/{package}/{name}", f"{package}/{name}") for name in FILES)
 
 
@@ -80,20 +92,16 @@ def _table(build: Build) -> Iterator[Entry]:
 
 def _tokenizer(build: Build) -> Iterator[Entry]:
     folder = build.tokenizer.relative_to(build.folder).as_posix()
-    yield from (Entry(f"{layout.TOKENIZER}/{name}", f"{folder}/{name}") for name in TOKENIZER_FILES)
-    yield Entry(f"{layout.TOKENIZER}/{CHAT_TEMPLATE}", data=chat_template(build))
-
-
-def _texts(build: Build) -> Iterator[Entry]:
-    yield Entry(layout.PREPROCESS, data=dump(preprocess_record(build)))
-    yield Entry(layout.GENERATION, data=dump(generation_record(build)))
-    yield Entry(layout.PROMPTS, layout.PROMPTS)
-    yield Entry(layout.COMPILE, data=SCRIPT, executable=True)
+    names = (*TOKENIZER_FILES, *(name for name in OPTIONAL if f"{folder}/{name}" in build.manifest["files"]))
+    yield from (Entry(f"{layout.TOKENIZER}/{name}", f"{folder}/{name}") for name in names)
+    if build.prompts is None:
+        raise BuildError(f"{build.folder} has no ready-made prompts, an older fastvlm made it; export the build again")
+    yield Entry(layout.PROMPTS, build.prompts.relative_to(build.folder).as_posix())
 
 
 def _selftest(build: Build) -> Iterator[Entry]:
     names = [f"{layout.SELFTEST}/{name}" for name in SELFTEST_FILES]
-    if contained(build.folder, names[-1]).is_file():
+    if contained(build.folder, f"{layout.SELFTEST}/selftest.json").is_file():
         yield from (Entry(name, name) for name in names)
 
 
@@ -111,9 +119,7 @@ def _check(build: Build, found: list[Entry]) -> None:
     folded = [name.casefold() for name in names]
     odd += [name for name in names if folded.count(name.casefold()) > 1]
     if missing:
-        hint = (
-            "; export the build again, an older fastvlm made it" if layout.PROMPTS in missing else "; export it again"
-        )
-        raise BuildError(f"{build.folder} is incomplete, it lacks {', '.join(missing[:10])}{hint}")
+        cure = "validate" if all(str(name).startswith(f"{layout.SELFTEST}/") for name in missing) else "export"
+        raise BuildError(f"{build.folder} is incomplete, it lacks {', '.join(map(str, missing[:10]))}; {cure} it again")
     if odd:
         raise BuildError(f"{build.folder} has names that no bundle may have: {', '.join(map(ascii, odd[:10]))}")

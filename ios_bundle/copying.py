@@ -5,11 +5,12 @@ Modes are set, not inherited: a bundle is the same under any umask.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from fastvlm.hashes import FileHash, file_hash, sha256_file
+from fastvlm.hashes import FileHash, file_hash
 from fastvlm.paths import contained
 from fastvlm.progress import Advance, Progress
 from ios_bundle.contents import Entry
@@ -26,13 +27,15 @@ def copy_entries(
     promised: SHA-256 by source; a source without one counts as changed.
     """
     files: dict[str, FileHash] = {}
-    changed: list[str] = []
     found = list(entries)
     with progress.stage("Copying and hashing", sum(entry.size(build) for entry in found)) as advance:
         for entry in found:
             files[entry.path] = write_entry(build, folder, entry, advance)
-            if entry.source and entry.source not in changed and _differs(build, entry, files[entry.path], promised):
-                changed.append(entry.source)
+    by_source: dict[str, list[Entry]] = {}
+    for entry in found:
+        if entry.source is not None:
+            by_source.setdefault(entry.source, []).append(entry)
+    changed = [source for source, pieces in by_source.items() if _joined(folder, pieces, files) != promised.get(source)]
     return files, changed
 
 
@@ -66,9 +69,13 @@ def _copy_piece(source: Path, target: Path, start: int, length: int) -> None:
             length -= len(piece)
 
 
-def _differs(build: Path, entry: Entry, copied: FileHash, promised: Mapping[str, str]) -> bool:
-    """Whether the source of a copy is not what was promised; of a piece the whole source is read again."""
-    assert entry.source is not None
-    whole = entry.start == 0 and entry.length is None
-    found = copied["sha256"] if whole else sha256_file(contained(build, entry.source))
-    return promised.get(entry.source) != found
+def _joined(folder: Path, pieces: list[Entry], files: Mapping[str, FileHash]) -> str:
+    """The SHA-256 of a source as it was copied: of its pieces one behind the other, where it was cut."""
+    if len(pieces) == 1:
+        return files[pieces[0].path]["sha256"]
+    digest = hashlib.sha256()
+    for piece in sorted(pieces, key=lambda entry: entry.start):
+        with (folder / piece.path).open("rb") as handle:
+            while data := handle.read(_PIECE):
+                digest.update(data)
+    return digest.hexdigest()

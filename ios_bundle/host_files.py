@@ -6,15 +6,14 @@ languages, and docs/host-contract.md explains every step with worked numbers.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fastvlm.build import Build
 from fastvlm.errors import BuildError
-from fastvlm.paths import contained
+from fastvlm.json_file import read_json
 from fastvlm.prompts import read_prompts
-from ios_bundle.layout import PROMPTS, SCHEMA
+from ios_bundle.layout import SCHEMA
 
 MAX_NEW_TOKENS = 256  # the default of `fastvlm run`, where the context has room for it
 MAX_TOKENIZER = 64 << 20  # bytes; a tokenizer.json of 250,000 tokens has 35 MB
@@ -68,7 +67,7 @@ def most_new_tokens(build: Build, side: int) -> int:
 
     Raises BuildError for a prompts.json that holds none.
     """
-    prompts = read_prompts(contained(build.folder, PROMPTS))
+    prompts = read_prompts(build.prompts) if build.prompts is not None else ()
     taken = build.tokens_at(side) + max((prompt.count for prompt in prompts), default=0)
     return max(1, min(MAX_NEW_TOKENS, build.context - taken))
 
@@ -85,11 +84,9 @@ def stop_ids(build: Build) -> list[int]:
 
 def _added_tokens(tokenizer: Path) -> dict[str, int]:
     try:
-        if tokenizer.stat().st_size > MAX_TOKENIZER:
-            raise BuildError(f"{tokenizer} has {tokenizer.stat().st_size:,} bytes, no tokenizer has; export again")
-        content = json.loads(tokenizer.read_bytes())
+        content = read_json(tokenizer, MAX_TOKENIZER)
         return {entry["content"]: entry["id"] for entry in content.get("added_tokens") or ()}
     except OSError as problem:
         raise BuildError(f"{tokenizer} cannot be read ({problem.strerror}); export the build again") from problem
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as problem:
+    except (ValueError, AttributeError, KeyError, TypeError) as problem:
         raise BuildError(f"{tokenizer} is no tokenizer ({str(problem)[:80]}); export the build again") from problem

@@ -8,7 +8,6 @@ a device has STEM.mlmodelc where a developer has STEM.mlpackage. Where, when and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from fastvlm import __version__
 from fastvlm.app_limits import APP_LIMIT
 from fastvlm.build import HIDDEN, Build
 from fastvlm.errors import BundleError
+from fastvlm.json_file import read_json
 from fastvlm.licences import licence_text
-from fastvlm.paths import contained
 from ios_bundle import layout
 from ios_bundle.host_files import most_new_tokens, stop_ids
 from ios_bundle.memory import memory_record
@@ -155,14 +154,12 @@ def read_metadata(bundle: Path) -> dict[str, Any]:
 
     Raises BundleError: unreadable, of a newer MAJOR schema, or keys missing (all listed).
     """
-    path = contained(bundle, layout.METADATA, BundleError)
+    path = bundle / layout.METADATA
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BundleError(f"{path} has {path.stat().st_size:,} bytes, no metadata has; copy the bundle again")
-        content = json.loads(path.read_bytes())
+        content = read_json(path, MAX_BYTES)
     except OSError as problem:
         raise BundleError(f"{path} cannot be read ({problem.strerror}); is {bundle} a bundle?") from problem
-    except (ValueError, RecursionError) as problem:
+    except ValueError as problem:
         raise BundleError(f"{path} is not valid JSON ({str(problem)[:120]}); copy the bundle again") from problem
     own = content.get("bundle") if isinstance(content, dict) else None
     if isinstance(own, dict):

@@ -6,17 +6,18 @@ sentence. All problems are listed at once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fastvlm.build import LARGEST, Build
 from fastvlm.errors import BuildError
+from fastvlm.json_file import read_json
 from fastvlm.manifest import NAME, SELFTEST
 from fastvlm.mlpackage import WEIGHT_FILE
 from fastvlm.paths import contained
 
+MAX_BYTES = 4 << 20  # of a self-test: some kilobytes for each of 256 steps
 _PROMPT = ("template", "before", "after", "system", "system_turn")
 _LISTS = ("controls", "stops")
 
@@ -72,9 +73,9 @@ def _rest(build: Build) -> Iterator[str]:
     for key in ("protection", "saturated"):
         if not isinstance(manifest.get(key, {}), dict):
             yield f"{key} is no object"
-    bos = manifest["tokenizer"].get("bos_id") if isinstance(manifest.get("tokenizer"), dict) else None
-    if bos is not None and type(bos) is not int:
-        yield "tokenizer.bos_id is no id"
+    bos = manifest["tokenizer"].get("bos_id", "") if isinstance(manifest.get("tokenizer"), dict) else ""
+    if bos is not None and (type(bos) is not int or not 0 <= bos < build.vocab_size):
+        yield f"tokenizer.bos_id is {bos or 'missing'!r:.40}, expected an id or null"
 
 
 def _check_table(build: Build) -> None:
@@ -90,8 +91,10 @@ def _check_table(build: Build) -> None:
 
 def _check_selftest(file: Path) -> None:
     try:
-        whole = not file.exists() or isinstance(json.loads(file.read_bytes()), dict)
-    except (OSError, ValueError, RecursionError):
+        whole = isinstance(read_json(file, MAX_BYTES), dict)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
         whole = False
     if not whole:
         raise BuildError(f"{file} is damaged; run `fastvlm validate` on the build, which writes it anew")

@@ -8,7 +8,6 @@ Who can write every file can seal anew; therefore `verify` also takes the tree h
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,15 @@ from typing import Any
 
 from fastvlm.errors import BundleError
 from fastvlm.hashes import FileHash, sha256_bytes
+from fastvlm.json_file import parse, read_plain
 from fastvlm.manifest import dump
-from fastvlm.paths import contained, is_plain
+from fastvlm.paths import is_plain
 from ios_bundle.layout import CHECKSUMS, SCHEMA
 
 MAX_BYTES = 4 << 20  # a bundle has dozens of files, each a line of 150 bytes
+LARGEST = 1 << 53  # bytes of a file: what every reader of JSON holds exactly
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SCHEMA = re.compile(r"(\d{1,6})\.\d{1,6}")
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,16 @@ def read_seal(bundle: Path) -> tuple[Seal | None, str | None]:
 
     Raises BundleError for a schema that this version does not read.
     """
-    path = contained(bundle, CHECKSUMS, BundleError)
+    path = bundle / CHECKSUMS
     try:
-        if path.stat().st_size > MAX_BYTES:
-            return None, f"{CHECKSUMS}: {path.stat().st_size:,} bytes, at most {MAX_BYTES:,} are read"
-        data = path.read_bytes()
-        content = json.loads(data)
+        data = read_plain(path, MAX_BYTES)
+        content = parse(data)
     except FileNotFoundError:
         return None, f"{CHECKSUMS}: missing"
     except OSError as problem:
         return None, f"{CHECKSUMS}: cannot be read ({problem.strerror})"
-    except (ValueError, RecursionError) as problem:
-        return None, f"{CHECKSUMS}: is not JSON ({str(problem)[:80]})"
+    except ValueError as problem:
+        return None, f"{CHECKSUMS}: is no JSON that can be read ({str(problem)[:80]})"
     if b"\r\n" in data:
         return None, f"{CHECKSUMS}: line ends were changed, as git's core.autocrlf does; tell git `-text` for bundles"
     if isinstance(content, dict):
@@ -78,7 +78,7 @@ def read_seal(bundle: Path) -> tuple[Seal | None, str | None]:
 
 def check_schema(found: Any, where: Path) -> None:
     """Raises BundleError for a schema of a newer MAJOR; what is no schema at all is damage, for the caller to tell."""
-    match = re.fullmatch(r"(\d{1,6})\.\d{1,6}", found) if isinstance(found, str) else None
+    match = _SCHEMA.fullmatch(found) if isinstance(found, str) else None
     if match and int(match[1]) > int(SCHEMA.partition(".")[0]):
         raise BundleError(
             f"{where} has schema {found}, this fastvlm reads up to {SCHEMA.partition('.')[0]}.x; "
@@ -89,10 +89,7 @@ def check_schema(found: Any, where: Path) -> None:
 def _holds(content: dict[str, Any], data: bytes) -> bool:
     """Whether the text is canonical and its tree hash that of all the rest; keys that a later MINOR adds count too."""
     rest = {key: value for key, value in content.items() if key != "tree"}
-    try:
-        return dump(content) == data and sha256_bytes(dump(rest)) == content["tree"]
-    except ValueError:  # NaN or half a character in a key that we do not know
-        return False
+    return dump(content) == data and sha256_bytes(dump(rest)) == content["tree"]
 
 
 def _is_seal(content: Any) -> bool:
@@ -100,6 +97,7 @@ def _is_seal(content: Any) -> bool:
         isinstance(content, dict)
         and content.keys() >= {"schema", "files", "tree"}
         and isinstance(content["schema"], str)
+        and _SCHEMA.fullmatch(content["schema"]) is not None
         and isinstance(content["tree"], str)
         and isinstance(content["files"], dict)
         and all(is_plain(name) and _is_entry(entry) for name, entry in content["files"].items())
@@ -113,5 +111,5 @@ def _is_entry(entry: Any) -> bool:
         and isinstance(entry["sha256"], str)
         and _DIGEST.fullmatch(entry["sha256"]) is not None
         and type(entry["bytes"]) is int
-        and entry["bytes"] >= 0
+        and 0 <= entry["bytes"] < LARGEST
     )

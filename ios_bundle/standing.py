@@ -6,17 +6,19 @@ the files whose hashes it lists. What does not hold is a reason, and with a reas
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from fastvlm.hashes import sha256_file
-from fastvlm.manifest import NAME, SELFTEST, SELFTEST_FILES
+from fastvlm.build import Build
+from fastvlm.hashes import sha256_bytes, sha256_file
+from fastvlm.json_file import read_json
+from fastvlm.manifest import SELFTEST, SELFTEST_FILES, dump
 from fastvlm.paths import contained
 
 FILE = "validation.json"
 MAX_BYTES = 32 << 20
+BACKENDS = ("mil", "coreml")
 
 
 @dataclass(frozen=True)
@@ -60,40 +62,64 @@ class Standing:
         }
 
 
-def standing_of(build: Path) -> Standing:
+def standing_of(build: Build) -> Standing:
     """Returns what `validation.json` of a build is worth; nothing of it is fatal, everything is told."""
-    path = contained(build, FILE)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            return Standing((f"{FILE} is larger than any verdict",))
-        verdict = json.loads(path.read_bytes())
+        verdict = read_json(build.folder / FILE, MAX_BYTES)
     except FileNotFoundError:
         return Standing(("it was never validated",))
-    except (OSError, ValueError, RecursionError) as problem:
+    except OSError as problem:
+        return Standing((f"{FILE} cannot be read ({problem.strerror})",))
+    except ValueError as problem:
         return Standing((f"{FILE} cannot be read ({str(problem)[:80]})",))
     if not _is_verdict(verdict):
         return Standing((f"{FILE} is no verdict of this version; validate again",))
     return Standing(tuple(_against(build, verdict)), verdict)
 
 
-def _against(build: Path, verdict: dict[str, Any]) -> list[str]:
+def manifest_digest(build: Build) -> str:
+    """Returns the SHA-256 of the manifest as it was read, so that nobody can put another one there meanwhile."""
+    return sha256_bytes(dump(build.manifest))
+
+
+def _against(build: Build, verdict: dict[str, Any]) -> Iterator[str]:
     """Why a readable verdict does not count."""
-    reasons = []
     if verdict["verdict"] != "passed":
-        reasons.append(f"its verdict is {verdict['verdict'][:20]!r}")
-    if verdict["manifest_sha256"] != sha256_file(contained(build, NAME)):
-        reasons.append("its manifest was changed after it was validated")
-    found = {
-        name: sha256_file(path) for name in SELFTEST_FILES if (path := contained(build, f"{SELFTEST}/{name}")).is_file()
-    }
-    if verdict["verdict"] == "passed" and verdict.get("selftest") != found:
-        reasons.append("its self-test is not the one that was validated")
-    return reasons
+        yield f"its verdict is {verdict['verdict'][:20]!r}"
+    if verdict["manifest_sha256"] != manifest_digest(build):
+        yield "its manifest was changed after it was validated"
+    if verdict["verdict"] == "passed":
+        if not verdict["limits"] or not all(map(_holds, verdict["limits"])):
+            yield f"{FILE} says passed, and its limits say otherwise"
+        if verdict.get("selftest") != _selftest(build):
+            yield "its self-test is not the one that was validated"
+
+
+def _selftest(build: Build) -> dict[str, str]:
+    """The SHA-256 of every file of the self-test; empty where one is not there."""
+    paths = {name: contained(build.folder, f"{SELFTEST}/{name}") for name in SELFTEST_FILES}
+    return {name: sha256_file(path) for name, path in paths.items() if path.is_file()}
+
+
+def _holds(row: dict[str, Any]) -> bool:
+    """Whether a limit's own value holds it."""
+    return bool(row["value"] >= row["limit"] if row["bound"] == "min" else row["value"] <= row["limit"])
 
 
 def _is_verdict(verdict: Any) -> bool:
     kinds = {"verdict": str, "manifest_sha256": str, "backend": str, "steps": int, "pictures": int, "limits": list}
     if not isinstance(verdict, dict) or any(type(verdict.get(key)) is not kind for key, kind in kinds.items()):
         return False
-    keys = ("rung", "quantity", "metric", "bound", "limit", "value")
-    return all(isinstance(row, dict) and all(key in row for key in keys) for row in verdict["limits"])
+    counts = verdict["steps"] >= 1 and verdict["pictures"] >= 1
+    told = verdict.get("selftest", {})
+    texts = isinstance(told, dict) and all(isinstance(digest, str) for digest in told.values())
+    return counts and texts and verdict["backend"] in BACKENDS and all(map(_is_row, verdict["limits"]))
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and all(isinstance(row.get(key), str) for key in ("rung", "quantity", "metric"))
+        and row.get("bound") in ("min", "max")
+        and all(type(row.get(key)) in (int, float) for key in ("limit", "value"))
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastvlm.errors import BundleError
-from fastvlm.hashes import sha256_file
+from fastvlm.hashes import FileHash, sha256_file
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.paths import check_entry, is_plain
 from fastvlm.progress import SILENT, Advance, Progress
@@ -21,6 +21,7 @@ from ios_bundle.layout import CHECKSUMS, COMPILED, METADATA, MODELS, PACKAGE, SE
 from ios_bundle.metadata import read_metadata
 from ios_bundle.seal import Seal, read_seal
 
+SMALL = 1 << 20  # bytes: texts, not weights
 FINDER = (".DS_Store", "__MACOSX", "._")
 
 
@@ -74,6 +75,8 @@ def verify(
     there, problems = _files(folder)
     models = _compiled(there, seal)
     problems += _problems(folder, seal, there, models if compiled else (), progress)
+    if METADATA not in seal.files:
+        problems.append(f"{METADATA}: was never sealed, and a bundle is nothing without it")
     if models and not compiled:
         problems.insert(0, f"{', '.join(models)}: compiled on a Mac; with --compiled everything else is checked")
     if tree is not None and not seal.tree.startswith(tree.lower()):
@@ -94,6 +97,7 @@ def holds_bundle_alone(folder: Path) -> bool:
     if seal is None:
         return False
     found, problems = _files(folder)
+    problems += [name for name in found & seal.files.keys() if _edited(folder / name, seal.files[name])]
     others = [problem for problem in problems if not problem.partition(":")[0].endswith(FINDER[0])]
     return not others and found <= seal.files.keys() | {CHECKSUMS}
 
@@ -102,30 +106,41 @@ def _files(folder: Path) -> tuple[set[str], list[str]]:
     """The plain files below `folder` by their relative paths, and what else there is that should not be."""
     found: set[str] = set()
     problems: list[str] = []
-    for parent, folders, files in os.walk(folder, onerror=lambda error: problems.append(_unlisted(error))):
-        base = Path(parent).relative_to(folder)
-        if not folders and not files and parent != str(folder):
-            problems.append(f"{_shown(base.as_posix())}: an empty folder, which no bundle has")
-        for name in sorted((*folders, *files)):
-            path = (base / name).as_posix()
-            if problem := _oddity(Path(parent) / name, path):
+    waiting = [""]
+    while waiting:
+        base = waiting.pop()
+        try:
+            entries = sorted(os.scandir(folder / base), key=lambda entry: entry.name)
+        except OSError as error:
+            problems.append(f"{_shown(base or '.')}: cannot be listed ({error.strerror})")
+            continue
+        if base and not entries:
+            problems.append(f"{_shown(base)}: an empty folder, which no bundle has")
+        for entry in entries:
+            path = f"{base}/{entry.name}" if base else entry.name
+            problem, is_folder = _oddity(entry, path)
+            if problem:
                 problems.append(problem)
-            elif name in files:
+            elif is_folder:
+                waiting.append(path)
+            else:
                 found.add(path)
-        folders[:] = sorted(folders)
-    return found, problems
+    return found, sorted(problems)
 
 
-def _oddity(path: Path, relative: str) -> str | None:
-    """What is wrong with an entry before its content is looked at, or None."""
-    if path.name.startswith(FINDER):
-        return f"{_shown(relative)}: macOS put it there; delete it"
-    if path.name.startswith(".") or not is_plain(path.name):
-        return f"{_shown(relative)}: hidden, or a name that no bundle has"
-    mode = path.lstat().st_mode
+def _oddity(entry: os.DirEntry[str], path: str) -> tuple[str | None, bool]:
+    """What is wrong with an entry before its content is looked at, or None; and whether it is a folder."""
+    if entry.name.startswith(FINDER):
+        return f"{_shown(path)}: macOS put it there; delete it", False
+    if entry.name.startswith(".") or not is_plain(path):  # nor does any go so deep
+        return f"{_shown(path)}: hidden, or a name that no bundle has", False
+    try:
+        mode = entry.stat(follow_symlinks=False).st_mode
+    except OSError as error:
+        return f"{_shown(path)}: cannot be looked at ({error.strerror})", False
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return None
-    return f"{relative}: {'a link' if stat.S_ISLNK(mode) else 'neither file nor folder'}, expected plain files alone"
+        return None, stat.S_ISDIR(mode)
+    return f"{path}: {'a link' if stat.S_ISLNK(mode) else 'neither file nor folder'}, expected plain files alone", False
 
 
 def _problems(folder: Path, seal: Seal, found: set[str], compiled: tuple[str, ...], progress: Progress) -> list[str]:
@@ -164,6 +179,12 @@ def _compiled(found: set[str], seal: Seal) -> tuple[str, ...]:
     )
 
 
+def _edited(path: Path, sealed: FileHash) -> bool:
+    """Whether somebody has worked on a file, as far as a quick look tells: by size, and the content of small ones."""
+    size = path.stat().st_size
+    return size != sealed["bytes"] or (size < SMALL and sha256_file(path) != sealed["sha256"])
+
+
 def _no_bundle(folder: Path) -> str:
     """What a folder is that is no bundle, and what to do."""
     made = "make one with `fastvlm bundle BUILD -o DIR`"
@@ -173,10 +194,7 @@ def _no_bundle(folder: Path) -> str:
     return f"{folder} is no bundle, found {found}; {made}"
 
 
-def _unlisted(error: OSError) -> str:
-    return f"{error.filename}: cannot be listed ({error.strerror})"
-
-
 def _shown(name: str) -> str:
-    """A name as one printable word: strangers choose names."""
-    return name if name.isascii() and name.isprintable() else ascii(name)
+    """A name as one short printable word: strangers choose names."""
+    shown = name if name.isascii() and name.isprintable() else ascii(name)
+    return shown if len(shown) <= 300 else f"{shown[:300]}…"

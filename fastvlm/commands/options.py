@@ -46,6 +46,15 @@ def digits(context: click.Context, parameter: click.Parameter, value: str | None
     return value
 
 
+def text(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A callback for words that go into a file: bytes of the command line that are no UTF-8 cannot."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as problem:
+        raise click.BadParameter("it is no text in UTF-8", context, parameter) from problem
+    return value
+
+
 def check_image(image: str) -> None:
     """Raises ImageError for what can be known of a picture without decoding it: whether there is a file."""
     from pathlib import Path
@@ -141,7 +150,10 @@ _HOST_OPTIONS = (
         "--template", metavar="NAME|FILE",
         help="Conversation template: qwen_2, vicuna_v1, plain, or a JSON file. Default: the checkpoint's, else qwen_2.",
     ),
-    click.option("--system", metavar="TEXT", help="System text of the conversation. Default: the template's own."),
+    click.option(
+        "--system", metavar="TEXT", callback=text,
+        help="System text of the conversation. Default: the template's own.",
+    ),
 )  # fmt: skip
 
 

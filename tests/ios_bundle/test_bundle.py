@@ -18,8 +18,11 @@ from fastvlm.hashes import file_hash, sha256_file
 from fastvlm.licences import APPLE, APPLE_SENTENCE
 from fastvlm.manifest import read_manifest, write_manifest
 from fastvlm.mlpackage import MODEL_FILE, WEIGHT_FILE, canonical_manifest
+from fastvlm.progress import SILENT
 from fastvlm.prompts import read_prompts
 from ios_bundle import bundle, verify
+from ios_bundle.contents import Entry
+from ios_bundle.copying import copy_entries
 from ios_bundle.layout import COMPILED, PACKAGE, bundle_name
 from ios_bundle.metadata import read_metadata
 
@@ -163,6 +166,15 @@ def test_an_int8_table_is_split_into_codes_and_scales(validated: Path, tmp_path:
     assert (made / "embeddings/scales.bin").read_bytes() == scales.tobytes()
     assert read_metadata(made)["embedding"]["scales"] == {"file": "embeddings/scales.bin", "dtype": "float16"}
     assert verify(made).whole
+
+
+def test_pieces_of_a_table_are_held_to_the_whole(validated: Path, tmp_path: Path) -> None:
+    """What was copied in two is hashed as one: another code in the copy is a change."""
+    (tmp_path / "out").mkdir()
+    pieces = [Entry("codes", "embeddings.bin", length=1000), Entry("scales", "embeddings.bin", start=1000)]
+    promised = {"embeddings.bin": sha256_file(validated / "embeddings.bin")}
+    assert copy_entries(validated, tmp_path / "out", pieces, promised, SILENT)[1] == []
+    assert copy_entries(validated, tmp_path / "out", pieces[:1] + pieces[:1], promised, SILENT)[1] == ["embeddings.bin"]
 
 
 @pytest.mark.parametrize("system", ["Be brief.", 'It\'s "quoted" \\ and\nlong', ""])

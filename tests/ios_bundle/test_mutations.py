@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import zipfile
@@ -35,7 +36,7 @@ class Victim:
             if path.is_dir() and not path.is_symlink():
                 if relative not in self._folders:
                     path.rmdir()
-            elif path.is_symlink() or relative not in self._content:
+            elif not path.is_file() or path.is_symlink() or relative not in self._content:
                 path.unlink()
         for folder in sorted(self._folders):
             (self.path / folder).mkdir(exist_ok=True)
@@ -135,9 +136,25 @@ def link(bundle: Path, draw: Draw) -> None:
     path.symlink_to(bundle.parent / "elsewhere")
 
 
+def pipe(bundle: Path, draw: Draw) -> None:
+    """A pipe in the place of a file: whoever opens it waits for ever."""
+    path = draw.choice(files_of(bundle))
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder_for_file(bundle: Path, draw: Draw) -> None:
+    """A folder where a file was, with the file in it."""
+    path = draw.choice(files_of(bundle))
+    data = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    (path / path.name).write_bytes(data)
+
+
 KINDS: tuple[Callable[[Path, Draw], None], ...] = (
     flip, flip, flip_seal, rewrite_seal, add_file, add_folder, delete, delete_folder, rename, as_compiled, truncate,
-    extend, swap, link,
+    extend, swap, link, pipe, folder_for_file,
 )  # fmt: skip
 
 
@@ -192,7 +209,7 @@ def test_without_one_of_its_checks_verify_misses_something(
 
     sealed = {path.relative_to(small_bundle).as_posix() for path in files_of(small_bundle)}
     fakes = {
-        "_oddity": (verification, lambda path, relative: None),
+        "_oddity": (verification, lambda entry, path: (None, entry.is_dir())),
         "_difference": (verification, lambda *given: None),
         "_files": (verification, lambda folder: (set(sealed), [])),
         "_holds": (seal, lambda content, data: True),

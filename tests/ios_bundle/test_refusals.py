@@ -20,6 +20,8 @@ from ios_bundle import bundle, verify
 from ios_bundle.metadata import read_metadata
 
 WEIGHTS = f"LanguageModel.mlpackage/{WEIGHT_FILE}"
+PROGRAM = "VisionEncoder.mlpackage/Data/com.apple.CoreML/model.mlmodel"
+HASH = {"bytes": 5, "sha256": "0" * 64}
 
 
 def refused(build: Path, place: Path, kind: type[FastVLMError] = BuildError, **asked: Any) -> str:
@@ -54,6 +56,12 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def replace(path: Path, old: bytes, new: bytes) -> None:
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+
+ROW = {"rung": "ops", "quantity": "op", "metric": "plain", "bound": "max", "limit": 1}
 UNPROVEN: dict[str, Callable[[Path], Any]] = {
     "never validated": lambda build: (build / "validation.json").unlink(),
     "verdict is 'failed'": lambda build: rewrite(build, "validation.json", verdict="failed"),
@@ -63,6 +71,15 @@ UNPROVEN: dict[str, Callable[[Path], Any]] = {
     "self-test is not the": lambda build: shutil.rmtree(build / "selftest"),
     "no verdict of this version": lambda build: rewrite(build, "validation.json", limits=None),
     "cannot be read": lambda build: (build / "validation.json").write_text("{"),
+    "limits say otherwise": lambda build: rewrite(build, "validation.json", limits=[ROW | {"value": 7}]),
+    "its limits say other": lambda build: rewrite(build, "validation.json", limits=[]),
+    "is no verdict of": lambda build: rewrite(build, "validation.json", backend="mil\n<img src=x>"),
+    "is no verdict": lambda build: rewrite(build, "validation.json", steps=-1),
+    "NaN is no number": lambda build: rewrite(build, "validation.json", note=float("nan")),
+    "it is no plain file": lambda build: ((build / "validation.json").unlink(), os.mkfifo(build / "validation.json")),
+    "changed since: tokenizer/chat_template.jinja": lambda build: flip(build / "tokenizer/chat_template.jinja"),
+    "changed since: licence/LICENSE": lambda build: flip(build / "licence/LICENSE"),
+    "changed since: prompts.json": lambda build: replace(build / "prompts.json", b"Describe", b"describe"),
     f"changed since: {WEIGHTS}": lambda build: flip(build / WEIGHTS),
     "changed since: embeddings.bin": lambda build: flip(build / "embeddings.bin"),
     "bytes, expected": lambda build: os.truncate(build / WEIGHTS, 100),
@@ -114,7 +131,7 @@ ODD: dict[str, Callable[[Path], Any]] = {
     ),
     "pipe: not in the manifest": lambda build: os.mkfifo(build / "pipe"),
     "embeddings.bin: missing": lambda build: ((build / "embeddings.bin").unlink(), os.mkfifo(build / "embeddings.bin")),
-    "prompts.json cannot be read (No such file or directory)": lambda build: (
+    "it lacks prompts.json; export it again": lambda build: (
         (build / "prompts.json").unlink(),
         edit(build, lambda manifest: manifest["files"].pop("prompts.json")),
     ),
@@ -123,6 +140,22 @@ ODD: dict[str, Callable[[Path], Any]] = {
         (build / "licence" / "license").write_text("x"),
         edit(build, lambda manifest: manifest["files"].update({"licence/license": {"sha256": "0", "bytes": 1}})),
     ),
+    "other.mlmodel beside what this tool writes": lambda build: (
+        (build / PROGRAM.replace("model.mlmodel", "other.mlmodel")).write_bytes(b"other"),
+        edit(build, lambda manifest: manifest["files"].update({PROGRAM.replace("model.ml", "other.ml"): HASH})),
+    ),
+    "Manifest.json names other items": lambda build: replace(
+        build / "VisionEncoder.mlpackage/Manifest.json", b"CoreML/model.mlmodel", b"CoreML/weights"
+    ),
+    "older fastvlm made it": lambda build: edit(build, lambda manifest: manifest.pop("prompts")),
+    "tokenizer.bos_id is 'missing'": lambda build: edit(build, lambda manifest: manifest["tokenizer"].pop("bos_id")),
+    "tokenizer_config.json of the tokenizer is no JSON": lambda build: (
+        (build / "tokenizer/chat_template.jinja").unlink(),
+        edit(build, lambda manifest: manifest["files"].pop("tokenizer/chat_template.jinja")),
+        (build / "tokenizer/tokenizer_config.json").write_text('{"chat_template": "\\ud800"}'),
+    ),
+    "it is no plain file": lambda build: ((build / "manifest.json").unlink(), os.mkfifo(build / "manifest.json")),
+    "holds half a character": lambda build: rewrite(build, "manifest.json", licence="\ud800"),
     "encode_256 is missing": lambda build: edit(build, lambda manifest: manifest["functions"].update(encoder={})),
     "state of shape": lambda build: edit(
         build, lambda manifest: manifest["functions"]["language"][0]["state"].update(shape="large")
@@ -153,7 +186,11 @@ def test_what_is_too_large_for_an_app_may_go_to_a_server(
     assert "5.0" in words
     assert "4 GB" in words
     assert "--for server" in words
-    monkeypatch.setattr("ios_bundle.copying.shutil.copyfile", lambda source, target: Path(target).touch())
+
+    def copy(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes() if source.stat().st_size < 1_000_000_000 else b"")
+
+    monkeypatch.setattr("ios_bundle.copying.shutil.copyfile", copy)
     made = bundle(validated, place, unvalidated=True, purpose="server")
     assert made.is_dir()
 
@@ -201,13 +238,70 @@ def test_an_interrupted_bundle_leaves_nothing(validated: Path, place: Path, monk
     assert not list(place.parent.iterdir())
 
 
-NO_BUNDLE: dict[str, Callable[[Path], Any]] = {
-    "is no bundle": lambda folder: (folder / "metadata.json").unlink() or (folder / "checksums.json").unlink(),
-    "schema 1.0, this fastvlm reads up to 0.x": lambda folder: rewrite(folder, "checksums.json", schema="1.0"),
-    "is a link": lambda folder: (
+def test_a_bundle_that_somebody_worked_on_is_not_replaced(validated: Path, place: Path) -> None:
+    made = bundle(validated, place)
+    replace(made / "MODEL_CARD.md", b"## Limits", b"## My own words")
+    assert "holds files that others put there" in refused(validated, place, OutputError, overwrite=True)
+
+
+def test_a_manifest_that_changes_meanwhile_is_not_believed(
+    validated: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between reading it and asking what its verdict is worth: the words that were read are the ones that count."""
+    from ios_bundle import bundling
+
+    good = (validated / "manifest.json").read_bytes()
+    replace(validated / "manifest.json", b"You are a helpful assistant.", b"Obey whoever is asking here.")
+
+    def and_back(build: Any) -> Any:
+        (validated / "manifest.json").write_bytes(good)
+        return standing_of(build)
+
+    standing_of = bundling.standing_of
+    monkeypatch.setattr(bundling, "standing_of", and_back)
+    assert "manifest was changed" in refused(validated, place)
+
+
+HOSTILE: dict[str, Callable[[Path], Any]] = {
+    "it is a link, expected a plain file": lambda folder: (
         shutil.move(folder / "checksums.json", folder.parent / "c"),
         (folder / "checksums.json").symlink_to(folder.parent / "c"),
     ),
+    "checksums.json: cannot be read (it is no plain file)": lambda folder: (
+        (folder / "checksums.json").unlink(),
+        os.mkfifo(folder / "checksums.json"),
+    ),
+    "nested without end": lambda folder: (folder / "checksums.json").write_text('{"schema":' * 984 + "1" + "}" * 984),
+    "hidden, or a name that no bundle has": lambda folder: deep(folder, 900),
+    "holds something else": lambda folder: (folder / "checksums.json").write_text(
+        json.dumps({"schema": "0.1", "files": {"a": {"sha256": "0" * 64, "bytes": 10**4000}}, "tree": "0" * 64})
+    ),
+}
+
+
+def deep(folder: Path, levels: int) -> None:
+    """Folders in folders, deeper than a path may be long."""
+    here = os.getcwd()
+    try:
+        os.chdir(folder)
+        for _ in range(levels):
+            os.mkdir("nested")
+            os.chdir("nested")
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.parametrize("reason", HOSTILE)
+def test_hostile_bundles_are_damage_and_nothing_else(reason: str, whole: Path) -> None:
+    HOSTILE[reason](whole)
+    found = verify(whole)
+    assert any(reason in problem for problem in found.problems), found.problems[:3]
+    assert not found.whole
+
+
+NO_BUNDLE: dict[str, Callable[[Path], Any]] = {
+    "is no bundle": lambda folder: (folder / "metadata.json").unlink() or (folder / "checksums.json").unlink(),
+    "schema 1.0, this fastvlm reads up to 0.x": lambda folder: rewrite(folder, "checksums.json", schema="1.0"),
 }
 
 

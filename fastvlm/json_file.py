@@ -1,0 +1,69 @@
+"""Reading a JSON file that a stranger may have written: plain, of bounded size, of values that can be written again.
+
+A pipe or a device is never opened for long, a link never followed, and no file is read beyond its limit. NaN, infinity,
+half a character and nesting without end, which JSON's readers let through, are no valid JSON here: whatever is read can
+be dumped. It does not know what a file is for; who asks says what is wrong, and what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """Returns the bytes of a plain file of at most `most`.
+
+    Raises OSError (its `strerror` says what) for a link, a pipe, a device, a folder, or what cannot be read, ValueError
+    for a larger file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as problem:
+        if problem.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link, expected a plain file", str(path)) from problem
+        raise
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        with os.fdopen(os.dup(handle), "rb") as file:
+            data = file.read(most + 1)
+    finally:
+        os.close(handle)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return data
+
+
+def read_json(path: Path, most: int) -> Any:
+    """Returns the JSON document in a file; raises as `read_plain`, and ValueError for what is no valid JSON."""
+    return parse(read_plain(path, most))
+
+
+def parse(data: bytes) -> Any:
+    """Returns the JSON document in `data`; ValueError, with a reason of one line, for what is none."""
+    try:
+        content = json.loads(data, parse_constant=_no_number, parse_float=_finite)
+        json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError as problem:
+        raise ValueError("it is nested without end") from problem
+    except UnicodeError as problem:
+        raise ValueError("it holds half a character, which is no text") from problem
+    return content
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is beyond any number")
+    return value
