@@ -91,7 +91,8 @@ def _against(build: Build, verdict: dict[str, Any]) -> Iterator[str]:
     if verdict["verdict"] == "passed":
         if not verdict["limits"] or not all(map(_holds, verdict["limits"])):
             yield f"{FILE} says passed, and its limits say otherwise"
-        if verdict.get("selftest") != _selftest(build):
+        found = _selftest(build)
+        if verdict.get("selftest") != found or found.keys() != set(SELFTEST_FILES):
             yield "its self-test is not the one that was validated"
 
 

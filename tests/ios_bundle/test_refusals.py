@@ -69,6 +69,10 @@ UNPROVEN: dict[str, Callable[[Path], Any]] = {
     "manifest was changed": lambda build: edit(build, lambda manifest: manifest.update(note="new")),
     "self-test is not the one": lambda build: flip(build / "selftest" / "features.bin"),
     "self-test is not the": lambda build: shutil.rmtree(build / "selftest"),
+    "its self-test is not the one": lambda build: (
+        shutil.rmtree(build / "selftest"),
+        rewrite(build, "validation.json", selftest={}),
+    ),
     "no verdict of this version": lambda build: rewrite(build, "validation.json", limits=None),
     "cannot be read": lambda build: (build / "validation.json").write_text("{"),
     "limits say otherwise": lambda build: rewrite(build, "validation.json", limits=[ROW | {"value": 7}]),
