@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.argument("image", callback=options.filled)
 @click.argument("prompt")
 @options.backend
+@options.compute_units
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token each time.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from this share of the probability.")
