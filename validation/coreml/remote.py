@@ -10,7 +10,7 @@ model a state, and of both the load and the plan are all that can be had. Nothin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,6 @@ class DeviceBench:
         self.units = compute_units or OF_TARGET[self.build.target]
         self.side = image_size or next(iter(self.build.image_sizes), 0)
         self._tell, self._team = tell, team
-        self._loop = asyncio.new_event_loop()
         self._tools, self._wrappers = need_remote()
         self._device = self._prepared(udid)
         self._loaded: dict[tuple[Path, str], Any] = {}
@@ -93,10 +92,10 @@ class DeviceBench:
         credentials = self._tools.AppSigningCredentials(development_team=self._team)
         return self._done(lambda: found[0].prepare_for_model_debugging(credentials=credentials))
 
-    def _done(self, started: Callable[[], Any]) -> Any:
+    def _done(self, started: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """The result of a coroutine; ExecutionError for what the tools raise where a device or Xcode refuses."""
         try:
-            return self._loop.run_until_complete(started())
+            return asyncio.run(started())  # they keep nothing that belongs to a loop
         except (ValueError, RuntimeError, OSError, self._tools._DeviceCtlError) as error:
             raise ExecutionError(f"the device's tools failed: {error}; unlock it, and check Xcode's signing") from error
 
