@@ -7,6 +7,7 @@ from pathlib import Path
 
 import coreml_standin
 import pytest
+from local import Local
 
 sys.path.insert(0, str(Path(__file__).parent))  # for child processes: they take this one's path
 
@@ -24,3 +25,11 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     coreml_standin.opened.clear()
     coreml_standin.install(monkeypatch.setattr)
     return monkeypatch
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lives in child processes lives in this one, and looks at a small photo."""
+    monkeypatch.setattr("validation.profiling.workload.PHOTO", (320, 240))
+    monkeypatch.setattr("validation.profiling.rounds.Child", Local)
+    monkeypatch.setattr("validation.coreml.plan.Child", Local)

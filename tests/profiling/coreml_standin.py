@@ -2,7 +2,8 @@
 
 Names, parameters and habits are those of coremltools 9.0 (a test holds them to the real classes): a model that cannot
 be loaded warns and has no proxy, fp16 inputs are put back as float32, a plan tells of the default function alone, and
-asked of a package that is not compiled it aborts the process (coremltools#2757). What COREML_STANDIN names goes wrong, one fault at a time:
+asked of a package that is not compiled it aborts the process (coremltools#2757), a model on a device keeps the event
+loop that loaded it. What COREML_STANDIN names goes wrong, one fault at a time:
 
     "abort plan"          asking for any plan ends the process
     "kill predict NAME"   running that function ends the process (coremltools#2758)
@@ -242,11 +243,13 @@ class RemoteMLModelAsyncWrapper:
 
     async def load(self) -> None:
         """Loads on the device."""
+        self._loop = asyncio.get_running_loop()
         self._model = MLModel(self._path, self._units, self._function)
 
     async def predict(self, inputs: dict[str, Any], state: Any = None) -> dict[str, Any]:
         """Runs on the device."""
         assert self._model is not None
+        assert self._loop is asyncio.get_running_loop()
         arrays = {name: np.array(value) for name, value in inputs.items()}
         wrong = [str(value.dtype) for value in arrays.values() if value.dtype == np.uint8]
         if wrong:
@@ -255,6 +258,7 @@ class RemoteMLModelAsyncWrapper:
 
     async def retrieve_compute_plan(self) -> MLComputePlan:
         """The plan of the function on the device."""
+        assert self._loop is asyncio.get_running_loop()
         return MLComputePlan(Path(self._path), self._units, self._function)
 
     @property

@@ -27,8 +27,3 @@ class Local:
     def close(self) -> None:
         """Marks it as closed."""
         self.closed = True
-
-
-def start_local(contender: Any) -> Local:
-    """As `rounds.start_child`."""
-    return Local(contender.serves, contender.name, **contender.given)

@@ -35,6 +35,12 @@ class Clerk:
         """What this process has loaded."""
         return sorted(sys.modules)
 
+    def peak(self) -> int:
+        """The largest memory it has had."""
+        from validation.memory import peak_bytes
+
+        return peak_bytes()
+
     def refuse(self) -> None:
         """An error of the project's own."""
         raise BuildError("no such thing")

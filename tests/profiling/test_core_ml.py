@@ -9,7 +9,6 @@ from typing import Any
 
 import coreml_standin
 import pytest
-from local import Local
 
 from export import export
 from fastvlm.build import COMPUTE_UNITS, read_build
@@ -18,7 +17,7 @@ from fastvlm.hashes import list_tree, sha256_file
 from fastvlm_ref.samples import shipped_samples
 from validation import validate
 from validation.coreml import here
-from validation.coreml.plan import SERVES, plans_of, with_default
+from validation.coreml.plan import plans_of, with_default
 from validation.coreml.remote import DeviceBench, connected_devices
 from validation.coreml.units import NAMES
 from validation.engine import PackageEngine
@@ -63,7 +62,8 @@ def test_a_chain_for_the_gpu_runs_there(mac: Any, tmp_path: Path, said: str) -> 
     assert {units for _, units in language} == {"CPU_AND_GPU"}
 
 
-def test_a_system_without_core_ml_is_told_so(exported_tiny: Path) -> None:
+def test_a_system_without_core_ml_is_told_so(exported_tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here, "system", lambda: "linux")
     build = read_build(exported_tiny)
     assert build.encoder is not None
     asked = (
@@ -85,7 +85,9 @@ def test_an_old_mac_is_told_what_it_needs(mac: pytest.MonkeyPatch, exported_tiny
 
 
 def test_a_coremltools_without_its_own_part_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is on Linux, where nobody comes so far."""
+    import coremltools
+
+    monkeypatch.setattr(coremltools.models.model, "_MLModelProxy", None)  # as it is on Linux
     with pytest.raises(MissingDependency, match="install it again"):
         here.library()
 
@@ -120,14 +122,10 @@ def language_package(build: Path) -> Path:
     return read_build(build).language[0].package
 
 
-def start_reader(package: Path, units: str) -> Local:
-    return Local(SERVES, "the plan", package=str(package), units=units)
-
-
-def test_a_plan_tells_of_every_function(mac: Any, exported_tiny: Path) -> None:
+def test_a_plan_tells_of_every_function(mac: Any, in_process: None, exported_tiny: Path) -> None:
     package = language_package(exported_tiny)
     before = {name: sha256_file(package / name) for name in list_tree(package)}
-    prefill, decode = plans_of(package, ["prefill", "decode"], "all", start_reader)
+    prefill, decode = plans_of(package, ["prefill", "decode"], "all")
     assert {name: sha256_file(package / name) for name in list_tree(package)} == before
     assert (prefill.function, prefill.told, len(prefill.ops)) == ("prefill", 236, 236)
     assert (decode.function, decode.told) == ("decode", 275)
@@ -154,9 +152,9 @@ def test_the_copy_s_default_is_the_function(exported_tiny: Path, tmp_path: Path)
     assert (copy / weights).samefile(package / weights) or (copy / weights).stat().st_dev != package.stat().st_dev
 
 
-def test_a_plan_without_the_function_is_an_error(mac: Any, exported_tiny: Path) -> None:
+def test_a_plan_without_the_function_is_an_error(mac: Any, in_process: None, exported_tiny: Path) -> None:
     with pytest.raises(ExecutionError, match="no function encode_512"):
-        plans_of(language_package(exported_tiny), ["encode_512"], "all", start_reader)
+        plans_of(language_package(exported_tiny), ["encode_512"], "all")
 
 
 def test_a_plan_that_aborts_ends_its_child_alone(mac: pytest.MonkeyPatch, exported_tiny: Path) -> None:
@@ -187,9 +185,11 @@ def test_a_device_gives_what_its_tools_offer(mac: Any, exported_tiny: Path, expo
     assert bench.memory() == {}
     plan = {function: len(rows) for _, function, rows in bench.plan()}
     assert plan == {"encode_256": 203, "prefill": 236, "decode": 275}
+    bench.close()
     app = device_bench(exported_app)
     assert app.load() == [["load_encoder_core_ml", None, 0.005]]
     assert app.run() == [["encode", None, 0.007]]
+    app.close()
 
 
 def test_a_device_that_cannot_be_measured_is_a_named_error(mac: Any, exported_tiny: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from fastvlm.errors import ExecutionError
 from fastvlm.mlpackage import MODEL_FILE
-from validation.children import Child, Served, Tell
+from validation.children import Child, Tell
 from validation.coreml import here
 from validation.coreml.placement import FunctionPlan, OpPlace
 from validation.coreml.units import NAMES
@@ -25,19 +25,14 @@ from validation.mil.package import parse_spec
 SERVES = "validation.coreml.plan:PlanReader"
 
 
-def start_reader(package: Path, units: str) -> Served:
-    """Starts the process that reads plans of a package."""
-    return Child(SERVES, f"the compute plan of {package.name} on {units}", package=str(package), units=units)
-
-
-def plans_of(package: Path, functions: list[str], units: str, start: Any = start_reader) -> tuple[FunctionPlan, ...]:
+def plans_of(package: Path, functions: list[str], units: str) -> tuple[FunctionPlan, ...]:
     """Returns where Core ML would run the ops of each function of a package, with `units` of COMPUTE_UNITS.
 
     Raises MissingDependency off a Mac, ExecutionError where Core ML makes no plan, ProcessError where it ends the
     process that asked.
     """
     here.need_mac("a compute plan", "`fastvlm lint` says by rules what it would be", here.PLANS)
-    reader = start(package, units)
+    reader = Child(SERVES, f"the compute plan of {package.name} on {units}", package=str(package), units=units)
     try:
         return tuple(
             FunctionPlan(package.name, function, tuple(OpPlace(*row) for row in reader.call("read", function=function)))

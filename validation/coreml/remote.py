@@ -80,7 +80,12 @@ class DeviceBench:
         self.side = image_size or next(iter(self.build.image_sizes), 0)
         self._tell, self._team = tell, team
         self._tools, self._wrappers = need_remote()
-        self._device = self._prepared(udid)
+        self._runner = asyncio.Runner()  # one for all: a loaded model keeps the event loop that loaded it
+        try:
+            self._device = self._prepared(udid)
+        except BaseException:
+            self.close()
+            raise
         self._loaded: dict[tuple[Path, str], Any] = {}
 
     def _prepared(self, udid: str) -> Any:
@@ -95,9 +100,13 @@ class DeviceBench:
     def _done(self, started: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """The result of a coroutine; ExecutionError for what the tools raise where a device or Xcode refuses."""
         try:
-            return asyncio.run(started())  # they keep nothing that belongs to a loop
+            return self._runner.run(started())
         except (ValueError, RuntimeError, OSError, self._tools._DeviceCtlError) as error:
             raise ExecutionError(f"the device's tools failed: {error}; unlock it, and check Xcode's signing") from error
+
+    def close(self) -> None:
+        """Ends the event loop; what is loaded cannot be used any more."""
+        self._runner.close()
 
     def load(self) -> list[list[Any]]:
         """Loads every function; rows as `PackageBench.load` gives them."""

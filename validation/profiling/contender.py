@@ -15,6 +15,9 @@ from validation.coreml.remote import ConnectedDevice, connected_devices
 from validation.coreml.units import OF_TARGET, check_units
 from validation.profiling.workload import Workload, workload_of
 
+PACKAGE_BENCH = "validation.profiling.bench:PackageBench"
+DEVICE_BENCH = "validation.coreml.remote:DeviceBench"
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -31,13 +34,7 @@ class Contender:
     work: Workload
     device: ConnectedDevice | None = None
     team: str = ""
-
-    @property
-    def serves(self) -> str:
-        """The class that measures it, as `Child` takes it."""
-        if self.device is not None:
-            return "validation.coreml.remote:DeviceBench"
-        return "validation.profiling.bench:PackageBench"
+    serves: str = PACKAGE_BENCH  # the class that measures it, as `Child` takes it
 
     @property
     def given(self) -> dict[str, Any]:
@@ -90,7 +87,7 @@ def contenders_of(builds: Sequence[str | Path], asked: Asked) -> list[Contender]
         if device is not None:
             for there in asked.compute_units or (OF_TARGET[build.target],):
                 label = f"{name}, {_label(device.kind, there)}"
-                found.append(Contender(label, build, "coreml", there, *common, device, asked.team or ""))
+                found.append(Contender(label, build, "coreml", there, *common, device, asked.team or "", DEVICE_BENCH))
     return found
 
 

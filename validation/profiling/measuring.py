@@ -20,7 +20,7 @@ from validation.expected_time import in_words, seconds_of
 from validation.machine import memory_bytes, this_machine
 from validation.profiling.contender import Asked, Contender, contenders_of
 from validation.profiling.result import Failure, Profile, Result, stages_of
-from validation.profiling.rounds import LOADS, Measured, Start, run_rounds, start_child, started
+from validation.profiling.rounds import LOADS, Measured, run_rounds, started
 from validation.profiling.workload import TOKENS
 
 STARTING = 3.0  # seconds for a process and its libraries
@@ -39,16 +39,14 @@ def profile(
     device_udid: str | None = None,
     team: str | None = None,
     progress: Progress = SILENT,
-    start: Start = start_child,
 ) -> Profile:
     """Measures every build on every backend, each in a process of its own, one run of each in turn.
 
     `backends` none: the MIL runtime, or the device alone where `device_udid` names one that is connected to this Mac
     (`team` is the developer team that signs the app for it). `compute_units` are Core ML's (none: every choice),
-    `image_size` is one of the build's (None: its first). `start` makes what is called in a contender's place.
-    Raises UsageError (runs, size, units), MissingDependency (a backend that this machine lacks), BuildError and
-    PromptError before anything starts. A contender that fails later is in `failures`, and the others go on; where none
-    is left, its error is raised.
+    `image_size` is one of the build's (None: its first). Raises UsageError (runs, size, units), MissingDependency (a
+    backend that this machine lacks), BuildError and PromptError before anything starts. A contender that fails later is
+    in `failures`, and the others go on; where none is left, its error is raised.
     """
     if runs < 1:
         raise UsageError(f"--runs is {runs}; at least one run is needed for a figure")
@@ -57,7 +55,7 @@ def profile(
     load = os.getloadavg()[0]
     if load > BUSY:
         progress.note(f"this machine is busy (load {load:.1f}): times will be longer than on one that is idle")
-    with started(contenders, start, progress) as race:
+    with started(contenders, progress) as race:
         run_rounds(race, runs, progress)
     return profile_of(race.all, runs, load, progress)
 

@@ -58,8 +58,8 @@ class Race:
         self.all = [Measured(contender) for contender in contenders]
         self._alive: dict[int, Served] = {}
 
-    def start(self, start: Start) -> None:
-        """Starts each."""
+    def start(self, start: Start = start_child) -> None:
+        """Starts each: `start` makes what is called in its place."""
         for index, measured in enumerate(self.all):
             try:
                 self._alive[index] = start(measured.contender)
@@ -70,14 +70,18 @@ class Race:
         """Gives what each that is alive answers to a call, the one at place `turn` first."""
         count = len(self.all)
         for index in ((turn + place) % count for place in range(count)):
-            if index not in self._alive:
-                continue
-            try:
-                answer = self._alive[index].call(call, **given)
-            except FastVLMError as error:
-                self._fails(index, error, getattr(self._alive[index], "stage", call))
-            else:
+            if (answer := self.ask_one(index, call, **given)) is not None:
                 yield self.all[index], answer
+
+    def ask_one(self, index: int, call: str, **given: Any) -> Any:
+        """Returns what one answers to a call; None where it has failed, now or before."""
+        if index not in self._alive:
+            return None
+        try:
+            return self._alive[index].call(call, **given)
+        except FastVLMError as error:
+            self._fails(index, error, getattr(self._alive[index], "stage", call))
+            return None
 
     def _fails(self, index: int, error: FastVLMError, stage: str) -> None:
         measured = self.all[index]
@@ -93,12 +97,12 @@ class Race:
 
 
 @contextmanager
-def started(contenders: Sequence[Contender], start: Start, progress: Progress) -> Iterator[Race]:
+def started(contenders: Sequence[Contender], progress: Progress) -> Iterator[Race]:
     """A race whose contenders are started, and ended when the block is left, however it is."""
     race = Race(contenders)
     try:
         with progress.stage("Starting"):
-            race.start(start)
+            race.start()
         yield race
     finally:
         race.close()
