@@ -30,10 +30,10 @@ runs the embedded checkpoint, and a build of yours, through Core ML for each cho
 ML's own plan (`MLComputePlan`) puts each op beside what the rules say. The report names the hardware's model, the chip,
 the system and versions, and neither its owner nor any path. Put it into `docs/device-reports/` and run the generator.
 
-A rule is **confirmed** where the plan for CPU and Neural Engine keeps off the engine every op that the rule says leaves,
-and **contradicted** where it puts one of them on it. `stays` is what all rules together say of the ops that they do not
-name. An exported package breaks few rules, so a report speaks of few. What an op costs, whether numbers are right on
-it, and what happens at the edge of a function, no plan shows.
+A rule is **confirmed** where the plan for CPU and Neural Engine keeps off the engine every op that the rule says
+leaves, and **contradicted** where it puts one of them on it. `stays` is what all rules together say of the ops that
+they do not name. An exported package breaks few rules, so a report speaks of few. What an op costs, whether numbers are
+right on it, and what happens at the edge of a function, no plan shows.
 """
 
 

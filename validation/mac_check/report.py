@@ -1,7 +1,7 @@
 """device-report.json: what a Mac made of builds, in a form that its owner can hand on.
 
 It holds the hardware's model, chip, system, versions, a date and figures; no host, user, serial number, path, nor the
-name of a build or a checkpoint. `check_report` is what reads one (docs/generate_device_truth.py).
+name of a build or a checkpoint. `read_report` reads one back (docs/generate_device_truth.py).
 """
 
 from __future__ import annotations
