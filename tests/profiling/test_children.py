@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,11 @@ def test_a_child_at_work_is_ended_when_its_caller_is_interrupted() -> None:
         signal.signal(signal.SIGALRM, before)
     child.close()
     assert child._process.returncode == -signal.SIGKILL
+
+
+def test_an_interrupt_from_the_keyboard_is_its_caller_s(clerk: Child) -> None:
+    """A terminal sends it to every process of the session."""
+    assert os.getsid(clerk._process.pid) != os.getsid(0)
 
 
 def test_a_child_that_waits_ends_by_itself() -> None:

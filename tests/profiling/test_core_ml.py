@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import coreml_standin
+import numpy as np
 import pytest
 
 from export import export
@@ -116,6 +117,14 @@ def test_what_core_ml_refuses_is_a_named_error(
     sample = shipped_samples()[0]
     with pytest.raises(error, match=says):
         open_session(exported_tiny, "coreml").answer(sample.picture, sample.prompt, 1)
+
+
+def test_what_is_handed_in_stays_as_it_is(mac: Any, exported_app: Path) -> None:
+    """coremltools puts float32 in the place of fp16 inputs, in the caller's own dictionary."""
+    data: dict[str, Any] = {"images": np.zeros((1, 3, 256, 256), np.float16)}
+    encoder = PackageEngine(read_build(exported_app), "coreml").encoder(256)
+    encoder.predict(data)
+    assert data["images"].dtype == np.float16
 
 
 def language_package(build: Path) -> Path:
