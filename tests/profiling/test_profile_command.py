@@ -241,7 +241,7 @@ def test_what_takes_long_or_swaps_or_is_busy_is_told(
     with pytest.raises(ExecutionError):
         profile([exported_tiny] * 2, runs=5000, progress=heard)
     assert [re.sub(r"[\d.]+", "N", note)[:40] for note in heard.notes] == [
-        "this takes about N minutes on the MIL ru", "all contenders are loaded at once, about",
+        "this takes up to N minutes on the MIL ru", "all contenders are loaded at once, about",
         "this machine is busy (load N): times wil",
     ]  # fmt: skip
 

@@ -26,7 +26,7 @@ from validation.profiling.workload import TOKENS
 STARTING = 3.0  # seconds for a process and its libraries
 LOADING = 1.0  # seconds; the MIL runtime maps a package's weights
 WORTH_SAYING = 20.0
-BUSY = 0.5  # processes that want to run besides; two threads that wait for each other then wait for a third one too
+BUSY = 0.8  # processes that want to run besides; two threads that wait for each other then wait for a third one too
 
 
 def profile(
@@ -107,7 +107,7 @@ def announce(contenders: Sequence[Contender], runs: int, progress: Progress) -> 
     mil = [contender for contender in contenders if contender.backend == "mil"]
     seconds = sum(_seconds(contender, runs) for contender in mil)
     if seconds > WORTH_SAYING:
-        progress.note(f"this takes about {in_words(seconds)} on the MIL runtime, reckoned from the builds' operations")
+        progress.note(f"this takes up to {in_words(seconds)} on the MIL runtime, reckoned from the builds' operations")
     if len(mil) < len(contenders):
         progress.note("the first load by Core ML compiles for this Mac, which can take minutes for a large build")
     together = sum(map(_weights, contenders))

@@ -120,7 +120,7 @@ class Profile:
 
     machine: Machine
     runs: int
-    load_average: float  # of the minute before: processes that wanted to run; beyond 0.5, times are too long
+    load_average: float  # of the minute before: processes that wanted to run; beyond 0.8, times are too long
     results: tuple[Result, ...]
     failures: tuple[Failure, ...]
 
