@@ -11,12 +11,13 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A Python that was removed or upgraded leaves an environment that cannot start: then it is made again.
 $(shell $(VENV)/bin/python -c '' 2>/dev/null || rm -f $(VENV)/.ready* $(VENV)/bin/python)
 
-.PHONY: help setup demo test oracles long faults lint clean distclean
+.PHONY: help setup demo test mac-check oracles long faults lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   set up, export the embedded checkpoint, run the packages, compare them with PyTorch, bundle them"
 	@echo "make test   set up, run the tests"
+	@echo "make mac-check  on a Mac: Core ML beside the MIL runtime, plans and latencies; BUILD=... adds a build of yours"
 	@echo "make setup  only set up .venv"
 	@echo "make oracles  compare the model with transformers and timm, and show how closely it agrees"
 	@echo "make long   the tests that take minutes and gigabytes"
@@ -32,6 +33,10 @@ demo: $(VENV)/.ready
 # Two processes, each with whole files, so that what a file makes once is made once.
 test: $(VENV)/.ready-test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+# BUILD only where it was typed: the one above is the demo's.
+mac-check: $(VENV)/.ready
+	$(VENV)/bin/python -m validation.mac_check $(if $(findstring command,$(origin BUILD)),"$(BUILD)")
 
 # -rP shows what passing tests print: the measured dB.
 oracles: $(VENV)/.ready-oracles

@@ -17,7 +17,8 @@ Results go to stdout; progress, notes, times and the next command to type go to 
 | exit code | meaning |
 |---|---|
 | 0 | good |
-| 1 | the answer is no: validate, verify, scan, check-official, `lint --min-resident`, or this machine lacks things |
+| 1 | the answer is no: validate, verify, scan, check-official, `lint --min-resident`, a profile that lost a process, \
+or this machine lacks things |
 | 2 | wrong usage or bad input: one `Error:` line says what was found and what to do |
 | 70 | a fault in this program: run again with `--debug` and report it |
 | 130, 141, 143 | interrupted by the keyboard, by a closed pipe, by a termination signal |

@@ -3,7 +3,7 @@
     from fastvlm import load_checkpoint, preprocess, encode_prompt     # the PyTorch model (room fastvlm_ref)
     from fastvlm import export, scan                                   # checkpoint -> build folder; what fp16 asks
     from fastvlm import MILModel, validate                             # run and check .mlpackage files
-    from fastvlm import lint                                           # what of one the Neural Engine would take
+    from fastvlm import lint, profile                                  # what the Neural Engine would take; how fast
     from fastvlm import bundle, verify                                 # a validated build -> iOS bundle; is one whole
 
 Names are looked up in their rooms on first use, because torch and coremltools take seconds to import and
@@ -29,6 +29,7 @@ _ROOM_OF = {
     "MILModel": "validation.mil",
     "validate": "validation",
     "lint": "validation.lint",
+    "profile": "validation.profiling",
     "bundle": "ios_bundle",
     "verify": "ios_bundle",
     "FastVLMError": "fastvlm.errors",

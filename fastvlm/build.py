@@ -21,6 +21,7 @@ IMAGE_RULES = ("pad", "crop")
 TARGETS = ("ane", "gpu")
 APPLE_APP = "apple-app"  # Apple's sample app (github.com/apple/ml-fastvlm, app/)
 PURPOSES = (APPLE_APP,)
+COMPUTE_UNITS = ("cpuOnly", "cpuAndGPU", "cpuAndNeuralEngine", "all")  # where Core ML may run, as Apple names it
 SOURCE_OPTIONS = ("image_rule", "template", "system")
 HIDDEN = "hiddenStates"  # what a package of the language model hands to the next
 STATE = "kvCache"  # what every package with layers keeps

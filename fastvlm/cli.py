@@ -1,7 +1,8 @@
 """The `fastvlm` command: finds the command typed, and turns every way it can end into one line and an exit code.
 
     0    good
-    1    the answer is no: validate, verify, scan, check-official, `lint --min-resident`, or this machine lacks things
+    1    the answer is no: validate, verify, scan, check-official, `lint --min-resident`, a profile that lost a
+         process, or this machine lacks things
     2    wrong usage or bad input: one `Error:` line that says what was found and what to do
     70   a fault in this program (never used for what a user or a file can cause); says how to report it
     130, 141, 143   interrupted by the keyboard, by a closed pipe, by a termination signal
@@ -34,7 +35,8 @@ except KeyboardInterrupt:  # these imports take tenths of a second, in which nob
     raise SystemExit(130) from None
 
 COMMANDS = (  # in the order they are typed
-    "fit", "scan", "export", "validate", "report", "lint", "run", "inspect", "bundle", "verify", "train", "synth",
+    "fit", "scan", "export", "validate", "report", "lint", "profile", "run", "inspect", "bundle", "verify", "train",
+    "synth",
     "check-official", "doctor",
 )  # fmt: skip
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h

@@ -18,6 +18,7 @@ Each message says what was found, what was expected and what to do next. The com
     ├── BuildError                a build folder that is incomplete, changed, or of a newer schema
     ├── BundleError               a folder that is no iOS bundle, or one of a newer schema
     ├── ReportError               a file that is no report of a validation, or damaged, or of a newer schema
+    ├── ProcessError              a process that did a part of the work ended by itself (exit 1; names the stage)
     └── PackageError              an .mlpackage that cannot be opened
         ├── UnsupportedOp         an op that the MIL runtime does not know (op, function, position)
         └── ExecutionError        an op, input or state that is wrong at run time
@@ -90,6 +91,16 @@ class BundleError(FastVLMError):
 
 class ReportError(FastVLMError):
     """A file is no report of a validation, is damaged, or has a newer schema."""
+
+
+class ProcessError(FastVLMError):
+    """A process that did a part of the work ended by itself; `stage` is what it was at, `ended` how it ended."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, stage: str, ended: str) -> None:
+        super().__init__(message)
+        self.stage, self.ended = stage, ended
 
 
 class PackageError(FastVLMError):

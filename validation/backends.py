@@ -6,11 +6,13 @@ machine lacks is said by name; nothing falls back to another backend.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastvlm.errors import MissingDependency, UsageError
+from fastvlm.errors import UsageError
+from validation.coreml import here
+from validation.coreml.predictor import CoreMLPredictor
+from validation.coreml.units import OF_TARGET, check_units
 
 BACKENDS = ("mil", "coreml")
 
@@ -25,35 +27,33 @@ class Predictor(Protocol):
         """Returns a fresh, zeroed state that every function of the package accepts."""
 
 
-def check_backend(backend: str) -> None:
-    """Raises UsageError for a backend nobody knows, MissingDependency for one that this machine cannot run."""
+def check_backend(backend: str, compute_units: str | None = None, stateful: bool = True) -> None:
+    """Raises UsageError for a backend nobody knows, MissingDependency for one that this machine cannot run.
+
+    `compute_units` are Core ML's; `stateful` says whether what will be run keeps a state.
+    """
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
-    if backend == "coreml" and sys.platform != "darwin":
-        raise MissingDependency(
-            f"backend coreml needs macOS, this machine is {sys.platform}; --backend mil runs the same files anywhere"
-        )
+    check_units(backend, compute_units)
+    if backend == "coreml":
+        oldest = here.STATEFUL if stateful else here.STATELESS
+        here.need_mac("backend coreml", "--backend mil runs the same files anywhere", (oldest,))
 
 
 def open_package(
     package: Path, function: str, backend: str, precision: str = "fp16", beside: Predictor | None = None,
-    target: str = "ane",
+    target: str = "ane", compute_units: str | None = None,
 ) -> Predictor:  # fmt: skip
     """Opens `function` of the .mlpackage with a backend of BACKENDS.
 
     `precision` is the MIL runtime's alone; `beside` is another function of the package, opened alike: the MIL runtime
-    shares its weights. `target` is what the package was made for, "ane" or "gpu": Core ML runs it there.
+    shares its weights. `target` is what the package was made for, "ane" or "gpu": Core ML runs it there, unless
+    `compute_units` (of COMPUTE_UNITS) say otherwise.
     """
-    check_backend(backend)
     if backend == "mil":
         from validation.mil import MILModel
 
         if isinstance(beside, MILModel):
             return beside.function(function)
         return MILModel(package, function_name=function, precision=precision)
-    import coremltools
-
-    # not ALL: Core ML then chooses per op and may hand values back and forth between the GPU and the Neural Engine
-    units = {"ane": coremltools.ComputeUnit.CPU_AND_NE, "gpu": coremltools.ComputeUnit.CPU_AND_GPU}[target]
-    model: Predictor = coremltools.models.MLModel(str(package), compute_units=units, function_name=function)
-    return model
+    return CoreMLPredictor(package, function, compute_units or OF_TARGET[target])

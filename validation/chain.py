@@ -26,9 +26,20 @@ Predict = Callable[[Predictor, dict[str, Any], Any, Where], dict[str, Any]]
 class Chain:
     """The packages of one build, executed by one backend with one precision."""
 
-    def __init__(self, stages: Sequence[Stage], backend: str, precision: str, target: str) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], backend: str, precision: str, target: str, compute_units: str | None = None
+    ) -> None:
         self.stages, self.backend, self.precision, self.target = stages, backend, precision, target
+        self.compute_units = compute_units
         self._functions: list[dict[str, Predictor]] = [{} for _ in stages]
+
+    def open(self) -> list[Predictor]:
+        """Opens every function that there is, and returns them in the order of a call."""
+        return [
+            self._function(index, name)
+            for index, stage in enumerate(self.stages)
+            for name in (("prefill", "decode") if stage.prefill else ("decode",))
+        ]
 
     def make_states(self) -> list[Any]:
         """Returns a fresh state for each package, None for one that keeps nothing."""
@@ -68,5 +79,7 @@ class Chain:
         if name not in opened:
             beside = next(iter(opened.values()), None)
             package = self.stages[index].package
-            opened[name] = open_package(package, name, self.backend, self.precision, beside, self.target)
+            opened[name] = open_package(
+                package, name, self.backend, self.precision, beside, self.target, self.compute_units
+            )
         return opened[name]

@@ -65,12 +65,15 @@ class Truth:
 class Comparison:
     """A build and its reference side by side; `steps` greedy tokens per question."""
 
-    def __init__(self, pair: Pair, tokenizer: Tokenizer, backend: str, steps: int, progress: Progress) -> None:
+    def __init__(
+        self, pair: Pair, tokenizer: Tokenizer, backend: str, steps: int, progress: Progress,
+        compute_units: str | None = None,
+    ) -> None:  # fmt: skip
         build, model = pair.build, pair.model
         self.pair, self.tokenizer, self.steps, self.progress = pair, tokenizer, steps, progress
         self.config = model.config
         with progress.stage("Opening the build"):
-            self.package = PackageEngine(build, backend)
+            self.package = PackageEngine(build, backend, compute_units=compute_units)
             self._session = session_of(self.package) if build.language else None
         self.image_size = self.package.image_size or model.config.vision.image_size
         self.reference = TorchEngine(model, self._cached_positions(), self.image_size)

@@ -29,18 +29,20 @@ class PackageEngine:
     """The packages of a build folder, executed by one backend; each function is opened when it is first asked for.
 
     `image_size` None takes the first exported; a size that was not exported is a UsageError that lists what is there.
-    `precision` is the MIL runtime's ("fp16", "fp16-accumulate" or "fp32").
+    `precision` is the MIL runtime's ("fp16", "fp16-accumulate" or "fp32"), `compute_units` Core ML's (None: those of
+    the target that the build was made for).
     """
 
     def __init__(
-        self, build: Build, backend: str = "mil", image_size: int | None = None, precision: str = "fp16"
-    ) -> None:
-        check_backend(backend)
+        self, build: Build, backend: str = "mil", image_size: int | None = None, precision: str = "fp16",
+        compute_units: str | None = None,
+    ) -> None:  # fmt: skip
+        check_backend(backend, compute_units, stateful=build.purpose is None)
         if image_size is not None and image_size not in build.image_sizes:
             raise UsageError(
                 f"the build holds no encoder for --image-size {image_size}; it has {list(build.image_sizes)}"
             )
-        self.build, self.backend, self.precision = build, backend, precision
+        self.build, self.backend, self.precision, self.compute_units = build, backend, precision, compute_units
         self.form = form_of(build)
         self.image_size: int = image_size or next(iter(build.image_sizes), 0)
         self.context = build.context
@@ -53,7 +55,7 @@ class PackageEngine:
         self.states: list[Any] | None = None
         self.position = 0
         self._encoders: dict[int, Any] = {}
-        self._chain = Chain(build.language, backend, precision, build.target)
+        self._chain = Chain(build.language, backend, precision, build.target, compute_units)
         self._embeddings: EmbeddingTable | None = None
 
     def encoder(self, size: int) -> Any:
@@ -82,7 +84,8 @@ class PackageEngine:
         return self._embeddings
 
     def _open(self, package: Path, function: str, opened: Mapping[Any, Any]) -> Any:
-        return open_package(package, function, self.backend, self.precision, next(iter(opened.values()), None))
+        beside = next(iter(opened.values()), None)
+        return open_package(package, function, self.backend, self.precision, beside, compute_units=self.compute_units)
 
     def reset(self) -> None:
         """Forgets everything that was prefilled: a fresh state, position 0."""

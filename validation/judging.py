@@ -34,6 +34,7 @@ from fastvlm_ref.questions import read_questions
 from fastvlm_ref.samples import Sample, check_pictures, samples_in, shipped_samples
 from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
+from validation.backends import check_backend
 from validation.blocks import NOT_COMPARED
 from validation.comparison import Comparison
 from validation.expected_time import tell
@@ -60,6 +61,7 @@ def validate(
     questions: str | Path | None = None,
     other_reference: bool = False,
     backend: str = "mil",
+    compute_units: str | None = None,
     steps: int | None = None,
     layerwise: bool | None = None,
     report: str | Path | None = None,
@@ -71,19 +73,20 @@ def validate(
     `reference` may be left out for builds of the embedded checkpoint. `images` is a folder of pictures to use in
     place of the shipped ones, `questions` a .jsonl file (`fastvlm_ref.questions`), of which the first four are compared
     in full and of the others the answers alone. `other_reference` compares with a checkpoint that is not the build's
-    source all the same: such a build cannot pass. `steps` greedy tokens are compared for each question (none: 64, or 8
-    layer by layer), `layerwise` says whether a layer is in memory at a time (none: where the weights of both sides take
-    more than half of the memory). `report` is where a page to look at goes, or its data, by its ending: .html or .json
-    (`validation.html_report`). `checkpoint_options` are what reading the checkpoint needs (`base`,
-    `allow_pickle`). Raises BuildError (files missing or changed), UsageError (a reference that is not the build's
-    source or of another shape, a questions file with a bad line), ImageError (pictures that are none), PromptError (a
-    prompt that does not fit), OutputError (a place for the report that cannot be), and whatever loading the checkpoint
-    raises.
+    source all the same: such a build cannot pass. `compute_units` say where Core ML may run. `steps` greedy tokens are
+    compared for each question (none: 64, or 8 layer by layer), `layerwise` says whether a layer is in memory at a time
+    (none: where the weights of both sides take more than half of the memory). `report` is where a page to look at goes,
+    or its data, by its ending: .html or .json (`validation.html_report`). `checkpoint_options` are what reading the
+    checkpoint needs (`base`, `allow_pickle`). Raises BuildError (files missing or changed), UsageError (a reference
+    that is not the build's source or of another shape, a questions file with a bad line), ImageError (pictures that are
+    none), PromptError (a prompt that does not fit), OutputError (a place for the report that cannot be), and whatever
+    loading the checkpoint raises.
     """
     steps_for(steps, False)  # a wrong number is refused before anything is read
     folder = Path(build)
     opened = read_build(folder)
     place = None if report is None else check_place(report, (folder, reference, checkpoint_options.get("base")))
+    check_backend(backend, compute_units, stateful=opened.purpose is None)
     if questions is not None and not opened.language:
         raise UsageError(f"{folder} has no language model to ask, it is an encoder alone; give --images DIR")
     samples, in_full = _samples(images, questions, opened.encoder is not None, progress)
@@ -104,7 +107,7 @@ def validate(
         model, tokenizer, files = _load_reference(opened, source, progress, other_reference, stream)
         pair = Pair(opened, model)
         kind = LayerwiseComparison if layerwise else Comparison
-        comparison = kind(pair, tokenizer, backend, steps, progress)
+        comparison = kind(pair, tokenizer, backend, steps, progress, compute_units)
         if isinstance(comparison, LayerwiseComparison):
             comparison.announce(samples)
         rows = lower_rungs(pair, progress)
@@ -118,6 +121,7 @@ def validate(
         verdict = Verdict(
             tuple(rows), tuple(answers), score(answers, in_full), tuple(comparison.differing_steps()), tuple(findings),
             backend, steps, in_full, missing, lacking, sha256_file(folder / MANIFEST), files, folder / FILE,
+            compute_units,
         )  # fmt: skip
         with progress.stage("Writing the verdict"):
             verdict = _publish(verdict, folder, comparison)

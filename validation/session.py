@@ -26,6 +26,7 @@ from fastvlm_ref.image import open_image
 from fastvlm_ref.prompt import prompt_from_record
 from fastvlm_ref.sampling import Sampling
 from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
+from validation.coreml.units import check_units
 from validation.engine import PackageEngine
 
 AnyEngine = TypeVar("AnyEngine", bound=Engine)
@@ -96,12 +97,15 @@ def open_session(
     target: str | Path,
     backend: str | None = None,
     *,
+    compute_units: str | None = None,
     image_size: int | None = None,
     context: int | None = None,
     progress: Progress = SILENT,
     **checkpoint_options: Any,
 ) -> Session[PackageEngine] | Session[TorchEngine]:
     """Opens a build folder (backend mil unless told otherwise) or a checkpoint (backend torch).
+
+    `compute_units` say where Core ML may run a build (None: what it was made for).
 
     `checkpoint_options` are those of `load_checkpoint`. Raises UsageError where an option does not fit the target.
     """
@@ -112,7 +116,8 @@ def open_session(
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in given)
             raise UsageError(f"{names}: fixed when {target} was exported; give it to `fastvlm export`")
-        return build_session(read_build(target), backend or "mil", image_size, progress)
+        return build_session(read_build(target), backend or "mil", image_size, progress, compute_units)
+    check_units("torch", compute_units)
     if backend not in (None, "torch"):
         raise UsageError(f"--backend {backend} runs a build folder, and {target} is a checkpoint; export it first")
     if image_size is not None:
@@ -125,8 +130,9 @@ def open_session(
 
 
 def build_session(
-    build: Build, backend: str = "mil", image_size: int | None = None, progress: Progress = SILENT
-) -> Session[PackageEngine]:
+    build: Build, backend: str = "mil", image_size: int | None = None, progress: Progress = SILENT,
+    compute_units: str | None = None,
+) -> Session[PackageEngine]:  # fmt: skip
     """Opens a build with its own tokenizer, prompt and image rule, as its manifest states them.
 
     BuildError for an encoder that was made for an app.
@@ -136,7 +142,7 @@ def build_session(
     if build.purpose is not None:
         build.check_whole()  # it is not, and has no tokenizer either
     with progress.stage("Opening the build"):
-        return session_of(PackageEngine(build, backend, image_size))
+        return session_of(PackageEngine(build, backend, image_size, compute_units=compute_units))
 
 
 def session_of(engine: PackageEngine) -> Session[PackageEngine]:

@@ -49,6 +49,7 @@ class Verdict:
     manifest_sha256: str
     reference: ReferenceFiles
     path: Path  # where validation.json was written
+    compute_units: str | None = None  # where Core ML was told to run, None for the target's
     selftest: dict[str, str] | None = None  # the SHA-256 of each file of selftest/, where one was written
 
     @property
@@ -79,6 +80,7 @@ class Verdict:
             "schema": SCHEMA,
             "verdict": self.word,
             "backend": self.backend,
+            **({"compute_units": self.compute_units} if self.compute_units else {}),
             "steps": self.steps,
             "pictures": self.pictures,
             "not_measured": list(self.not_measured),

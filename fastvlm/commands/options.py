@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from fastvlm.build import COMPUTE_UNITS
 from fastvlm.errors import ImageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -123,6 +124,10 @@ backend = click.option(
     "--backend", type=click.Choice(["torch", "mil", "coreml"]),
     help="Who computes: torch (a checkpoint), mil (a build, on any machine) or coreml (a build, on a Mac). "
     "Default: torch for a checkpoint, mil for a build.",
+)  # fmt: skip
+compute_units = click.option(
+    "--compute-units", type=click.Choice(COMPUTE_UNITS),
+    help="Where Core ML may run; with --backend coreml alone. Default: what the build was made for.",
 )  # fmt: skip
 reference = click.option(
     "--reference", metavar="CHECKPOINT", callback=filled,

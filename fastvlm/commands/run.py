@@ -28,6 +28,7 @@ BUNDLE_OPTIONS = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "allow_pickle": F
 @click.argument("image", callback=options.filled)
 @click.argument("prompt")
 @options.backend
+@options.compute_units
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), metavar="N",
     help="Longest answer. Default: 256, or what a bundle says of its context.",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     "--backend", type=click.Choice(["mil", "coreml"]), default="mil", show_default=True,
     help="Who executes the packages: this project's runtime on any machine, or Core ML on a Mac.",
 )  # fmt: skip
+@options.compute_units
 @click.option(
     "--steps", type=click.IntRange(1, 256), metavar="N",  # validation.steps.MOST
     help="Greedy tokens that are compared for each question. Default: 64; 8 for a model that is compared layer by "

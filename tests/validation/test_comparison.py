@@ -10,7 +10,7 @@ from row_faults import reseal
 
 from export import export
 from fastvlm.build import read_build
-from fastvlm.errors import BuildError, ImageError, MissingDependency, UsageError
+from fastvlm.errors import BuildError, ImageError, UsageError
 from fastvlm.hashes import file_hash, sha256_bytes
 from fastvlm.manifest import holds_build_alone, read_manifest, write_manifest
 from fastvlm_ref.image import open_image, preprocess
@@ -248,50 +248,6 @@ def test_sessions_refuse_what_does_not_fit(exported_tiny, tiny):
         open_session(exported_tiny, context=128)
     with pytest.raises(UsageError, match="it has"):
         open_session(exported_tiny, image_size=320)
-
-
-def test_core_ml_is_named_where_it_is_missing(exported_tiny, monkeypatch):
-    monkeypatch.setattr("sys.platform", "linux")
-    with pytest.raises(MissingDependency, match="needs macOS"):
-        open_session(exported_tiny, "coreml")
-
-
-@pytest.mark.parametrize("chain", [False, True])
-def test_core_ml_runs_behind_the_same_interface(chain, exported_tiny, tmp_path, monkeypatch):
-    """A stand-in for coremltools' MLModel whose predict is the MIL runtime: same calls, same answers, same state."""
-    import coremltools
-
-    from fastvlm_ref.samples import shipped_samples
-    from validation.mil import MILModel
-
-    class StandIn:
-        def __init__(self, path, compute_units, function_name=None):
-            gpu = chain and "LanguageModel" in path
-            assert compute_units == coremltools.ComputeUnit[f"CPU_AND_{'GPU' if gpu else 'NE'}"]
-            opened.add(path)
-            self._model = MILModel(path, function_name=function_name)
-
-        def predict(self, data, state=None):
-            return self._model.predict(data, state)
-
-        def make_state(self):
-            return self._model.make_state()
-
-    opened = set()
-    built = exported_tiny
-    if chain:
-        built = export("tiny", tmp_path / "chain", target="gpu", max_file_size=1_500_000)
-    sample = shipped_samples()[0]
-    expected = open_session(exported_tiny).answer(sample.picture, sample.prompt, 16).text
-    monkeypatch.setattr("sys.platform", "darwin")
-    monkeypatch.setattr(coremltools.models, "MLModel", StandIn)
-    session = open_session(built, "coreml")
-    assert session.answer(sample.picture, sample.prompt, 16).text == expected
-    assert len(opened) == (5 if chain else 2)
-    verdict = validate(shutil.copytree(built, tmp_path / "copy"), backend="coreml", steps=2)
-    assert verdict.passed
-    inside = ("encoder_blocks.snr_loss_db", "language_blocks.snr_loss_db", "blocks.unmatched")
-    assert set(verdict.not_measured) == {*inside, "encoder.peak", "language.peak"}, "Core ML does not show it"
 
 
 def test_an_answer_s_ties_are_judged_by_its_own_limit(tmp_path):

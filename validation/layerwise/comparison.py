@@ -82,7 +82,10 @@ class LayerwiseComparison(Comparison):
                 starts.append(splice(self.package, self.ids(sample.prompt), features[self.image_size]))
             items += [led(rows, transcript.ids, self.package.embed) for rows in starts]
         seen = self._look if self.peaks is not None else None
-        logits = logits_of_all(self.pair.build, items, backend=self.package.backend, seen=seen, progress=self.progress)
+        logits = logits_of_all(
+            self.pair.build, items, backend=self.package.backend, compute_units=self.package.compute_units, seen=seen,
+            progress=self.progress,
+        )  # fmt: skip
         each = len(items) // len(samples)
         for number, transcript in enumerate(transcripts):
             found = logits[number * each : (number + 1) * each]

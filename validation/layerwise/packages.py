@@ -52,7 +52,7 @@ Seen = Callable[[Place, str, str, Any], None]
 @one_thread()
 def logits_of_all(
     build: Build, items: Sequence[Known], *, backend: str = "mil", precision: str = "fp16",
-    seen: Seen | None = None, progress: Progress = SILENT,
+    compute_units: str | None = None, seen: Seen | None = None, progress: Progress = SILENT,
 ) -> list[Rows]:  # fmt: skip
     """Returns, for each item, logits float32 (S − filled, V) of its decoded rows.
 
@@ -63,7 +63,7 @@ def logits_of_all(
     with progress.stage("Packages, one after the other", len(build.language) * len(runs)) as advance:
         for stage in build.language:
             functions = {call.chunk.function for run in runs for call in run.calls}
-            for part in parts_of(stage, functions, backend, precision, build.target):
+            for part in parts_of(stage, functions, backend, precision, build.target, compute_units=compute_units):
                 list(side_by_side(partial(_Run.through, part=part), runs, len(runs)))
             for run in runs:
                 run.hand_on(stage)

@@ -39,8 +39,9 @@ class Part:
 
 
 def parts_of(
-    stage: Stage, functions: Collection[str], backend: str, precision: str, target: str, largest: int = LARGEST
-) -> Iterator[Part]:
+    stage: Stage, functions: Collection[str], backend: str, precision: str, target: str, largest: int = LARGEST,
+    compute_units: str | None = None,
+) -> Iterator[Part]:  # fmt: skip
     """Gives the parts of one package in order, each closed when the next one is asked for.
 
     `functions` are those that will be called; a package of the head alone has no "prefill". Raises PackageError for a
@@ -48,7 +49,10 @@ def parts_of(
     """
     wanted = [name for name in sorted(functions) if name == "decode" or stage.prefill]
     if backend != "mil":
-        yield Part(stage, _opened(stage, wanted, backend, precision, target))
+        opened = {
+            name: open_package(stage.package, name, backend, precision, None, target, compute_units) for name in wanted
+        }
+        yield Part(stage, opened)
         return
     whole = open_folder(stage.package)
     for package in cut(whole, largest):
@@ -57,13 +61,6 @@ def parts_of(
         # whoever took the part may hold it still while the next one is opened, and a frame holds itself
         opened.clear()
         gc.collect()
-
-
-def _opened(stage: Stage, wanted: list[str], backend: str, precision: str, target: str) -> dict[str, Predictor]:
-    opened: dict[str, Predictor] = {}
-    for name in wanted:
-        opened[name] = open_package(stage.package, name, backend, precision, next(iter(opened.values()), None), target)
-    return opened
 
 
 def _planned(package: Package, wanted: list[str], precision: str) -> dict[str, Predictor]:

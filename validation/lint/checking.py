@@ -22,6 +22,8 @@ from validation.lint.rules.interface import SYSTEMS
 from validation.program.contents import Function, Op, Program
 from validation.program.reading import read_program
 
+STAYS = "stays"
+
 
 def lint(path: str | Path, device: str | None = None, rules: Sequence[Rule] = RULES) -> LintReport:
     """Reports what of a package, or of each package of a build folder, the Neural Engine would take.
@@ -39,6 +41,32 @@ def lint(path: str | Path, device: str | None = None, rules: Sequence[Rule] = RU
     reports = tuple(_named(each, chosen, rules) for each in packages)
     engine = chosen.engine if chosen else ENGINES[0]
     return LintReport(str(path), chosen.name if chosen else None, engine.name, reports)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the rules say of one op: STAYS, "leaves" or "edge", and which of them say so (none for one that stays)."""
+
+    op: str
+    name: str
+    verdict: str
+    rules: tuple[str, ...]
+
+
+def predictions(path: Path, device: str | None = None) -> dict[str, tuple[Prediction, ...]]:
+    """Returns for each function of one package what is predicted of each op, in the order of the program.
+
+    Raises as `lint`.
+    """
+    chosen, program = _device(device), read_program(path)
+    engine = chosen.engine if chosen else ENGINES[0]
+    rules = [rule for rule in RULES if rule.holds_for(engine)]
+    found = {}
+    for function in program.functions:
+        judged, wide = _held(function, Setting(program, function, engine, chosen), rules)
+        whole = tuple(rule.id for rule, _ in wide if rule.verdict is Verdict.LEAVES)
+        found[function.name] = tuple(_prediction(each, whole) for each in judged)
+    return found
 
 
 def _device(name: str | None) -> Device | None:
@@ -79,13 +107,7 @@ def _package(program: Program, chosen: Device | None, rules: Sequence[Rule]) -> 
 
 
 def _function(function: Function, setting: Setting, rules: Sequence[Rule]) -> FunctionReport:
-    judged = [_judge(op, setting, [rule for rule in rules if rule.scope is Scope.OP]) for op in function.ops]
-    subjects = {Scope.FUNCTION: function, Scope.PACKAGE: setting.program}
-    wide = [
-        (rule, hit)
-        for rule in rules
-        if rule.scope is not Scope.OP and (hit := rule.finds(subjects[rule.scope], setting)) is not None
-    ]
+    judged, wide = _held(function, setting, rules)
     whole = tuple(Broken(rule.id, hit.found) for rule, hit in wide if rule.verdict is Verdict.LEAVES)
     leaving = [each for each in judged if each.broken(Verdict.LEAVES) or (whole and not each.broken(Verdict.EDGE))]
     edge = [each for each in judged if each.broken(Verdict.EDGE)]
@@ -94,6 +116,25 @@ def _function(function: Function, setting: Setting, rules: Sequence[Rule]) -> Fu
         function.name, function.opset, _share(judged, leaving, edge, "flops"), _share(judged, leaving, edge, "bytes"),
         whole, tuple(_leaving(each, whole) for each in leaving), groups, _kinds(judged, leaving),
     )  # fmt: skip
+
+
+def _held(function: Function, setting: Setting, rules: Sequence[Rule]) -> tuple[list[_Judged], list[tuple[Rule, Hit]]]:
+    """Every op with the rules that it breaks, and the rules that the function or its package breaks as a whole."""
+    judged = [_judge(op, setting, [rule for rule in rules if rule.scope is Scope.OP]) for op in function.ops]
+    subjects = {Scope.FUNCTION: function, Scope.PACKAGE: setting.program}
+    wide = [
+        (rule, hit)
+        for rule in rules
+        if rule.scope is not Scope.OP and (hit := rule.finds(subjects[rule.scope], setting)) is not None
+    ]
+    return judged, wide
+
+
+def _prediction(each: _Judged, whole: tuple[str, ...]) -> Prediction:
+    edge = tuple(broken.rule for broken in each.broken(Verdict.EDGE))
+    leaving = (*whole, *(broken.rule for broken in each.broken(Verdict.LEAVES)))
+    verdict, rules = ("edge", edge) if edge else ("leaves", leaving) if leaving else (STAYS, ())
+    return Prediction(each.op.type, each.op.name, verdict, rules)
 
 
 def _judge(op: Op, setting: Setting, rules: Sequence[Rule]) -> _Judged:

@@ -1,0 +1,182 @@
+"""`fastvlm profile`: how long each stage of an answer takes. Exit code 1 where a process ended before its time."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from fastvlm.build import COMPUTE_UNITS
+from fastvlm.commands import options
+from fastvlm.errors import UsageError
+from fastvlm.terminal import TerminalProgress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from validation.coreml.placement import FunctionPlan
+    from validation.profiling.result import Profile, Stage
+
+
+@click.command(short_help="Measure each stage of a build.")
+@click.argument("builds", nargs=-1, metavar="BUILD...")
+@click.option(
+    "--backend", "backends", type=click.Choice(["mil", "coreml"]), multiple=True,
+    help="Who executes the packages: this project's runtime on any machine, or Core ML on a Mac. Repeat it to compare. "
+    "Default: mil.",
+)  # fmt: skip
+@click.option(
+    "--compute-units", type=click.Choice(COMPUTE_UNITS), multiple=True,
+    help="Where Core ML may run; with --backend coreml alone. Repeat it to compare. Default: every choice.",
+)  # fmt: skip
+@click.option("--runs", type=int, default=5, show_default=True, metavar="N", help="How often each stage is measured.")
+@options.image_size
+@click.option(
+    "--connected", is_flag=True,
+    help="List the phones and tablets that are connected to this Mac, with the udid that --device-udid takes, and end.",
+)  # fmt: skip
+@click.option(
+    "--device-udid", metavar="UDID", callback=options.filled,
+    help="Measure on a connected phone or tablet what coremltools' remote tools can: loads, and where Core ML would "
+    "run each op (docs/profiling.md).",
+)  # fmt: skip
+@click.option(
+    "--team", metavar="ID", callback=options.filled,
+    help="Your Apple developer team, which signs the app that measures on the device; with --device-udid.",
+)  # fmt: skip
+@options.as_json
+@options.debug
+def profile(
+    builds: tuple[str, ...], backends: tuple[str, ...], compute_units: tuple[str, ...], runs: int,
+    image_size: int | None, connected: bool, device_udid: str | None, team: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure how long each stage takes: load, preprocess, encode, prefill, first token, decode at several contexts.
+
+    Several builds, backends or compute units are compared: one run of each in turn, each in a process of its own. Of N
+    runs the median and the quartiles are shown, the first load and the first run apart, and the peak of memory. With
+    Core ML also which share of each function its compute plan puts on the Neural Engine, the GPU and the CPU. Exit code
+    1 where a process ended before it was measured; the others go on.
+    """
+    if connected:
+        _list_connected(as_json)
+        return
+    if not builds:
+        raise UsageError("no build was named; give at least one build folder, or --connected to list devices")
+    if team is not None and device_udid is None:
+        raise UsageError("--team signs what runs on a device; name the device with --device-udid")
+    if runs < 1:
+        raise UsageError(f"--runs is {runs}; at least one run is needed for a figure")
+    progress = TerminalProgress(transient=True)
+    with progress.stage("Loading libraries"):
+        from validation.profiling.measuring import profile as measure
+
+    found = measure(
+        builds, backends=backends, compute_units=compute_units, runs=runs, image_size=image_size, progress=progress,
+        device_udid=device_udid, team=team,
+    )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=1))
+    else:
+        from rich.console import Console
+
+        show_profile(found, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
+    for failure in found.failures:
+        click.echo(f"Error: {' '.join(failure.message.split())}", err=True)
+    options.next_step(f"fastvlm lint {shlex.quote(builds[0])}, for what the Neural Engine would take")
+    if found.failures:
+        raise click.exceptions.Exit(1)
+
+
+def _list_connected(as_json: bool) -> None:
+    """Prints the devices that are connected."""
+    from validation.coreml.remote import connected_devices
+
+    devices = connected_devices()
+    if as_json:
+        click.echo(json.dumps([device.as_json() for device in devices], ensure_ascii=False, indent=1))
+    for device in () if as_json else devices:
+        click.echo(f"{device.udid}  {device.kind}, {device.os}, {device.state}")
+    if not devices:
+        click.echo(
+            "no device is connected; connect one by cable, unlock it, trust this Mac, and turn developer mode on",
+            err=True,
+        )
+    options.next_step("fastvlm profile BUILD --device-udid UDID --team ID")
+
+
+def show_profile(found: Profile, console: Console) -> None:
+    """Prints a table of stages, contenders below each other, then what Core ML plans."""
+    machine = found.machine
+    parts = (machine.chip, machine.model, machine.system, f"{machine.cores} cores", f"{machine.memory_gb:g} GB")
+    console.print(", ".join(part for part in parts if part))
+    marks = _marks(found)
+    for mark, result in zip(marks, found.results, strict=True):
+        console.print(f"{mark + '  ' if len(marks) > 1 else ''}{result.contender.name}")
+    console.print(_stages(found, marks))
+    for result in found.results:
+        if result.lacking:
+            console.print(f"{result.contender.name}: the build has no {' and no '.join(result.lacking)} part")
+    for result in found.results:
+        for plan in result.plan or ():
+            console.print(f"{result.contender.name}: {plan.package} {plan.function}: {_plan(plan)}")
+
+
+def _plan(plan: FunctionPlan) -> str:
+    """Which devices a function's ops and cost are on."""
+    ops, cost = (
+        ", ".join(f"{device} {share:.4g} %" for device, share in shares.items() if share) or "not told"
+        for shares in (plan.op_percent, plan.cost_percent)
+    )
+    return f"ops {ops}; estimated cost {cost} (told of {plan.told} of {len(plan.ops)} ops)"
+
+
+def _marks(found: Profile) -> list[str]:
+    """A letter for each contender, as a table calls it: names are too long for its columns."""
+    return [chr(ord("A") + place) if place < 26 else str(place + 1) for place in range(len(found.results))]
+
+
+def _stages(found: Profile, marks: Sequence[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("stage", no_wrap=True)
+    table.add_column("" if len(marks) == 1 else "of", no_wrap=True)
+    for head in (f"median of {found.runs}", "quartiles", "first time", "" if len(marks) == 1 else "× A"):
+        table.add_column(head, justify="right", no_wrap=True)
+    ratios: list[dict[tuple[str, int | None], float]] = [{}, *found.ratios[1:]]
+    for key in dict.fromkeys((stage.name, stage.position) for result in found.results for stage in result.stages):
+        title = ""
+        for mark, result, times in zip(marks, found.results, ratios, strict=True):
+            if stage := result.stage(*key):
+                ratio = f"{times[key]:.2f}" if key in times else ""
+                table.add_row("" if title else stage.title, mark if len(marks) > 1 else "", *_cells(stage), ratio)
+                title = stage.title
+    for mark, result in zip(marks, found.results, strict=True):
+        if result.memory:
+            before, peak = (f"{result.memory[kind] / 1e6:.0f} MB" for kind in ("before_load", "peak"))
+            table.add_row("peak memory, before load", mark if len(marks) > 1 else "", peak, "", before)
+    return table
+
+
+def _cells(stage: Stage) -> tuple[str, str, str]:
+    """Median, quartiles and first time of one stage."""
+    first = "" if stage.first is None else _seconds(stage.first)
+    if stage.spread is None:
+        return "", "", first
+    spread = stage.spread
+    size, _ = _unit(spread.median)
+    return _seconds(spread.median), f"{spread.q1 * size:.3g}–{spread.q3 * size:.3g}", first
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    return (1.0, "s") if seconds >= 1 else (1e3, "ms")
+
+
+def _seconds(value: float) -> str:
+    """Seconds or milliseconds, in three digits."""
+    size, unit = _unit(value)
+    return f"{value * size:.3g} {unit}"

@@ -1,0 +1,46 @@
+"""One function of a package in Core ML, with the surface that the engine calls (`validation.backends.Predictor`)."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from fastvlm.errors import ExecutionError, PackageError
+from validation.coreml import here
+from validation.coreml.units import NAMES
+
+
+class CoreMLPredictor:
+    """`function` of the .mlpackage, loaded for `units` of COMPUTE_UNITS; PackageError where Core ML cannot load it.
+
+    coremltools compiles a package each time that it opens it, which an app does when it is built. `load_seconds` is
+    what Core ML itself took to load what was compiled, None where coremltools does not tell.
+    """
+
+    def __init__(self, package: Path, function: str, units: str) -> None:
+        self._title = f"{function} of {package.name} on {units}"
+        library = here.library()
+        with warnings.catch_warnings(record=True) as told:  # it warns where it cannot load, and fails at the first run
+            warnings.simplefilter("always")
+            self._model = library.models.MLModel(
+                str(package), compute_units=library.ComputeUnit[NAMES[units]], function_name=function
+            )
+        if self._model.__proxy__ is None:
+            said = " ".join(str(each.message) for each in told) or "it gives no reason"
+            raise PackageError(f"Core ML cannot load {self._title}: {said}")
+        nanoseconds = self._model.load_duration_in_nano_seconds
+        self.load_seconds = None if nanoseconds is None else nanoseconds / 1e9
+
+    def predict(self, data: dict[str, Any], state: Any = None) -> dict[str, Any]:
+        """Runs the function once; ExecutionError where Core ML refuses."""
+        try:
+            # a copy: coremltools puts float32 in the place of fp16 inputs
+            outputs: dict[str, Any] = self._model.predict(dict(data), state)
+        except RuntimeError as error:
+            raise ExecutionError(f"Core ML cannot run {self._title}: {error}") from error
+        return outputs
+
+    def make_state(self) -> Any:
+        """Returns a fresh, zeroed state."""
+        return self._model.make_state()
