@@ -27,7 +27,7 @@ from validation.session import build_session
 LINES = 300
 KNOWN = {
     "fastvlm.errors", "fastvlm.paths", "validation.backends", "collections", "collections.abc", "itertools", "json",
-    "numpy", "numpy.typing", "pathlib", "PIL", "re", "tokenizers", "typing",
+    "numpy", "numpy.typing", "pathlib", "PIL", "re", "tokenizers", "typing", "warnings",
 }  # fmt: skip
 
 
@@ -127,11 +127,11 @@ def test_the_calls_are_those_of_the_runtime(length: int, query: int, context: in
     host.query, host.context, host.stages = query, context, []
     rows = np.zeros((length, 192), np.float16)
 
-    def call(name: str, position: int, real: np.ndarray) -> np.ndarray:
+    def chain(name: str, position: int, real: np.ndarray, _: dict[str, Any]) -> np.ndarray:
         calls.append((name, position, len(real)))
         return np.zeros(host.vocabulary, np.float32)
 
-    host.call, host.features = call, lambda _: rows  # type: ignore[method-assign]
+    host.chain, host.features = chain, lambda _: rows  # type: ignore[method-assign]
     list(host.steps(np.zeros(0, np.uint8), ([], []), 1))
     planned = plan_prefill(length - 1, past=0, query=query, context=context)
     assert calls == [*((each.function, each.position, each.rows) for each in planned), ("decode", length - 1, 1)]
@@ -179,10 +179,10 @@ def refusal(bundle: Path, kind: type[FastVLMError] = BundleError, **options: Any
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"bundle/schema": "1.0"}, "is a vlm of schema 1.0, not a vlm of 0.x; install a newer fastvlm"),
-        ({"kind": "llm"}, "is a llm of schema 0.1, not a vlm of 0.x"),
+        ({"bundle/schema": "1.0"}, "is a 'vlm' of schema '1.0', not a vlm of 0.x; update fastvlm"),
+        ({"kind": "llm"}, "is a 'llm' of schema '0.1', not a vlm of 0.x"),
         ({"bundle": None}, "bundle.schema is None, expected str"),
-        ({"language/head_dim": None}, "language.head_dim is None, expected int; make it again"),
+        ({"language/head_dim": None}, "language.head_dim is None, expected int from 1 to 16,777,216; bundle again"),
         ({"language/prefill_chunk_size": 0}, "language.prefill_chunk_size is 0, expected int"),
         ({"language/max_context_length": 1 << 40}, "language.max_context_length is 1099511627776"),
         ({"language/mask_value": "low"}, "language.mask_value is 'low', expected float"),
@@ -196,7 +196,7 @@ def refusal(bundle: Path, kind: type[FastVLMError] = BundleError, **options: Any
         ({"embedding/dtype": "int4"}, "not 576 × 192 of int4"),
         ({"embedding/dtype": "int8"}, "has 221184 bytes, not 576 × 192 of int8"),
         ({"assets/vision": "models/Other"}, "has no models/Other.mlpackage; it is no whole bundle"),
-        ({"vision/image_strategy": "stretch"}, "image strategy stretch, expected pad or center_crop"),
+        ({"vision/image_strategy": "stretch"}, "image strategy 'stretch', expected pad or center_crop"),
         ({"embedding/width": 96, "embedding/rows": 1152}, "tokenizer, table and encoder do not fit"),
     ],
 )

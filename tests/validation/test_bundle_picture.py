@@ -64,7 +64,7 @@ def test_odd_shapes(width: int, height: int, size: int, strategy: str) -> None:
 
 
 def test_an_unknown_strategy_is_named() -> None:
-    with pytest.raises(BundleError, match="image strategy stretch, expected pad or center_crop"):
+    with pytest.raises(BundleError, match="image strategy 'stretch', expected pad or center_crop"):
         square(noise(2, 2), 2, "stretch")
 
 
@@ -136,7 +136,10 @@ def test_every_shade_over_white_is_pillow_s() -> None:
 def test_what_is_no_whole_png_or_jpeg_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "photo.png"
     file.write_bytes(content)
-    with pytest.raises(ImageError, match=r"photo.png is no PNG or JPEG that can be read \(.+\)$"):
+    with pytest.raises(
+        ImageError,
+        match=r"photo.png is no PNG or JPEG that can be read, at most 50,000,000 pixels, 30,000 a side \(.+\)$",
+    ):
         open_photo(file)
 
 
@@ -152,7 +155,7 @@ FAULTS = {
     "half a pixel off": (" + 0.5) * scale", ") * scale"),
     "another bicubic": ("* -0.5  # bicubic", "* -0.75  # bicubic"),
     "cut, not rounded": ("1 << (BITS - 1)", "0"),
-    "edge repeated, not black": ("(codes * (rows == places - before)).T", "codes.T"),
+    "edge repeated, not black": ("codes *= rows == places - before", "pass"),
     "padded at the end": ("(side - length) // 2", "0"),
 }
 
