@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from validation.session import build_session
 LINES = 300
 KNOWN = {
     "fastvlm.errors", "fastvlm.paths", "validation.backends", "collections", "collections.abc", "itertools", "json",
-    "numpy", "numpy.typing", "pathlib", "PIL", "re", "tokenizers", "typing",
+    "numpy", "numpy.typing", "pathlib", "PIL", "re", "tokenizers", "typing", "warnings",
 }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def test_the_host_knows_nothing_of_the_project_but_how_packages_run(root: Path) 
 
 
 ALONE = """
-import json, sys
+import json, os, sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -67,29 +68,54 @@ for room in ("fastvlm_ref", "export"):
 from validation.bundle_host.host import Host
 from validation.bundle_selftest import run_selftest
 
-bundle, photo, prompt = sys.argv[1:]
+bundle, photo, prompt, elsewhere = sys.argv[1:]
+opened = []
+sys.addaudithook(lambda event, given: opened.append(given) if event == "open" else None)
 host = Host(bundle)
 example = json.loads(host.path("selftest/selftest.json").read_bytes())
 ids = example["ids_before_image"], example["ids_after_image"]
 from validation.bundle_host.picture import open_photo
 steps = host.steps(open_photo(host.path("selftest/picture.png")), ids, len(example["greedy_ids"]))
-print(json.dumps({
+told = {
     "greedy": [int(logits.argmax()) for logits in steps] == example["greedy_ids"],
     "answer": "".join(host.answer(photo, prompt)),
     "selftest": run_selftest(bundle).as_json(),
-}))
+}
+open(elsewhere, "rb").close()  # which must be among what was seen
+read = {path for path, _, flags in opened if flags & os.O_ACCMODE != os.O_WRONLY and not isinstance(path, int)}
+told["opened"] = sorted(os.path.realpath(os.fsdecode(path)) for path in read)
+print(json.dumps(told))
 """
+CODE = (".py", ".pyc", ".so")
+SYSTEM = ("/proc/", "/sys/", "/dev/", "/usr/", "/lib/", "/lib64/", "/System/", "/Library/", "/etc/", "/opt/")
+
+
+def strange(opened: list[str], bundle: Path, root: Path) -> set[str]:
+    """The read files that are neither the bundle's, Python's and its libraries', the system's, nor this project's code.
+
+    Nothing of the project's data, then, and no other bundle, build or checkpoint. What a library opens past Python
+    is not seen: tokenizers reads the one path that it is given.
+    """
+    python = [Path(place).resolve() for place in (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix)]
+    allowed = [bundle.resolve(), *(place for place in python if place not in root.resolve().parents)]
+    rest = (Path(path) for path in opened if not path.startswith(SYSTEM))
+    foreign = (path for path in rest if not any(map(path.is_relative_to, allowed)))
+    return {str(path) for path in foreign if path.suffix not in CODE or not path.is_relative_to(root.resolve())}
 
 
 def test_it_answers_where_the_other_rooms_cannot_be_imported(tiny_bundle: Path, root: Path, tmp_path: Path) -> None:
     sample = shipped_samples()[0]
-    words = [sys.executable, "-P", "-c", ALONE, str(tiny_bundle), str(sample.picture), sample.prompt]
+    photo = Path(shutil.copyfile(sample.picture, tmp_path / "photo.png"))
+    elsewhere = (root / "pyproject.toml").resolve()
+    words = [sys.executable, "-P", "-c", ALONE, str(tiny_bundle), str(photo), sample.prompt, str(elsewhere)]
     done = subprocess.run(words, cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["greedy"]
     assert told["answer"] == told["selftest"]["text"] == sample.answer
     assert told["selftest"]["passed"]
+    assert str((tiny_bundle / "metadata.json").resolve()) in told["opened"]
+    assert strange(told["opened"], tiny_bundle, root) == {str(photo.resolve()), str(elsewhere)}
 
 
 # The same logits, bit for bit, as the runtime that the project validates builds by
@@ -127,14 +153,23 @@ def test_the_calls_are_those_of_the_runtime(length: int, query: int, context: in
     host.query, host.context, host.stages = query, context, []
     rows = np.zeros((length, 192), np.float16)
 
-    def call(name: str, position: int, real: np.ndarray) -> np.ndarray:
+    def chain(name: str, position: int, real: np.ndarray, _: dict[str, Any]) -> np.ndarray:
         calls.append((name, position, len(real)))
         return np.zeros(host.vocabulary, np.float32)
 
-    host.call, host.features = call, lambda _: rows  # type: ignore[method-assign]
+    host.chain, host.features = chain, lambda _: rows  # type: ignore[method-assign]
     list(host.steps(np.zeros(0, np.uint8), ([], []), 1))
     planned = plan_prefill(length - 1, past=0, query=query, context=context)
     assert calls == [*((each.function, each.position, each.rows) for each in planned), ("decode", length - 1, 1)]
+
+
+def test_two_runs_of_one_host_do_not_meet(tiny_bundle: Path) -> None:
+    """Steps taken in turns give what each gives alone: the states belong to a run."""
+    host, pixels = Host(tiny_bundle), np.zeros((256, 256, 3), np.uint8)
+    asked = [host.prompt.ids(text) for text in ("What?", "Describe the picture.")]
+    alone = [list(host.steps(pixels, ids, 2)) for ids in asked]
+    turns = list(zip(*(host.steps(pixels, ids, 2) for ids in asked), strict=True))
+    assert np.array_equal(np.array(alone), np.array(turns).swapaxes(0, 1))
 
 
 def test_it_says_what_the_build_says(odd_build: Path, odd_bundle: Path) -> None:
@@ -179,24 +214,37 @@ def refusal(bundle: Path, kind: type[FastVLMError] = BundleError, **options: Any
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"bundle/schema": "1.0"}, "is a vlm of schema 1.0, not a vlm of 0.x; install a newer fastvlm"),
-        ({"kind": "llm"}, "is a llm of schema 0.1, not a vlm of 0.x"),
+        ({"bundle/schema": "1.0"}, "is a 'vlm' of schema '1.0', not a vlm of 0.x; update fastvlm"),
+        ({"kind": "llm"}, "is a 'llm' of schema '0.1', not a vlm of 0.x"),
         ({"bundle": None}, "bundle.schema is None, expected str"),
-        ({"language/head_dim": None}, "language.head_dim is None, expected int; make it again"),
+        ({"language/head_dim": None}, "language.head_dim is None, expected int from 1 to 16,777,216; bundle again"),
         ({"language/prefill_chunk_size": 0}, "language.prefill_chunk_size is 0, expected int"),
         ({"language/max_context_length": 1 << 40}, "language.max_context_length is 1099511627776"),
         ({"language/mask_value": "low"}, "language.mask_value is 'low', expected float"),
+        ({"language/mask_value": float("-inf")}, "language.mask_value is -inf, expected float from -65,504 to -1"),
+        ({"language/mask_value": float("nan")}, "language.mask_value is nan, expected float"),
+        ({"language/rope_theta": 10**400}, "language.rope_theta is 1000"),
+        ({"language/rope_theta": -10000.0}, "language.rope_theta is -10000.0, expected float from 1 to 1e+30"),
+        ({"language/rope_theta": True}, "language.rope_theta is True, expected float"),
+        ({"language/head_dim": True}, "language.head_dim is True, expected int"),
+        ({"language": []}, "language.prefill_chunk_size is None, expected int"),
         ({"language/chain": {}}, "language.chain is {}, expected list"),
         ({"profiles": []}, "profiles.0.image_size is None"),
         ({"prompt/before": None}, "prompt.before is None, expected str"),
         ({"prompt/controls": [7]}, "prompt.controls.0 is 7, expected str"),
+        ({"prompt/controls": ["\ud800"]}, r"lacks one of the template's tokens ['\ud800']"),
+        ({"prompt/controls": ["the"]}, "lacks one of the template's tokens ['the']"),  # a word, no added token
+        ({"prompt/bos_id": -1}, "prompt.bos_id is -1, expected int from 0 to"),
+        ({"prompt/bos_id": True}, "prompt.bos_id is True, expected int"),
+        ({"prompt/bos_id": 576}, " are no ids of 576 rows; make the bundle again"),
+        ({"prompt/stop_ids": [1, -1]}, "prompt.stop_ids.1 is -1, expected int"),
         ({"files/tokenizer": "../tokenizer.json"}, "expected a plain relative path below that folder"),
         ({"files/tokenizer": "tokenizer/none.json"}, "has no tokenizer/none.json; it is no whole bundle"),
         ({"embedding/rows": 577}, "has 221184 bytes, not 577 × 192 of float16"),
         ({"embedding/dtype": "int4"}, "not 576 × 192 of int4"),
         ({"embedding/dtype": "int8"}, "has 221184 bytes, not 576 × 192 of int8"),
         ({"assets/vision": "models/Other"}, "has no models/Other.mlpackage; it is no whole bundle"),
-        ({"vision/image_strategy": "stretch"}, "image strategy stretch, expected pad or center_crop"),
+        ({"vision/image_strategy": "stretch"}, "image strategy 'stretch', expected pad or center_crop"),
         ({"embedding/width": 96, "embedding/rows": 1152}, "tokenizer, table and encoder do not fit"),
     ],
 )
@@ -225,6 +273,18 @@ def test_a_compiled_model_says_who_runs_it(tiny_bundle: Path, tmp_path: Path) ->
     copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
     (copy / "models" / "VisionEncoder.mlpackage").rename(copy / "models" / "VisionEncoder.mlmodelc")
     assert "VisionEncoder.mlpackage, only .mlmodelc, which Core ML alone runs" in refusal(copy)
+
+
+def test_metadata_without_end_is_not_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = changed(tiny_bundle, tmp_path / "copy", {"name": "x" * (4 << 20)})
+    assert "metadata.json of " in (said := refusal(copy))
+    assert "cannot be read in 4 MiB" in said
+
+
+@pytest.mark.parametrize("ids", [[-1], [576], [True], [1.0], ["1"], [None]])
+def test_ids_that_have_no_row_are_refused(ids: list[Any], tiny_bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"^\[.+\] are no ids of 576 rows; make the bundle again$"):
+        Host(tiny_bundle).embed(ids)
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"[]", b'"text"', b"\xff"])

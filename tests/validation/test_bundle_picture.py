@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastvlm.errors import BundleError, ImageError
-from fastvlm_ref.image import MAX_SIDE, open_image, preprocess
+from fastvlm_ref.image import MAX_PIXELS, MAX_SIDE, open_image, preprocess
 from validation.bundle_host.picture import open_photo, square
 
 RULES = {"pad": "pad", "center_crop": "crop"}
@@ -64,7 +67,7 @@ def test_odd_shapes(width: int, height: int, size: int, strategy: str) -> None:
 
 
 def test_an_unknown_strategy_is_named() -> None:
-    with pytest.raises(BundleError, match="image strategy stretch, expected pad or center_crop"):
+    with pytest.raises(BundleError, match="image strategy 'stretch', expected pad or center_crop"):
         square(noise(2, 2), 2, "stretch")
 
 
@@ -136,7 +139,72 @@ def test_every_shade_over_white_is_pillow_s() -> None:
 def test_what_is_no_whole_png_or_jpeg_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "photo.png"
     file.write_bytes(content)
-    with pytest.raises(ImageError, match=r"photo.png is no PNG or JPEG that can be read \(.+\)$"):
+    with pytest.raises(
+        ImageError,
+        match=r"photo.png is no PNG or JPEG that can be read, at most 50,000,000 pixels, 30,000 a side \(.+\)$",
+    ):
+        open_photo(file)
+
+
+def sized(width: int, height: int) -> bytes:
+    """A PNG file that says it has these sides; decoded it would be cut short."""
+    chunks = [
+        (b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    parts = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "said"),
+    [
+        (1, 20_000_000, "1 × 20000000"), (30_001, 1, "30001 × 1"), (12_000, 12_000, "12000 × 12000"),
+        (10_000, 5_001, "10000 × 5001"), (20_000, 20_000, "400000000 pixels"),
+    ],
+)  # fmt: skip
+def test_what_is_too_large_is_refused_by_its_header(tmp_path: Path, width: int, height: int, said: str) -> None:
+    """As the reference does: the last is refused by Pillow itself, which warns of the one before."""
+    file = tmp_path / "photo.png"
+    file.write_bytes(sized(width, height))
+    with pytest.raises(ImageError, match=rf"at most {MAX_PIXELS:,} pixels, {MAX_SIDE:,} a side \(.*{said}"):
+        open_photo(file)
+    with pytest.raises(ImageError):
+        open_image(file)
+
+
+@pytest.mark.parametrize("strategy", sorted(RULES))
+@pytest.mark.parametrize(("width", "height"), [(3000, 800), (800, 3000), (30_000, 80)])
+def test_a_large_photo_takes_a_few_times_its_bytes(tmp_path: Path, width: int, height: int, strategy: str) -> None:
+    """Transparent places too, which are laid over white in 16 bits; a square of black is never made."""
+    file = tmp_path / "photo.png"
+    Image.new("RGBA", (width, height), (9, 8, 7, 6)).save(file)
+    tracemalloc.start()
+    made = square(open_photo(file), 512, strategy)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert made.shape == (512, 512, 3)
+    assert peak < 5 * 4 * width * height
+
+
+WHOLE = saved(colours("RGB"), "PNG")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [WHOLE[:-12], WHOLE[:-6] + b"X" + WHOLE[-5:], WHOLE[:-20] + bytes([WHOLE[-20] ^ 1]) + WHOLE[-19:]],
+    ids=["no end", "end of another name", "pixels with another checksum"],
+)
+def test_a_png_without_its_end_is_refused(tmp_path: Path, content: bytes) -> None:
+    """By the reference as well; every row of pixels is there."""
+    file = tmp_path / "photo.png"
+    file.write_bytes(content)
+    with pytest.raises(ImageError):
+        open_image(file)
+    with pytest.raises(ImageError, match=r"photo.png is no PNG or JPEG that can be read"):
         open_photo(file)
 
 
@@ -152,7 +220,7 @@ FAULTS = {
     "half a pixel off": (" + 0.5) * scale", ") * scale"),
     "another bicubic": ("* -0.5  # bicubic", "* -0.75  # bicubic"),
     "cut, not rounded": ("1 << (BITS - 1)", "0"),
-    "edge repeated, not black": ("(codes * (rows == places - before)).T", "codes.T"),
+    "edge repeated, not black": ("codes *= rows == places - before", "pass"),
     "padded at the end": ("(side - length) // 2", "0"),
 }
 

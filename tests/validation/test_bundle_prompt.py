@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from fastvlm.errors import BundleError, PromptError
+from fastvlm.errors import BundleError, PromptError, TokenizerError
 from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.prompt import encode_prompt, prompt_record
 from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
@@ -137,6 +137,21 @@ def test_a_template_s_token_that_the_tokenizer_lacks_is_named(tiny: Path, tmp_pa
     record = prompt_record(PromptConfig()) | {"controls": ["<|im_start|>", "<|turn|>"], "bos_id": None}
     with pytest.raises(BundleError, match=r"lacks one of the template's tokens .*<\|turn\|>"):
         hosted(tmp_path, record)
+
+
+def test_a_vocabulary_that_makes_control_tokens_of_text_is_refused(tmp_path: Path) -> None:
+    """By the reference as well."""
+    made = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "hi": 2}, "<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["</s>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    record = {"system": "", "system_turn": "", "before": "", "after": "{prompt}", "controls": [], "stop_ids": [1]}
+    prompt = hosted(tmp_path, record)
+    assert prompt.ids("hi hi") == ([], [2, 2])
+    with pytest.raises(TokenizerError, match="plain text became the control token </s>"):
+        Tokenizer(made).encode("hi </s>")
+    with pytest.raises(BundleError, match=r"^plain text became the control token </s>; use another tokenizer$"):
+        prompt.ids("hi </s>")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"model": {"type": "BPE"}}'])

@@ -16,44 +16,42 @@ class Bundle:
         self.folder, self.backend = Path(folder), backend
         self.opened: dict[str, dict[str, Predictor]] = {}
         try:
-            self.metadata = json.loads(self.path("metadata.json").read_bytes())
+            with self.path("metadata.json").open("rb") as file:
+                self.metadata = json.loads(file.read(4 << 20))
         except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(f"metadata.json of {folder} cannot be read ({error}); copy the bundle again") from error
+            raise BundleError(f"metadata.json of {folder} cannot be read in 4 MiB ({error}); copy it again") from error
         schema, kind = self.get("bundle.schema", str), self.get("kind", str)
         if schema.split(".")[0] != "0" or kind != "vlm":
-            raise BundleError(f"{folder} is a {kind} of schema {schema}, not a vlm of 0.x; install a newer fastvlm")
+            raise BundleError(f"{folder} is a {kind!r:.9} of schema {schema!r:.9}, not a vlm of 0.x; update fastvlm")
 
-    def get(self, path: str, kind: Any) -> Any:
-        """Returns `metadata[a][b]…` of the path "a.b…"; BundleError unless it is a `kind`, and an int positive."""
+    def get(self, path: str, kind: Any, low: float = 1, high: float = 1 << 24) -> Any:
+        """Returns `metadata[a][b]…` of the path "a.b…"; BundleError unless a `kind`, a number from `low` to `high`."""
         value: Any = self.metadata
         for key in path.split("."):
-            held = {str(n): each for n, each in enumerate(value)} if isinstance(value, list) else value
-            value = held.get(key) if isinstance(held, dict) else None
-        value = float(value) if kind is float and type(value) is int else value
-        if not isinstance(value, kind) or (kind is int and not 0 < value < 1 << 24):
-            found = f"{path} is {value!r:.60}"
-            raise BundleError(f"metadata.json of {self.folder}: {found}, expected {kind.__name__}; make it again")
-        return value
+            at = int(key) if isinstance(value, list) and key.isdecimal() and int(key) < len(value) else key
+            value = value[at] if at != key or (isinstance(value, dict) and key in value) else None
+        name = kind.__name__ + f" from {low:,} to {high:,}" * (number := kind in (int, float))
+        if type(value) not in (kind, int if number else kind) or (number and not low <= value <= high):
+            raise BundleError(f"metadata.json of {self.folder}: {path} is {value!r:.60}, expected {name}; bundle again")
+        return kind(value)
 
-    def all(self, path: str, kind: Any, tail: str = "") -> list[Any]:
+    def all(self, path: str, kind: Any, tail: str = "", low: float = 1) -> list[Any]:
         """Returns `get` of every entry of a list, or of what lies at `tail` below each."""
-        return [self.get(f"{path}.{n}{tail}", kind) for n in range(len(self.get(path, list)))]
+        return [self.get(f"{path}.{n}{tail}", kind, low) for n in range(len(self.get(path, list)))]
 
     def path(self, name: str) -> Path:
         """Returns the path of a file or package of the bundle."""
         path = contained(self.folder, name, BundleError)
         if not path.exists():
-            there = path.with_suffix(".mlmodelc").exists()
-            compiled = ", only .mlmodelc, which Core ML alone runs" if there else ""
-            raise BundleError(f"{self.folder} has no {name}{compiled}; it is no whole bundle, copy it again")
+            only = ", only .mlmodelc, which Core ML alone runs" * path.with_suffix(".mlmodelc").exists()
+            raise BundleError(f"{self.folder} has no {name}{only}; it is no whole bundle, copy it again")
         return path
 
     def function(self, asset: str, name: str) -> Predictor:
         """Returns a function of STEM.mlpackage, where `asset` is the path of STEM in metadata.json; opens it once."""
-        opened = self.opened.setdefault(asset, {})
-        if name not in opened:
+        held = self.opened.setdefault(asset, {})
+        if name not in held:
             units = self.get(f"compute_units.{'vision' if asset == 'assets.vision' else 'main'}.0", str)
-            package, beside = self.path(f"{self.get(asset, str)}.mlpackage"), next(iter(opened.values()), None)
-            target = "gpu" if units == "cpuAndGPU" else "ane"
-            opened[name] = open_package(package, name, self.backend, "fp16", beside, target)
-        return opened[name]
+            file, other = self.path(f"{self.get(asset, str)}.mlpackage"), next(iter(held.values()), None)
+            held[name] = open_package(file, name, self.backend, "fp16", other, "gpu" if units == "cpuAndGPU" else "ane")
+        return held[name]

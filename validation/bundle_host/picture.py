@@ -1,8 +1,6 @@
-"""Photo → the N×N RGB bytes that the encoder takes; Pillow decodes and reads EXIF, the rest is numpy.
+"""Photo → the encoder's N×N RGB bytes, those of Pillow's Resample.c and AlphaComposite.c and of CLIPImageProcessor."""
 
-Sources: Pillow's Resample.c and AlphaComposite.c, LLaVA's expand2square, transformers' CLIPImageProcessor.
-"""
-
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,35 +10,36 @@ from PIL import Image, ImageOps
 from fastvlm.errors import BundleError, ImageError
 
 Pixels = NDArray[np.uint8]
+KINDS, PIXELS, SIDE = ("PNG", "JPEG"), 50_000_000, 30_000  # by the header, before a byte is decoded
 BITS = 22  # of a weight behind the point: 32 − 8 of a byte − 2, since sums of weights pass 0 and 1
 
 
 def open_photo(path: str | Path) -> Pixels:
     """Returns RGB (height, width, 3) of a PNG or JPEG file, upright; transparent places are laid over white."""
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16-bit grey
-                grey = (np.asarray(image).astype(np.int64)[..., None] * 255 + 32767) // 65535
-                return np.repeat(grey.astype(np.uint8), 3, 2)
-            rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=KINDS) as head:
+            if head.width * head.height > PIXELS or max(head.size) > SIDE:
+                raise ValueError(f"it is {head.width} × {head.height}")
+            head.verify()  # every chunk of a PNG; decoding stops where the last row is complete
+            with Image.open(path, formats=KINDS) as file:
+                image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16-bit grey
+            image = Image.fromarray(((np.asarray(image, np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+        rgba = np.asarray(image.convert("RGBA"))
     except Exception as error:  # decoders raise a dozen kinds on damaged files
-        raise ImageError(f"{path} is no PNG or JPEG that can be read ({' '.join(str(error).split())})") from error
-    colour, alpha = rgba[..., :3], rgba[..., 3:]
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        said = f"at most {PIXELS:,} pixels, {SIDE:,} a side ({' '.join(str(error).split())})"
+        raise ImageError(f"{path} is no PNG or JPEG that can be read, {said}") from error
+    rows = ((row[:, :3], row[:, 3:].astype(np.uint16)) for row in rgba)  # in 16 bits all at once take a gigabyte
+    return np.stack([((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8) for colour, alpha in rows])
 
 
 def square(pixels: Pixels, size: int, strategy: str) -> Pixels:
-    """Returns (N, N, 3), N = `size`, of RGB (height, width, 3): width first, then height, each rounded to bytes.
-
-    "pad" centres the picture on a black square; "center_crop" brings its shorter side to N and keeps the middle.
-    """
+    """Returns (N, N, 3), N = `size`, of RGB (height, width, 3) in the middle of black, or cut at its longer side."""
     if strategy not in ("pad", "center_crop"):
-        raise BundleError(f"metadata.json names the image strategy {strategy}, expected pad or center_crop")
+        raise BundleError(f"metadata.json names the image strategy {strategy!r:.60}, expected pad or center_crop")
     short, long = sorted(pixels.shape[:2])
     for _ in "width", "height":
-        pixels = np.ascontiguousarray(pixels.swapaxes(0, 1))  # the axis to resize comes first
-        length = len(pixels)
+        length = len(pixels := np.ascontiguousarray(pixels.swapaxes(0, 1)))  # the axis to resize comes first
         side, scaled = (long, size) if strategy == "pad" else (length, size * length // short)
         pixels = resample(pixels, (side - length) // 2, side, scaled, (scaled - size) // 2, size)
     return pixels
@@ -51,8 +50,7 @@ def resample(pixels: Pixels, before: int, side: int, size: int, first: int, coun
     scale = side / size
     wide = max(scale, 1.0)  # enlarging looks at 4 places, reducing at 4 · scale
     centre = (np.arange(first, first + count) + 0.5) * scale
-    low = np.maximum((centre - 2 * wide + 0.5).astype(np.int64), 0)
-    high = np.minimum((centre + 2 * wide + 0.5).astype(np.int64), side)
+    low, high = (np.clip((centre + way * wide + 0.5).astype(np.int64), 0, side) for way in (-2, 2))
     places = low[:, None] + np.arange((high - low).max())
     x = np.abs((places - centre[:, None] + 0.5) * (1.0 / wide))
     near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5  # bicubic, a = −0.5
@@ -60,7 +58,6 @@ def resample(pixels: Pixels, before: int, side: int, size: int, first: int, coun
     weights /= np.cumsum(weights, 1)[:, -1:]  # added one by one, as in C
     codes = np.trunc(weights * (1 << BITS) + np.copysign(0.5, weights)).astype(np.int32)
     rows = np.clip(places - before, 0, len(pixels) - 1)
-    total = np.full((count, *pixels.shape[1:]), 1 << (BITS - 1), np.int32)
-    for row, code in zip(rows.T, (codes * (rows == places - before)).T, strict=True):  # a black row adds nothing
-        total += pixels[row] * code[:, None, None]
-    return np.clip(total >> BITS, 0, 255).astype(np.uint8)
+    codes *= rows == places - before  # a black row adds nothing
+    sums = ((pixels[row] * code[:, None, None]).sum(0, np.int32) for row, code in zip(rows, codes, strict=True))
+    return np.stack([np.clip((total + (1 << (BITS - 1))) >> BITS, 0, 255).astype(np.uint8) for total in sums])

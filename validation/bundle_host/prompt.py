@@ -1,12 +1,7 @@
-"""Prompt → ids before and after the image, and ids → text, by tokenizer.json and the template of metadata.json.
-
-A template is cut at its control tokens before user text enters, and each run of text is encoded by itself, past the
-step that looks for control tokens: nothing that a user types becomes one.
-"""
+"""Prompt → ids before and after the image, ids → text; nothing that a user types becomes a control token."""
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import tokenizers
 
@@ -26,12 +21,15 @@ class Prompt:
         except BaseException as error:  # the library raises plain Exception, and its panics are not even that
             raise BundleError(f"{file} is no tokenizer that can be read ({error}); copy the bundle again") from error
         self.turns = {key: bundle.get(f"prompt.{key}", str) for key in ("system", "system_turn", "before", "after")}
-        bos, self.stops = bundle.get("prompt.bos_id", object), bundle.all("prompt.stop_ids", object)
-        self.begin = [] if bos is None else [bos]
+        self.begin = [] if bundle.get("prompt", dict).get("bos_id") is None else [bundle.get("prompt.bos_id", int, 0)]
+        self.stops = bundle.all("prompt.stop_ids", int, low=0)
         names = sorted(bundle.all("prompt.controls", str), key=len, reverse=True)
-        self.controls: dict[str, Any] = {name: self.tokenizer.token_to_id(name) for name in names}
-        if None in self.controls.values():
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.special = {id_ for id_ in added if added[id_].special}
+        ids = {token.content: id_ for id_, token in added.items()}
+        if not {*names} <= {*ids}:
             raise BundleError(f"{file} lacks one of the template's tokens {names}; make the bundle again")
+        self.controls = {name: ids[name] for name in names}
 
     def ids(self, text: str) -> tuple[list[int], list[int]]:
         """Returns (ids before the image, ids after it) of the user's text; PromptError where it is empty."""
@@ -47,12 +45,15 @@ class Prompt:
             yield from [self.controls[run]] if run in self.controls else self._plain(filled)
 
     def _plain(self, text: str) -> Iterator[int]:
-        """Ids by the tokenizer's normalizer, splitter and model alone; a lone surrogate, which has no bytes, is "?"."""
+        """Ids by normalizer, splitter and model, past what looks for control tokens; a lone surrogate becomes "?"."""
         normalizer, splitter = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
         text = text.encode("utf-8", "replace").decode("utf-8")
         text = normalizer.normalize_str(text) if normalizer else text
         for word, _ in splitter.pre_tokenize_str(text) if splitter else [(text, None)]:
-            yield from (token.id for token in self.tokenizer.model.tokenize(word))
+            for token in self.tokenizer.model.tokenize(word):
+                if token.id in self.special:
+                    raise BundleError(f"plain text became the control token {token.value}; use another tokenizer")
+                yield token.id
 
     def text(self, ids: Iterable[int]) -> Iterator[str]:
         """Yields the text of ids piece by piece; a character waits for its last byte."""
