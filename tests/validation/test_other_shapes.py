@@ -1,4 +1,4 @@
-"""A package that gives another shape than the reference is one named error of `validate`: never a crash, never a pass."""
+"""A package that gives another shape than the reference is a named error of `validate`: no crash, and never a pass."""
 
 from __future__ import annotations
 
