@@ -199,7 +199,7 @@ def _paths(found: Any, wanted: Any, path: str = "") -> Iterator[str]:
     if found == wanted:
         return
     names = sorted({field.name for message in (found, wanted) for field, _ in message.ListFields()})
-    inner = []
+    inner: list[str] = []
     for name in names:
         one, other = getattr(found, name), getattr(wanted, name)
         whole = f"{path}.{name}" if path else name
