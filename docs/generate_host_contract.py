@@ -285,7 +285,7 @@ def selftest(worked: Worked) -> Iterator[str]:
             ("4", "its image tokens: PSNR, 20·log10(max abs ref / RMSE)", "`features.file`", f"≥ {least:g} dB here"),
             ("5", "ids of `prompt` and of all prompts.json", "`ids_before_image`, `ids_after_image`", "equal"),
             ("6", "SHA-256 of the rows of both rows of ids, joined, fp16", "`rows_sha256`", "equal"),
-            ("7 to 9", "logits of each step", "`top_logits`", f"error ≤ {most:g} here"),
+            ("7 to 9", "logits of each step", "`top_logits`, `spreads`", f"error ≤ {most:g} here"),
             ("10", "the likeliest id of each step", "`greedy_ids`", "equal, but for ties"),
         ),
     )  # fmt: skip

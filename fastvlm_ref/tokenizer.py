@@ -120,10 +120,14 @@ class Tokenizer:
         for file in self.files:
             shutil.copyfile(file, folder / file.name)
         if not (folder / "tokenizer.json").exists():
-            (folder / "tokenizer.json").write_text(self._inner.to_str(pretty=False) + "\n", "utf-8")
+            (folder / "tokenizer.json").write_text(self.as_json(), "utf-8")
         if not (folder / "tokenizer_config.json").exists():
             text = json.dumps(self._config(), indent=1, sort_keys=True)
             (folder / "tokenizer_config.json").write_text(text + "\n", "utf-8")
+
+    def as_json(self) -> str:
+        """Returns the text of a tokenizer.json of it."""
+        return str(self._inner.to_str(pretty=False)) + "\n"
 
     def _config(self) -> dict[str, Any]:
         decoder = self._inner.get_added_tokens_decoder()

@@ -2,13 +2,15 @@
 
 Photo, picture and rows must give the very bytes, prompts the very ids; image tokens and logits may differ by what the
 build's own limits allow (`tolerances` in selftest.json). Every step follows the example's token, whatever this host
-would have said: after a difference the two would answer different questions. A token that differs is a tie where it is
-among the example's eight best: within the error that is allowed, two of them may change places.
+would have said: after a difference the two would answer different questions. A token that differs is a tie where the
+example's own logits of the two are so close that an error that is allowed can make them change places.
+What an error counts is the example's to say too (`spreads`): a host that is wrong would excuse itself by its own.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -89,7 +91,9 @@ def run_selftest(bundle: str | Path, backend: str = "mil", progress: Progress = 
         with progress.stage("Running the self-test"):
             return _Run(host, example, Path(name).parent.as_posix()).result()
     except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
-        raise BundleError(f"{host.folder / name} is damaged ({error!r}); make the bundle again") from error
+        raise BundleError(
+            f"{host.folder / name} is damaged ({error!r}); validate its build again, then bundle that"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,8 @@ class _Run:
         tolerances, pixels = self.example["tolerances"], self._picture("picture")
         ids = (self.example["ids_before_image"], self.example["ids_after_image"])
         said, error = self._answer(pixels, ids)
-        eights = [[id_ for id_, _ in step] for step in self.example["top_logits"]]
-        wrong = [mine not in eight for mine, eight in zip(said, eights, strict=True)]
         differ = [mine != true for mine, true in zip(said, self.example["greedy_ids"], strict=True)]
+        wrong = self._wrong(said)
         checks = (
             *self._photo(),
             Check("picture: hash differs", _is_other(pixels, self.example["pixels_sha256"]), "max", 0),
@@ -150,20 +153,27 @@ class _Run:
             for each in ready
         )
 
-    def _answer(self, pixels: Pixels, ids: Ids) -> tuple[list[int], float]:
-        """The likeliest token of each step behind the example's, and the worst error of any of its eight logits.
+    def _wrong(self, said: list[int]) -> list[bool]:
+        """Which of the tokens differ from the example's and are no ties with them."""
+        most = 2 * self.example["tolerances"]["logit_error_over_spread"]
+        steps = zip(said, self.example["greedy_ids"], self.example["top_logits"], self.example["spreads"], strict=True)
+        return [
+            mine != true and not _margin(mine, true, dict(eight)) <= most * spread
+            for mine, true, eight, spread in steps
+        ]
 
-        Over the spread of this host's logits: of its own the example keeps eight.
-        """
+    def _answer(self, pixels: Pixels, ids: Ids) -> tuple[list[int], float]:
+        """The likeliest token of each step behind the example's, and the worst error of any of its eight logits."""
         greedy, said, errors = self.example["greedy_ids"], [], []
         steps = self.host.steps(pixels, ids, len(greedy))
         logits = next(steps)
-        for number, eight in enumerate(self.example["top_logits"]):
+        spreads = self.example["spreads"]
+        for number, (eight, spread) in enumerate(zip(self.example["top_logits"], spreads, strict=True)):
             said.append(int(logits.argmax()))
-            errors.append(_error(logits, eight))
+            errors.append(_error(logits, eight, spread))
             if number + 1 < len(greedy):
                 logits = steps.send(greedy[number])
-        return said, max(errors)
+        return said, float(np.max(errors))  # NaN is the worst of all, where max() would pass it by
 
 
 def differing(mine: Ids, theirs: Ids) -> int:
@@ -176,9 +186,13 @@ def _is_other(values: NDArray[Any], digest: str) -> int:
     return int(sha256_bytes(values.tobytes()) != digest)
 
 
-def _error(logits: NDArray[np.float32], eight: list[tuple[int, float]]) -> float:
-    """The largest difference from the eight stored logits over the spread of all; inf where all are equal."""
+def _error(logits: NDArray[np.float32], eight: list[tuple[int, float]], spread: float) -> float:
+    """The largest difference from the eight stored logits over the stored spread; inf for one that is no spread."""
     places, values = zip(*eight, strict=True)
-    spread = float(logits.std())
     worst = float(np.abs(logits[list(places)] - np.array(values, np.float32)).max())
-    return worst / spread if spread else float("inf")
+    return worst / spread if math.isfinite(spread) and spread > 0 else math.inf
+
+
+def _margin(mine: int, true: int, eight: dict[int, float]) -> float:
+    """How far apart the example has two tokens; inf where one of them is not among its eight."""
+    return abs(eight[true] - eight[mine]) if {mine, true} <= eight.keys() else math.inf

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm.build import Build
-from fastvlm.errors import BuildError, UsageError
+from fastvlm.errors import BuildError, PackageError, UsageError
 from fastvlm_ref.engine import LARGER_BUILD, Advice
 from validation.backends import check_backend, open_package
 from validation.chain import Chain
@@ -99,14 +99,24 @@ class PackageEngine:
     def encode_image(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns image tokens float32 (T, H) of RGB bytes (N, N, 3); N chooses among the exported sizes.
 
-        Those of an encoder without projector are the tower's own, (T, features).
+        Those of an encoder without projector are the tower's own, (T, features). Raises PackageError for another shape.
         """
         encoder, side = self.encoder(pixels.shape[0]), pixels.shape[0]
         assert self.build.encoder is not None  # else there is no predictor
         where = self.build.encoder, self.form.function(side)
         features = self._predict("encoder", encoder, self.form.inputs(pixels), None, where)[self.form.gives]
         tokens: NDArray[np.float32] = np.asarray(features, np.float32)[0]
+        if self.build.embeddings is not None and tokens.shape != self._wanted(side):
+            raise PackageError(
+                f"{self.build.encoder.name} gives image tokens of shape {list(tokens.shape)}, expected "
+                f"{list(self._wanted(side))} beside the rows of the embedding table; export the build again"
+            )
         return tokens
+
+    def _wanted(self, side: int) -> tuple[int, int]:
+        """(T, H) of an image of `side` pixels where there is a language model to take them."""
+        assert self.build.embeddings is not None
+        return self.build.tokens_at(side), self.build.embeddings.width
 
     def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Returns embedding rows float32 (S, H) of ids (S,)."""

@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastvlm.build import Build
+from fastvlm.manifest import is_older
 from fastvlm_ref.config import FastVLMConfig
 from fastvlm_ref.image import preprocess
 from fastvlm_ref.prompt import encode_prompt, prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
-from validation.differences import different
+from validation.differences import NOTHING, different
 from validation.embeddings import table_error, worst_scaled_row
 from validation.host import EmbeddingTable
 from validation.session import Session
 
 Ids = tuple[list[int], list[int]]
+BOS_SINCE = "0.3"  # the manifest's schema
 
 
 def differing_fields(config: FastVLMConfig, bos: int | None, build: Build) -> list[str]:
@@ -38,9 +40,17 @@ def differing_fields(config: FastVLMConfig, bos: int | None, build: Build) -> li
         ("model.vision", manifest["model"].get("vision"), asdict(config.vision)),
         ("prompt", manifest["prompt"], prompt_record(config.prompt)),
         ("image", {"rule": build.image_rule}, {"rule": config.image_rule}),
-        ("tokenizer.bos_id", manifest.get("tokenizer", {}).get("bos_id", bos), bos),  # older builds do not say
+        ("tokenizer.bos_id", _told_bos(build, bos), bos),
     )
     return [words for name, told, true in parts for words in different(name, _plain(told), _plain(true))]
+
+
+def _told_bos(build: Build, bos: int | None) -> Any:
+    """What the manifest says of the id that begins a sequence: nothing before its schema 0.3, nor of an app's encoder,
+    which has no tokenizer; in such a one it counts as said."""
+    if build.purpose is not None:
+        return bos
+    return build.manifest["tokenizer"].get("bos_id", bos if is_older(build.manifest, BOS_SINCE) else NOTHING)
 
 
 def differing_ids(session: Session[Any], prompt: str, ids: Ids) -> int:

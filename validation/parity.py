@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastvlm.errors import PackageError
 from validation.limits import LIMITS, Limit
 from validation.metrics import (
     angle_db,
@@ -83,7 +84,12 @@ def loss_db(rounded: float, package: float) -> float:
 
 
 def compare_encoder(reference: Encoded, actual: NDArray[np.float32]) -> EncoderParity:
-    """Returns how far image tokens (T, H) are from the reference's."""
+    """Returns how far image tokens (T, H) are from the reference's; PackageError for those of another shape."""
+    if actual.shape != reference.tokens.shape:
+        raise PackageError(
+            f"the vision encoder gives image tokens of shape {list(actual.shape)}, the reference "
+            f"{list(reference.tokens.shape)}; export the build again"
+        )
     return EncoderParity(closeness(reference.tokens, actual), closeness(reference.tokens, reference.rounded))
 
 

@@ -3,8 +3,8 @@
     picture.png      the preprocessed picture, N×N, RGB, so that no decoder or resampler stands between
     photo.png        a picture that is not square, to be preprocessed
     features.bin     the reference's image tokens, fp16, row-major [T, H]
-    selftest.json    pixel sha256, prompt ids, the sha256 of their rows, greedy ids, the eight best logits of each step,
-                     tolerances; of the photo the pixel sha256 at every exported size
+    selftest.json    pixel sha256, prompt ids, the sha256 of their rows, greedy ids, of each step the eight best logits
+                     and the spread of all, tolerances; of the photo the pixel sha256 at every exported size
 
 The numbers come from the reference, not from the packages: a device is tested against the truth.
 """
@@ -31,7 +31,7 @@ from validation.reference import Encoded, Transcript
 
 FOLDER = SELFTEST
 OWN = {*SELFTEST_FILES, ".DS_Store"}
-SCHEMA = "0.3"  # 0.2: photo; 0.3: rows_sha256, and a photo larger than every side
+SCHEMA = "0.3"  # 0.2: photo; 0.3: rows_sha256, spreads, and a photo larger than every side
 TOP = 8
 
 
@@ -61,6 +61,7 @@ class SelfTest:
     ids_after: tuple[int, ...]
     greedy_ids: tuple[int, ...]
     top_logits: tuple[tuple[tuple[int, float], ...], ...]  # per step: (id, logit), best first
+    spreads: tuple[float, ...]  # per step: the standard deviation of all V logits, which the tolerance is in units of
     photo: Photo
     rows_sha256: str  # of the embedding rows of both rows of ids, fp16 [S, H]
     limits: Mapping[str, Limit] = field(default_factory=lambda: LIMITS)  # what the build is held to
@@ -79,6 +80,7 @@ class SelfTest:
             "rows_sha256": self.rows_sha256,
             "greedy_ids": list(self.greedy_ids),
             "top_logits": [[[i, storable(value)] for i, value in step] for step in self.top_logits],
+            "spreads": [storable(value) for value in self.spreads],
             "tolerances": {
                 "features_psnr_db": self.limits["encoder.psnr_db"].limit,
                 "logit_error_over_spread": self.limits["language.logit_error"].limit,
@@ -129,8 +131,9 @@ def worked_example(
     steps = next(ends, len(transcript.ids))
     tops = tuple(top_logits(logits) for logits in transcript.logits[:steps])
     greedy = tuple(step[0][0] for step in tops)
+    spreads = tuple(float(logits.std()) for logits in transcript.logits[:steps])
     before, after = map(tuple, ids)
-    return SelfTest(prompt, encoded.pixels, encoded.tokens, before, after, greedy, tops, photo, rows, limits)
+    return SelfTest(prompt, encoded.pixels, encoded.tokens, before, after, greedy, tops, spreads, photo, rows, limits)
 
 
 def write_selftest(build: Path, test: SelfTest) -> dict[str, str]:

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Event
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.contract import state_spec
+from fastvlm.errors import PackageError
 from fastvlm_ref.model.decoder import Decoder, rope_tables
 from fastvlm_ref.model.kv_cache import KVCache
+from validation.counterparts.decoder import DecoderPart
 from validation.counterparts.state import KINDS, Kept, state_counterparts
 from validation.engine import PackageEngine
 from validation.metrics import snr_db
@@ -86,7 +90,10 @@ def _fill(decoder: Decoder, rows: Rows, rounded: bool) -> KVCache:
 
 
 def compare_state(pair: Pair, package: PackageEngine, filled: Filled) -> StateParity:
-    """Fills the package with the rows that the reference was filled with, and returns how far its states are."""
+    """Fills the package with the rows that the reference was filled with, and returns how far its states are.
+
+    Raises PackageError for a state of another shape than the manifest's target, context and layers make.
+    """
     parity, rows = StateParity(), filled.rows
     package.reset()
     package.prefill(rows)
@@ -106,9 +113,20 @@ def compare_state(pair: Pair, package: PackageEngine, filled: Filled) -> StatePa
 
 def _kept(pair: Pair, package: PackageEngine, positions: int) -> Iterator[tuple[Kept, Rows]]:
     """Keys and values of every layer, as the packages hold them, (kv_heads, S, D)."""
-    for state, (_, part) in zip(package.read_states(), pair.parts(), strict=True):
+    for state, (path, part) in zip(package.read_states(), pair.parts(), strict=True):
         if state is not None:
+            _check_shape(state.shape, path, part, pair)
             yield from ((kept, kept.filled(state, positions)) for kept in state_counterparts(part))
+
+
+def _check_shape(found: tuple[int, ...], package: Path, part: DecoderPart, pair: Pair) -> None:
+    build = pair.build
+    wanted = state_spec(pair.model.config.text, build.context, len(part.layers), build.target).shape
+    if found != wanted:
+        raise PackageError(
+            f"{package.name} keeps a state of shape {list(found)}, expected {list(wanted)} for {len(part.layers)} "
+            f"layers, target {build.target} and context {build.context}, as manifest.json has them; export again"
+        )
 
 
 def _as_kept(kept: Kept, cache: KVCache) -> Rows:

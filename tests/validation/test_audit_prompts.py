@@ -96,6 +96,22 @@ def test_texts_are_the_checkpoint_s_own_affair(tiny_build: Path) -> None:
     assert found(edited(tiny_build, "prompts.json", shuffle)) == []
 
 
+@pytest.mark.parametrize("only", [None, "encoder", "language"])
+def test_none_at_all_is_found(tiny_build: Path, only: str | None) -> None:
+    def part(content: dict[str, Any]) -> None:
+        content["packages"] = {key: value for key, value in content["packages"].items() if only in (None, key)}
+        content["image"]["sizes"] = [] if only == "language" else [256]
+
+    edited(tiny_build, "manifest.json", part)
+    pair = edited(tiny_build, "prompts.json", lambda content: content.update(prompts=[]))
+    assert found(pair) == ["prompts.json holds no prompt, expected one at least: 'Describe' fits"]
+
+
+def test_none_is_right_where_none_fits(tiny_build: Path) -> None:
+    edited(tiny_build, "manifest.json", lambda content: content.update(context=32))
+    assert found(edited(tiny_build, "prompts.json", lambda content: content.update(prompts=[]))) == []
+
+
 def test_a_build_of_an_older_schema_is_not_blamed(tiny_build: Path) -> None:
     """As 0.2 left one: no file, no entry, and the validation's other rows as ever."""
 

@@ -178,18 +178,72 @@ def test_another_example_is_missed(change: Callable[[dict[str, Any]], object], e
     assert expected >= missed(run_selftest(copy)) > set()
 
 
-def test_a_token_among_the_eight_best_is_a_tie_and_another_is_not(copy: Path) -> None:
+def test_a_token_whose_logit_is_as_good_is_a_tie_and_another_of_the_eight_is_not(copy: Path) -> None:
     """Where the error is within its limit; the step behind follows the example's token all the same."""
 
     def last(test: dict[str, Any]) -> None:
         test["greedy_ids"][-1] = test["top_logits"][-1][1][0]
 
+    def wide(test: dict[str, Any]) -> None:
+        (_, best), (_, second) = test["top_logits"][-1][:2]
+        test["tolerances"]["logit_error_over_spread"] = 0.6 * (best - second) / test["spreads"][-1]
+
     edit(copy, last)
+    apart = run_selftest(copy)
+    assert missed(apart) == {"answer"}
+    assert apart.ties == 0
+    edit(copy, wide)
     tied = run_selftest(copy)
     assert tied.passed
     assert tied.ties == 1
     edit(copy, lambda test: test["top_logits"][-1].pop(0))
     assert missed(run_selftest(copy)) == {"answer"}
+
+
+def eight_best_reversed(old: Callable[..., Any], host: Host, *given: Any) -> Any:
+    """A host whose every token is wrong, and whose logits are spread so wide that no error counts beside them."""
+    steps = old(host, *given)
+    logits = next(steps)
+    while True:
+        logits = logits.copy()
+        best = np.argsort(-logits)[:8]
+        logits[best], logits[np.argmin(logits)] = logits[best][::-1], -65504
+        try:
+            logits = steps.send((yield logits))
+        except StopIteration:
+            return
+
+
+def test_a_host_does_not_excuse_itself_by_its_own_spread(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped("steps", eight_best_reversed)(monkeypatch)
+    result = run_selftest(tiny_bundle)
+    assert missed(result) == {"logits", "answer"}
+    answer = next(check for check in result.checks if check.name.startswith("answer"))
+    assert answer.value > 0
+    assert result.ties + answer.value == len(
+        json.loads((tiny_bundle / "selftest/selftest.json").read_bytes())["greedy_ids"]
+    )
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0, -1])
+def test_a_spread_that_is_none_is_missed(number: float, copy: Path) -> None:
+    edit(copy, lambda test: test["spreads"].__setitem__(2, number))
+    assert missed(run_selftest(copy)) == {"logits"}
+
+
+def test_a_logit_that_is_no_number_is_missed(copy: Path) -> None:
+    """Though it is not the first step's, which alone a comparison that passes NaN by would keep."""
+    edit(copy, lambda test: test["top_logits"][3][2].__setitem__(1, float("nan")))
+    assert missed(run_selftest(copy)) == {"logits"}
+
+
+def test_the_spreads_are_the_reference_s(copy: Path) -> None:
+    test = json.loads((copy / "selftest" / "selftest.json").read_bytes())
+    host = Host(copy)
+    pixels = bundle_selftest.open_photo(copy / "selftest" / "picture.png")
+    steps = host.steps(pixels, (test["ids_before_image"], test["ids_after_image"]), len(test["greedy_ids"]))
+    assert len(test["spreads"]) == len(test["greedy_ids"])
+    assert [float(logits.std()) for logits in steps] == pytest.approx(test["spreads"], rel=0.02)
 
 
 def test_a_ready_made_prompt_with_other_ids_is_found(copy: Path) -> None:
@@ -201,7 +255,12 @@ def test_a_ready_made_prompt_with_other_ids_is_found(copy: Path) -> None:
     ("change", "said"),
     [
         (lambda test: test.update(schema="1.0"), "has schema 1.0, expected 0.x; install a newer fastvlm"),
-        (lambda test: test.pop("greedy_ids"), r"is damaged \(KeyError\('greedy_ids'\)\); make the bundle again"),
+        (
+            lambda test: test.pop("greedy_ids"),
+            r"is damaged \(KeyError\('greedy_ids'\)\); validate its build again, then",
+        ),
+        (lambda test: test.pop("spreads"), r"is damaged \(KeyError\('spreads'\)\); validate its build again, then"),
+        (lambda test: test["spreads"].pop(), r"is damaged \(ValueError"),
         (lambda test: test["features"].update(shape=[3, 3]), r"is damaged \(ValueError"),
         (lambda test: test.update(top_logits=[]), r"is damaged \("),
         (lambda test: test.update(picture="../../etc/passwd"), "expected a plain relative path"),

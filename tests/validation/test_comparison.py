@@ -104,7 +104,7 @@ def test_the_self_test_is_what_the_packages_find(validated):
 def test_the_self_test_has_a_photo_to_preprocess(validated):
     build, _ = validated
     test = json.loads((build / "selftest" / "selftest.json").read_text("utf-8"))
-    assert test["schema"] == "0.2"
+    assert test["schema"] == "0.3"
     photo = build / "selftest" / test["photo"]["file"]
     opened = read_build(build)
     assert test["photo"]["pixels_sha256"].keys() == {str(side) for side in opened.image_sizes}

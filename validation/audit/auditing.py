@@ -17,6 +17,7 @@ import torch
 
 from export.contract import language_functions
 from export.convert import constant_name
+from export.embeddings import TABLE
 from export.language import chunk_weight, graph_of
 from export.parameters import GraphWeight, graph_weights
 from fastvlm.progress import SILENT, Progress
@@ -27,7 +28,9 @@ from validation.audit.decoder_gpu import GpuWalk
 from validation.audit.encoder import EncoderWalk
 from validation.audit.findings import UNEXPLAINED, Findings
 from validation.audit.interface import hold_interface
+from validation.audit.labels import hold_labels
 from validation.audit.prompts import hold_prompts
+from validation.audit.provenance import hold_provenance
 from validation.audit.schemes import compare, places, schemes_of
 from validation.audit.told import hold_manifest, other_chain
 from validation.audit.walk import Walk
@@ -75,7 +78,10 @@ def audit(pair: Pair, progress: Progress = SILENT) -> tuple[Measurement, ...]:
             compare(each.title, each.weight, each.value, schemes, findings)
             advance(each.value.stored)
     hold_interface(pair, findings)
+    hold_labels(pair, findings)
     hold_prompts(pair, findings)
+    saturable = {each.weight.name for each in comparisons} | ({f"decoder.{TABLE}"} if pair.build.language else set())
+    hold_provenance(pair, saturable, findings)
     hold_manifest(pair, findings)  # last: the files say more than a field about them, and the first difference is told
     return tuple(findings.measurements({**CODED, **pair.limits}))
 

@@ -1,14 +1,19 @@
 """The ready-made prompts of a build, held against what the reference's tokenizer and template make of their texts.
 
 A host without a tokenizer puts these ids between the image tokens as they are: a wrong one is a wrong question, and
-nothing that is executed here would show it. Which prompts there are is the checkpoint's choice and may change since.
+nothing that is executed here would show it. Which prompts there are is the checkpoint's choice and may change since;
+but where any of its own fit into the context there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from export.plan import PARTS, ExportPlan
+from export.ready_prompts import fitting_prompts
 from fastvlm.manifest import is_older
+from fastvlm.progress import SILENT
 from fastvlm.prompts import NAME, EncodedPrompt, read_prompts
 from fastvlm_ref.prompt import encode_prompt
 from validation.audit.findings import CONSTANTS, Findings
@@ -30,10 +35,23 @@ def hold_prompts(pair: Pair, findings: Findings) -> None:
     findings.look(CONSTANTS)
     for words in different("prompts", build.manifest.get("prompts"), {"file": NAME}):
         findings.count(CONSTANTS, f"manifest.json: {words}")
-    for prompt in read_prompts(build.prompts) if build.prompts is not None else ():
+    if build.prompts is None:
+        return
+    prompts = read_prompts(build.prompts)
+    if not prompts and (fitting := fitting_prompts(pair.model, _plan(pair), SILENT)):
+        findings.count(CONSTANTS, f"{NAME} holds no prompt, expected one at least: {fitting[0].title!r} fits")
+    for prompt in prompts:
         findings.look(CONSTANTS, 2)
         for words in _differing(pair, prompt):
             findings.count(CONSTANTS, f"{NAME}: {prompt.title!r}: {words}")
+
+
+def _plan(pair: Pair) -> ExportPlan:
+    """What decides which prompts fit: a language model alone is made for the sizes that the checkpoint has."""
+    build = pair.build
+    sides = build.image_sizes or (pair.model.config.vision.image_size,)
+    parts = tuple(part for part, there in zip(PARTS, (build.encoder, build.language), strict=True) if there)
+    return replace(pair.plan, image_sizes=sides, parts=parts)
 
 
 def _differing(pair: Pair, prompt: EncodedPrompt) -> Iterator[str]:
