@@ -19,6 +19,7 @@ from fastvlm.paths import contained
 FILE = "validation.json"
 MAX_BYTES = 32 << 20
 BACKENDS = ("mil", "coreml")
+BEYOND = ("inf", "-inf", "nan")  # how `validate` writes what JSON has no number for
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def _selftest(build: Build) -> dict[str, str]:
 
 def _holds(row: dict[str, Any]) -> bool:
     """Whether a limit's own value holds it."""
-    return bool(row["value"] >= row["limit"] if row["bound"] == "min" else row["value"] <= row["limit"])
+    value, limit = float(row["value"]), float(row["limit"])
+    return value >= limit if row["bound"] == "min" else value <= limit
 
 
 def _is_verdict(verdict: Any) -> bool:
@@ -122,5 +124,5 @@ def _is_row(row: Any) -> bool:
         isinstance(row, dict)
         and all(isinstance(row.get(key), str) for key in ("rung", "quantity", "metric"))
         and row.get("bound") in ("min", "max")
-        and all(type(row.get(key)) in (int, float) for key in ("limit", "value"))
+        and all(type(row.get(key)) in (int, float) or row.get(key) in BEYOND for key in ("limit", "value"))
     )

@@ -50,6 +50,7 @@ def open_package(
     shares its weights. `target` is what the package was made for, "ane" or "gpu": Core ML runs it there, unless
     `compute_units` (of COMPUTE_UNITS) say otherwise.
     """
+    check_backend(backend, compute_units, stateful=False)  # whoever needs a state asks for more
     if backend == "mil":
         from validation.mil import MILModel
 

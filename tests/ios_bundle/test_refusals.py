@@ -76,6 +76,7 @@ UNPROVEN: dict[str, Callable[[Path], Any]] = {
     "no verdict of this version": lambda build: rewrite(build, "validation.json", limits=None),
     "cannot be read": lambda build: (build / "validation.json").write_text("{"),
     "limits say otherwise": lambda build: rewrite(build, "validation.json", limits=[ROW | {"value": 7}]),
+    "limits say other": lambda build: rewrite(build, "validation.json", limits=[ROW | {"value": "nan"}]),
     "its limits say other": lambda build: rewrite(build, "validation.json", limits=[]),
     "is no verdict of": lambda build: rewrite(build, "validation.json", backend="mil\n<img src=x>"),
     "is no verdict": lambda build: rewrite(build, "validation.json", steps=-1),

@@ -98,9 +98,11 @@ def strange(opened: list[str], bundle: Path, root: Path) -> set[str]:
     """
     python = [Path(place).resolve() for place in (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix)]
     allowed = [bundle.resolve(), *(place for place in python if place not in root.resolve().parents)]
-    rest = (Path(path) for path in opened if not path.startswith(SYSTEM))
-    foreign = (path for path in rest if not any(map(path.is_relative_to, allowed)))
-    return {str(path) for path in foreign if path.suffix not in CODE or not path.is_relative_to(root.resolve())}
+    rest = {Path(path) for path in opened if not path.startswith(SYSTEM)}
+    foreign = {path for path in rest if not any(map(path.is_relative_to, allowed))}
+    # an installation that leads to the checkout has its own description there
+    code = {path for path in foreign if path.suffix in CODE or path.parent.suffix == ".egg-info"}
+    return {str(path) for path in foreign - {path for path in code if path.is_relative_to(root.resolve())}}
 
 
 def test_it_answers_where_the_other_rooms_cannot_be_imported(tiny_bundle: Path, root: Path, tmp_path: Path) -> None:
