@@ -109,7 +109,7 @@ class PackageEngine:
         if self.build.embeddings is not None and tokens.shape != self._wanted(side):
             raise PackageError(
                 f"{self.build.encoder.name} gives image tokens of shape {list(tokens.shape)}, expected "
-                f"{list(self._wanted(side))} beside the rows of the embedding table; export the build again"
+                f"{list(self._wanted(side))} by manifest.json; export the build again"
             )
         return tokens
 

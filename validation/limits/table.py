@@ -124,7 +124,8 @@ TABLE: tuple[Limit, ...] = (
     ),
     Limit(
         "audit", "differing_constants", "max", 0.0, 0,
-        "strides, pads, axes, eps, scales, windows of the state, schemes, prompt ids: as the reference has them",
+        "strides, pads, axes, eps, scales, windows of the state, schemes, prompt ids, what packages declare, licence "
+        "and tokenizer files: as the reference has them",
     ),
     Limit(
         "audit", "unexplained", "max", 0.0, 0,
