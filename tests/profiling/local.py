@@ -25,5 +25,7 @@ class Local:
         return json.loads(json.dumps(getattr(self._object, name)(**plain)))
 
     def close(self) -> None:
-        """Marks it as closed."""
+        """Marks it as closed, and ends what would have ended with its process, such as an event loop."""
         self.closed = True
+        if hasattr(self._object, "close"):
+            self._object.close()
