@@ -63,7 +63,10 @@ def test_every_size_is_compared(sized: Any, tmp_path: Any, monkeypatch: Any) -> 
     ("change", "says"),
     [
         (lambda m: m["compression"].update(language={"lut4": 1}), "compression.language is {'lut4': 1}, expected {}"),
-        (lambda m: m["compression"].update(layers={"language.nowhere": "int8"}), "names language.nowhere"),
+        (
+            lambda m: m["compression"].update(scheme="int8", layers={"language.nowhere": "int8"}),
+            "names language.nowhere",
+        ),
         (
             lambda m: m["functions"]["language"][0]["decode"]["outputs"][0].update(dtype="float32"),
             "functions.language.0.decode.outputs.0.dtype is float32, expected float16",
