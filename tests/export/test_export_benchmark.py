@@ -42,6 +42,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "figures.json"
 
 
+@pytest.mark.long
 def test_rows_are_measured(figures: Path) -> None:
     (record,) = json.loads(figures.read_text("utf-8"))["checkpoints"]
     assert (record["name"], record["size"]) == ("tiny", None)
@@ -60,6 +61,7 @@ def test_rows_are_measured(figures: Path) -> None:
     assert int8["ours"]["disk"] < plain["ours"]["disk"] - 1e6
 
 
+@pytest.mark.long
 def test_the_table_holds_what_the_json_holds(figures: Path) -> None:
     (record,) = json.loads(figures.read_text("utf-8"))["checkpoints"]
     printed = figures.with_name("table.txt").read_text("utf-8")
@@ -73,6 +75,7 @@ def test_the_table_holds_what_the_json_holds(figures: Path) -> None:
 
 
 @pytest.mark.skipif(not DRAWS, reason="matplotlib is not installed")
+@pytest.mark.long
 def test_the_plot_is_written_and_drawn_again_to_the_same_bytes(figures: Path, tmp_path: Path) -> None:
     plot = figures.with_name("plot.svg")
     words = {element.text for element in ElementTree.fromstring(plot.read_bytes()).iter() if element.text}

@@ -69,6 +69,7 @@ def test_core_ml_that_computes_the_same_is_found_the_same(check: Any, validated_
     assert "same ids" in shown.stdout
 
 
+@pytest.mark.long
 def test_a_build_of_one_s_own_is_checked_beside_it(check: Any, exported_tiny: Path, tmp_path: Path) -> None:
     """One that was never validated has no self-test: the MIL runtime's own ids lead."""
     own = Path(shutil.copytree(exported_tiny, tmp_path / "alices-secret-model"))
