@@ -6,10 +6,11 @@ compares the two.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from pages import filled, table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "ane.md"
@@ -17,22 +18,7 @@ PAGE = ROOT / "docs" / "ane.md"
 
 def render(page: str) -> str:
     """The page with its tables made anew."""
-    for name, lines in (("rules", rules()), ("ops", ops()), ("engines", engines()), ("devices", devices())):
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        text = "\n".join([begin, *lines, end])
-        place = f"{re.escape(begin)}.*?{re.escape(end)}"
-        page, count = re.subn(place, lambda _, text=text: text, page, flags=re.DOTALL)
-        assert count == 1, f"docs/ane.md has {count} places for {name}, expected one"
-    return page
-
-
-def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    """The lines of a Markdown table."""
-    heads = list(heads)
-    yield f"| {' | '.join(heads)} |"
-    yield "|---" * len(heads) + "|"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+    return filled(page, (("rules", rules()), ("ops", ops()), ("engines", engines()), ("devices", devices())))
 
 
 def linked(sources: Iterable[object]) -> str:

@@ -6,11 +6,12 @@ compares the two.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from pages import filled, table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "choosing.md"
@@ -28,22 +29,7 @@ def render(page: str) -> str:
         ("devices", devices()), ("schemes", schemes()), ("images", images()), ("contexts", contexts()),
         ("efficiencies", efficiencies()), ("chips", chips()), ("check", check()),
     )  # fmt: skip
-    for name, lines in parts:
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        text = "\n".join([begin, *lines, end])
-        place = f"{re.escape(begin)}.*?{re.escape(end)}"
-        page, count = re.subn(place, lambda _, text=text: text, page, flags=re.DOTALL)
-        assert count == 1, f"docs/choosing.md has {count} places for {name}, expected one"
-    return page
-
-
-def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    """The lines of a Markdown table."""
-    heads = list(heads)
-    yield f"| {' | '.join(heads)} |"
-    yield "|---" * len(heads) + "|"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+    return filled(page, parts)
 
 
 def milliseconds(seconds: float) -> str:

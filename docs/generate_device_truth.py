@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pages import table
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "device-truth.md"
 REPORTS = ROOT / "docs" / "device-reports"
@@ -39,24 +41,24 @@ right on it, and what happens at the edge of a function, no plan shows.
 
 def render(reports: Sequence[dict[str, Any]]) -> str:
     """The whole page; `reports` as `validation.mac_check.report.read_report` gives them."""
-    parts = [HEAD, "## The rules\n", *table(("rule", "it predicts", "how sure", "confirmed by"), rules(reports))]
+    parts = [
+        HEAD,
+        "## The rules\n",
+        *table(("rule", "it predicts", "how sure", "confirmed by"), escaped(rules(reports))),
+    ]
     parts += ["\n## What was measured\n"]
     heads = (
         "chip", "system", "date", "build", "compute units", "image tokens, PSNR", "logits, SNR", "ids", "encode",
         "first token", "decode",
     )  # fmt: skip
     measured = list(measurements(reports))
-    parts += table(heads, measured) if measured else ["Nobody has run it on a device yet."]
+    parts += table(heads, escaped(measured)) if measured else ["Nobody has run it on a device yet."]
     return "\n".join(parts) + "\n"
 
 
-def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    """The lines of a Markdown table."""
-    heads = list(heads)
-    yield f"| {' | '.join(heads)} |"
-    yield "|---" * len(heads) + "|"
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+def escaped(rows: Iterable[Iterable[str]]) -> Iterator[Iterator[str]]:
+    """Cells in which a bar is no border."""
+    yield from ((cell.replace("|", chr(92) + "|") for cell in row) for row in rows)
 
 
 def rules(reports: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:

@@ -8,7 +8,6 @@ two, numbers with a point within a few hundredths.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from pages import filled, table
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "host-contract.md"
 WIDTH = 136  # columns of the page's text
@@ -26,12 +27,7 @@ WIDTH = 136  # columns of the page's text
 def render(page: str, bundle: Path) -> str:
     """The page with its numbers made anew from a bundle of the embedded checkpoint."""
     worked = Worked(bundle)
-    for name, lines in BLOCKS.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        text = "\n".join([begin, *lines(worked), end])
-        page, count = re.subn(f"{begin}.*?{end}", lambda _, text=text: text, page, flags=re.DOTALL)
-        assert count == 1, f"docs/host-contract.md has {count} places for {name}, expected one"
-    return page
+    return filled(page, ((name, lines(worked)) for name, lines in BLOCKS.items()))
 
 
 class Worked:
@@ -106,6 +102,7 @@ class Worked:
 
 
 def letters(worked: Worked) -> Iterator[str]:
+    """What the letters are in the example."""
     host = worked.host
     text = (
         f"In the example N is {host.size}, T {len(worked.tokens)}, V {host.vocabulary}, H {worked.tokens.shape[1]}, "
@@ -117,10 +114,12 @@ def letters(worked: Worked) -> Iterator[str]:
 
 
 def functions(worked: Worked) -> Iterator[str]:
+    """Every function with what it takes and gives, and the state."""
     host = worked.host
     rows = [(host.get("assets.vision", str), host.get("vision.functions", dict))]
     rows += [(host.get(f"{stage}.asset", str), host.get(f"{stage}.functions", dict)) for stage in host.stages]
     state = host.get("language.chain.0.state", dict)
+    yield ""
     yield from table(
         ("asset", "function", "takes", "gives"),
         (
@@ -138,6 +137,7 @@ def _features(features: Iterable[dict[str, Any]]) -> str:
 
 
 def photo(worked: Worked) -> Iterator[str]:
+    """The photo as it is decoded."""
     pixels = worked.photo
     yield from block(
         f"selftest/photo.png      {pixels.shape[1]} × {pixels.shape[0]}, RGB, upright",
@@ -147,6 +147,7 @@ def photo(worked: Worked) -> Iterator[str]:
 
 
 def resize(worked: Worked) -> Iterator[str]:
+    """Weights and pixels of the resized photo."""
     side, size = max(worked.photo.shape[:2]), worked.host.size
     offsets = [(side - length) // 2 for length in worked.photo.shape[1::-1]]
     lines = [f"square side             {side}; the picture begins at column {offsets[0]}, row {offsets[1]}"]
@@ -180,6 +181,7 @@ def weights(place: int, source: int, size: int) -> tuple[int, list[int]]:
 
 
 def tokens(worked: Worked) -> Iterator[str]:
+    """The image tokens of the picture."""
     found = worked.tokens
     yield from block(
         f"sha256 of its bytes     {digest(worked.picture)}",
@@ -190,6 +192,7 @@ def tokens(worked: Worked) -> Iterator[str]:
 
 
 def ids(worked: Worked) -> Iterator[str]:
+    """The template, its controls, and the ids of the prompt."""
     prompt = worked.host.prompt
     record = worked.host.get("prompt", dict)
     shown = {name: json.dumps(record[name]) for name in ("system_turn", "before", "after", "system")}
@@ -205,6 +208,7 @@ def ids(worked: Worked) -> Iterator[str]:
 
 
 def rows(worked: Worked) -> Iterator[str]:
+    """The rows of embeddings, and how many positions there are."""
     before, after = worked.ids
     found = worked.host.embed([*before, *after])
     yield from block(
@@ -216,7 +220,9 @@ def rows(worked: Worked) -> Iterator[str]:
 
 
 def calls(worked: Worked) -> Iterator[str]:
+    """Which calls fill which positions."""
     count = len(worked.steps)
+    yield ""
     yield from table(
         ("call", "begins at", "real rows", "padding"),
         (
@@ -232,6 +238,7 @@ def calls(worked: Worked) -> Iterator[str]:
 
 
 def inputs(worked: Worked) -> Iterator[str]:
+    """Angles and masks of some calls."""
     import numpy as np
 
     host, last = worked.host, worked.positions - 1
@@ -252,6 +259,7 @@ def inputs(worked: Worked) -> Iterator[str]:
 
 
 def chain(worked: Worked) -> Iterator[str]:
+    """The packages called, and the best logits of the first step."""
     best = worked.steps[0].argsort()[::-1][:8]
     yield from block(
         f"assets called           {', '.join(worked.host.all('language.chain', str, '.asset'))}",
@@ -260,6 +268,7 @@ def chain(worked: Worked) -> Iterator[str]:
 
 
 def answer(worked: Worked) -> Iterator[str]:
+    """Ids, pieces and text of the answer."""
     said = [int(logits.argmax()) for logits in worked.steps]
     stops = worked.host.prompt.stops
     kept = [id_ for id_ in said if id_ not in stops]
@@ -275,8 +284,10 @@ def answer(worked: Worked) -> Iterator[str]:
 
 
 def selftest(worked: Worked) -> Iterator[str]:
+    """What the self-test compares with what."""
     held = worked.example["tolerances"]
     least, most = held["features_psnr_db"], held["logit_error_over_spread"]
+    yield ""
     yield from table(
         ("step", "compare", "with", "allowed"),
         (
@@ -295,16 +306,6 @@ BLOCKS: dict[str, Callable[[Worked], Iterator[str]]] = {
     each.__name__: each
     for each in (letters, functions, photo, resize, tokens, ids, rows, calls, inputs, chain, answer, selftest)
 }
-
-
-def table(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> Iterator[str]:
-    """The lines of a Markdown table, behind an empty one."""
-    heads = list(heads)
-    yield ""
-    yield f"| {' | '.join(heads)} |"
-    yield "|---" * len(heads) + "|"
-    for line in lines:
-        yield f"| {' | '.join(line)} |"
 
 
 def block(*lines: str) -> Iterator[str]:

@@ -34,6 +34,7 @@ from export.vision import converted_encoder
 from fastvlm import __version__
 from fastvlm.hashes import FileHash, hash_tree
 from fastvlm.licences import APPLE, licence_text
+from fastvlm.licences import FOLDER as LICENCE
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import SCHEMA, write_manifest
 from fastvlm.mlpackage import WEIGHT_FILE
@@ -47,7 +48,6 @@ from fastvlm_ref.prompt import prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer"
-LICENCE = "licence"
 AUTHOR = f"fastvlm {__version__}"
 
 

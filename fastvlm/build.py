@@ -24,6 +24,7 @@ PURPOSES = (APPLE_APP,)
 COMPUTE_UNITS = ("cpuOnly", "cpuAndGPU", "cpuAndNeuralEngine", "all")  # where Core ML may run, as Apple names it
 SOURCE_OPTIONS = ("image_rule", "template", "system")
 HIDDEN = "hiddenStates"  # what a package of the language model hands to the next
+MASKED = -1e4  # of causalMask, where a row may not look; never −inf: fp16 sums of infinities are NaN on the engine
 STATE = "kvCache"  # what every package with layers keeps
 LARGEST = 1 << 24  # no side, context, vocabulary or width of any model comes near; a larger number is damage
 

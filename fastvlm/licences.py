@@ -7,6 +7,7 @@ sentence, word for word, for a copy of the agreement and for a clear mark as a d
 
 from __future__ import annotations
 
+FOLDER = "licence"  # of a build: the checkpoint's own texts
 APPLE = "apple-amlr"
 UNKNOWN = "unknown"
 APPLE_SENTENCE = (

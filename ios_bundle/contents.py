@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastvlm.build import Build
 from fastvlm.errors import BuildError
+from fastvlm.licences import FOLDER as LICENCE
 from fastvlm.manifest import SELFTEST_FILES, dump
 from fastvlm.mlpackage import FILES
 from fastvlm.paths import contained, is_plain
@@ -23,7 +24,6 @@ from ios_bundle.host_files import generation_record, preprocess_record
 from ios_bundle.promises import packages
 
 TOKENIZER_FILES, OPTIONAL = ("tokenizer.json", "tokenizer_config.json"), (CHAT_TEMPLATE, "chat_template.json")
-LICENCE = "licence/"  # where `export` keeps the checkpoint's licence texts
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def _selftest(build: Build) -> Iterator[Entry]:
 
 def _licences(build: Build) -> Iterator[Entry]:
     for name in build.manifest["files"]:
-        if name.startswith(LICENCE):
-            yield Entry(f"{layout.LICENSES}/{name.removeprefix(LICENCE)}", name)
+        if name.startswith(f"{LICENCE}/"):
+            yield Entry(f"{layout.LICENSES}/{name.removeprefix(f'{LICENCE}/')}", name)
 
 
 def _check(build: Build, found: list[Entry]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastvlm import __version__
 from fastvlm.app_limits import APP_LIMIT
-from fastvlm.build import HIDDEN, Build
+from fastvlm.build import HIDDEN, MASKED, Build
 from fastvlm.errors import BundleError
 from fastvlm.json_file import read_json
 from fastvlm.licences import licence_text
@@ -25,7 +25,6 @@ from ios_bundle.promises import language_entries, packages
 from ios_bundle.seal import check_schema
 from ios_bundle.standing import Standing
 
-MASKED = -10000.0  # validation.host: never minus infinity, whose sums are NaN on the Neural Engine
 STRATEGIES = {"pad": "pad", "crop": "center_crop"}  # as Apple's ImageStrategy calls them
 LADDERS = {
     "ane": ["cpuAndNeuralEngine", "cpuAndGPU", "cpuOnly"],  # MLComputeUnits, the first that loads; never "all"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastvlm.build import MASKED
 from fastvlm.errors import BuildError, PromptError
 
 EMBEDS = "inputsEmbeds"  # what goes into every package of the language model
-MASKED = -1e4  # never −inf: fp16 sums of infinities are NaN on the Neural Engine
 
 
 @dataclass(frozen=True)

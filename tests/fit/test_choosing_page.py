@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from generated_pages import generator_of
 
 from fastvlm.devices import CHIPS, DEVICES
 from validation.fit.published import FIGURES
@@ -15,14 +15,9 @@ from validation.fit.sizes import SIZES
 
 
 @pytest.fixture(scope="module")
-def generator(root: Path) -> ModuleType:
+def generator() -> ModuleType:
     """docs/generate_choosing.py."""
-    spec = importlib.util.spec_from_file_location("generate_choosing", root / "docs" / "generate_choosing.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return generator_of("choosing")
 
 
 @pytest.fixture(scope="module")

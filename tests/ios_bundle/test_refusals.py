@@ -108,6 +108,14 @@ def test_what_nobody_proved_is_refused_unless_one_insists(
     assert not found.validated
 
 
+def test_what_was_never_validated_and_changed_says_both(validated: Path, place: Path) -> None:
+    """And nothing of the self-test, of which nobody promised anything."""
+    (validated / "validation.json").unlink()
+    flip(validated / WEIGHTS)
+    reasons = read_metadata(bundle(validated, place, unvalidated=True))["validation"]["reasons"]
+    assert reasons == ["it was never validated", f"changed since: {WEIGHTS}"]
+
+
 def remove_part(part: str, *fields: str) -> Callable[[Path], None]:
     def change(build: Path) -> None:
         def forget(manifest: dict[str, Any]) -> None:

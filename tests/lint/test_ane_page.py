@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from generated_pages import generator_of
 
 from fastvlm.devices import CHIPS, DEVICES
 from validation.lint.rules import RULES
@@ -14,14 +14,9 @@ from validation.lint.support import SUPPORT
 
 
 @pytest.fixture(scope="module")
-def generator(root: Path) -> ModuleType:
+def generator() -> ModuleType:
     """docs/generate_ane.py."""
-    spec = importlib.util.spec_from_file_location("generate_ane", root / "docs" / "generate_ane.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return generator_of("ane")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from generated_pages import generator_of
 
 from validation.lint.rules import RULES
 from validation.mac_check.report import read_report
@@ -17,14 +17,9 @@ from validation.profiling.result import STAGES
 
 
 @pytest.fixture(scope="module")
-def generator(root: Path) -> ModuleType:
+def generator() -> ModuleType:
     """docs/generate_device_truth.py."""
-    spec = importlib.util.spec_from_file_location("generate_device_truth", root / "docs" / "generate_device_truth.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return generator_of("device_truth")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from generated_pages import generator_of
 
 from validation.bundle_host.picture import resample
 
@@ -21,14 +21,9 @@ TOLERANCE = (
 
 
 @pytest.fixture(scope="module")
-def generator(root: Path) -> ModuleType:
+def generator() -> ModuleType:
     """docs/generate_host_contract.py."""
-    spec = importlib.util.spec_from_file_location("generate_host_contract", root / "docs" / "generate_host_contract.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return generator_of("host_contract")
 
 
 @pytest.fixture(scope="module")

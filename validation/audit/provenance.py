@@ -15,10 +15,10 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from export.build import LICENCE
 from export.compression.recipe import FP16, MIXED
 from export.compression.schemes import SCHEMES
 from fastvlm.hashes import sha256_bytes, sha256_file
+from fastvlm.licences import FOLDER as LICENCE
 from fastvlm.licences import licence_text
 from fastvlm.manifest import is_older
 from fastvlm_ref.checkpoint.source import Source, differing, is_licence, is_prose
