@@ -30,9 +30,10 @@ setup: $(VENV)/.ready
 demo: $(VENV)/.ready
 	$(VENV)/bin/python -m validation.demo $(BUILD)
 
-# Two processes, each with whole files, so that what a file makes once is made once.
+# Two processes, each with whole files, so that what a file makes once is made once; one thread each, for two threads of
+# two processes wait for each other on two cores.
 test: $(VENV)/.ready-test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # BUILD only where it was typed: the one above is the demo's.
 mac-check: $(VENV)/.ready

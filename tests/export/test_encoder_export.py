@@ -130,7 +130,9 @@ def narrow_gate(model: Any) -> None:
     model.vision_encoder.conv_exp.se = gate
 
 
-@pytest.mark.parametrize("case", ["every exponent", "explicit powers", "few numbers"])
+@pytest.mark.parametrize(
+    "case", ["every exponent", pytest.param("explicit powers", marks=pytest.mark.long), "few numbers"]
+)
 def test_programs_and_weights_are_those_of_the_direct_route(case: str, tmp_path: Path) -> None:
     model = small_model()
     protection = everywhere(model)

@@ -87,7 +87,9 @@ def test_a_file_that_holds_not_even_one_part_is_refused(limit: int, vocabulary: 
         cut(small_config(vocab_size=vocabulary).text, "ane", limit)
 
 
-@pytest.mark.parametrize("limit", [None, pytest.param(500_000, marks=pytest.mark.long), 210_000])
+@pytest.mark.parametrize(
+    "limit", [pytest.param(None, marks=pytest.mark.long), pytest.param(500_000, marks=pytest.mark.long), 210_000]
+)
 def test_a_chain_gives_the_numbers_of_one_package(
     limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

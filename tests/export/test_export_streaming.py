@@ -180,6 +180,7 @@ def test_encoder_programs_and_weights_are_those_of_the_direct_route(scale: float
     check_same_package(streamed, whole)
 
 
+@pytest.mark.long
 def test_the_passes_left_out_would_change_nothing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of coremltools' passes but the two that would merge or fold what stands in for weights."""
     plan = ExportPlan((64,), CONTEXT, QUERY)

@@ -55,14 +55,14 @@ def test_it_answers_nine_of_ten_questions(score: Score) -> None:
 
 
 def test_it_cannot_answer_with_the_picture_black(model: FastVLM, questions: list[Asked]) -> None:
-    assert evaluate(model, model.tokenizer, questions, black=True).share() <= MOST_BLACK
+    assert evaluate(model, model.tokenizer, questions[::2], black=True).share() <= MOST_BLACK
 
 
 def test_it_answers_from_its_own_picture(model: FastVLM, questions: list[Asked]) -> None:
     """The same questions about other pictures: a model that looks is then mostly wrong."""
     pictures = [one.scene for one in questions]
     swapped = [Asked(picture, one.question) for picture, one in zip(pictures[1:], questions[:-1], strict=True)]
-    assert evaluate(model, model.tokenizer, swapped).share() <= MOST_BLACK
+    assert evaluate(model, model.tokenizer, swapped[::2]).share() <= MOST_BLACK
 
 
 def test_the_shipped_pictures_are_answered_as_stated(model: FastVLM, tiny: Path) -> None:
