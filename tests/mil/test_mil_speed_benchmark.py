@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         (["open", "BUILD"], "coremltools imported: no"),
         (["decode", "BUILD", "tiny", "--past", "20", "--rounds", "1"], "package / reference"),
-        (["encoder", "BUILD", "tiny", "--rounds", "1"], "package / reference"),
-        (["memory", "BUILD", "tiny"], "package / reference"),
+        pytest.param(["encoder", "BUILD", "tiny", "--rounds", "1"], "package / reference", marks=pytest.mark.long),
+        pytest.param(["memory", "BUILD", "tiny"], "package / reference", marks=pytest.mark.long),
     ],
     ids=["open", "decode", "encoder", "memory"],
 )
