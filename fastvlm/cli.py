@@ -35,8 +35,8 @@ except KeyboardInterrupt:  # these imports take tenths of a second, in which nob
     raise SystemExit(130) from None
 
 COMMANDS = (  # in the order they are typed
-    "fit", "scan", "export", "validate", "report", "lint", "profile", "run", "inspect", "bundle", "verify", "train",
-    "synth",
+    "fit", "scan", "export", "validate", "report", "sweep", "lint", "profile", "run", "inspect", "bundle", "verify",
+    "train", "synth",
     "check-official", "doctor",
 )  # fmt: skip
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h

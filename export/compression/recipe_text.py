@@ -1,7 +1,8 @@
 """The text of a recipe: from a file or a string to plain mappings, with every line that YAML cannot mean refused.
 
-A recipe is two levels of names and numbers. Anchors, aliases (which can grow without bound), tags, deeper nesting and
-keys that stand twice are refused by line; PyYAML's safe loader makes the rest plain Python values.
+A recipe, and the plan of a sweep, is two levels of names and numbers. Anchors, aliases (which can grow without bound),
+tags, deeper nesting and keys that stand twice are refused by line; PyYAML's safe loader makes the rest plain Python
+values.
 It does not know what the keys mean: `recipe` does.
 """
 
@@ -19,22 +20,25 @@ LARGEST = 1 << 20  # bytes
 DEEPEST = 2  # levels of mappings
 
 
-def read_text(path: Path) -> str:
-    """Returns what the file holds; UsageError when it is missing, no file, too large or not UTF-8."""
+def read_text(path: Path, kind: str = "recipe") -> str:
+    """Returns what the file holds; UsageError when it is missing, no file, too large or not UTF-8.
+
+    `kind` is what messages call it.
+    """
     if not path.exists():
-        raise UsageError(f"recipe {path}: no such file; expected a YAML file")
+        raise UsageError(f"{kind} {path}: no such file; expected a YAML file")
     if not path.is_file():
-        raise UsageError(f"recipe {path}: not a file; expected a YAML file")
+        raise UsageError(f"{kind} {path}: not a file; expected a YAML file")
     try:
         with path.open("rb") as handle:
             data = handle.read(LARGEST + 1)
         if len(data) > LARGEST:
-            raise UsageError(f"recipe {path}: larger than {LARGEST:,} bytes; a recipe has a few lines")
+            raise UsageError(f"{kind} {path}: larger than {LARGEST:,} bytes; a {kind} has a few lines")
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {path}: byte {error.start} is not UTF-8; save it as UTF-8 text") from error
+        raise UsageError(f"{kind} {path}: byte {error.start} is not UTF-8; save it as UTF-8 text") from error
     except OSError as error:
-        raise UsageError(f"recipe {path}: cannot be read: {error.strerror}") from error
+        raise UsageError(f"{kind} {path}: cannot be read: {error.strerror}") from error
 
 
 def load_mapping(text: str, title: str) -> dict[Any, Any]:
@@ -72,7 +76,7 @@ def _refused(text: str) -> Iterator[str]:
             yield f"{line}: tags (!) are not taken; write the plain value"
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            yield f"{line}: nested too deeply; a recipe has {DEEPEST} levels"
+            yield f"{line}: nested too deeply, expected {DEEPEST} levels"
             return
 
 

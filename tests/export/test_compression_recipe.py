@@ -107,7 +107,7 @@ def test_mixed_leaves_the_language_open() -> None:
         ("layers:\n  *.k_proj: int8", "line 2"),  # an alias to YAML
         ("language: !!python/object/apply:os.getcwd []", "line 1: tags"),
         ("language: !!str lut4", "line 1: tags"),
-        ("layers: {a: {b: c}}", "line 1: nested too deeply; a recipe has 2 levels"),
+        ("layers: {a: {b: c}}", "line 1: nested too deeply, expected 2 levels"),
         ("[" * 100_000, "line 1: nested too deeply"),
         ("? {a: b}\n: c", "line 1: a key must be a name"),
         ("language: x\nencoder: y\nfoo: z", "unknown key 'foo'; .*; language: 'x' .*; encoder: 'y' "),
