@@ -1,0 +1,7 @@
+"""The same model as ONNX: graphs written op by op, weights streamed into one data file beside each.
+
+graph.py       a graph in the making: ops, inputs, outputs, weights; data.py: the file of its weights
+
+Graphs are written, not traced: an op here is an op in the file, which is what lets onnxruntime's own kernels be named
+(`com.microsoft`), 7B be exported in a few gigabytes, and a reader find each op's source.
+"""
