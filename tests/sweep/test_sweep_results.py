@@ -124,7 +124,9 @@ def test_a_case_is_exported_validated_and_estimated(spec: Write, exported_tiny: 
     name = open_folder(out)
     build = out / BUILDS / making.folder
     shutil.copytree(exported_tiny, build)  # as a worker left it that was killed afterwards
+    identity = build.stat().st_ino
     work(str(out), name, making.as_json(), True)
+    assert build.stat().st_ino == identity, "a build that was there was made again"
     row = read_row(out, making.cases[0].id)
     assert row is not None
     assert (row["status"], row["pictures"], row["steps"], row["missed"]) == ("passed", 1, 2, [])
@@ -133,9 +135,10 @@ def test_a_case_is_exported_validated_and_estimated(spec: Write, exported_tiny: 
     assert not find_changes(build, read_build(build).manifest)
     (flat,) = tabled([row], PHONE)
     assert flat["first_token"] == estimate(sizes_of(build), PHONE).first_token
-    validated = build / "validation.json"
-    validated.unlink()
-    work(str(out), name, making.as_json(), False)  # its row is there: nothing is compared again
+    (build / "validation.json").unlink()
+    work(str(out), name, making.as_json(), True)
+    assert not (build / "validation.json").exists(), "a case with a row was compared again"
+    work(str(out), name, making.as_json(), False)
     assert not build.exists()
     assert list((out / BUILDS).iterdir()) == []
 
