@@ -97,7 +97,7 @@ def show_rows(rows: list[Row], console: Console) -> None:
     for head in ("KL", "agree", "right", "best"):
         table.add_column(head, no_wrap=True)
     for row in rows:
-        table.add_row(*(printable(cell) for cell in _cells(row)))
+        table.add_row(*(printable(cell) for cell in cells(row)))
     console.print(table)
     console.print("best: no other of its checkpoint and image size (kl), or of all (task), is better in everything")
     for row in rows:
@@ -106,13 +106,15 @@ def show_rows(rows: list[Row], console: Console) -> None:
             console.print(printable(f"{name}: {row['error']}"))
 
 
-def _cells(row: Row) -> list[str]:
+def cells(row: Row) -> list[str]:
+    """Returns what the table shows of a row."""
     case = [row["checkpoint"], str(row["image_size"]), row["scheme"], row["target"], row["images"], row["status"]]
     if row["bytes"] is None:
         return case
+    kl = "no number" if row["kl"] is None else f"{row['kl']:.2g}"
     right = "" if not row["answered"] else f"{row['build_right']}/{row['answered']}"
     best = " ".join(word for word, name in (("kl", "front"), ("task", "task_front")) if row[name])
     return [
         *case, f"{row['bytes'] / 1e6:,.1f}", f"{row['first_token'] * 1e3:,.0f} ms", f"{row['tokens_per_second']:,.1f}",
-        f"{row['memory'] / 1e9:.2f} GB", f"{row['kl']:.2g}", f"{row['agree']}/{row['questions']}", right, best,
+        f"{row['memory'] / 1e9:.2f} GB", kl, f"{row['agree']}/{row['questions']}", right, best,
     ]  # fmt: skip

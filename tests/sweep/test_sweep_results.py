@@ -14,6 +14,8 @@ from conftest import Write
 from hypothesis import given
 
 from fastvlm.build import read_build
+from fastvlm.commands.sweep import cells
+from fastvlm.errors import OutputError
 from fastvlm.manifest import find_changes
 from validation.fit.estimating import estimate
 from validation.fit.sizes import sizes_of
@@ -113,6 +115,14 @@ def test_the_plot_shows_every_result_and_is_the_same_each_time(rows: list[Row], 
     assert "lut4" not in drawn
 
 
+def test_a_build_whose_values_are_no_numbers_is_a_result_without_an_error(tmp_path: Path) -> None:
+    (row,) = tabled([_case(status="failed", kl=None, answered=2, build_right=0)], PHONE)
+    assert (row["status"], row["kl"], row["front"], row["wrong"], row["task_front"]) == ("failed", None, False, 1, True)
+    assert [panel.error for panel in panels([row])] == ["wrong"]
+    assert write_plot(tmp_path, [row], PHONE) == tmp_path / FILE
+    assert "no number" in cells(row)
+
+
 def test_without_a_result_there_is_no_plot(rows: list[Row], tmp_path: Path) -> None:
     assert write_plot(tmp_path, tabled(rows[2:3], PHONE), PHONE) is None
     assert not (tmp_path / FILE).exists()
@@ -141,6 +151,13 @@ def test_a_case_is_exported_validated_and_estimated(spec: Write, exported_tiny: 
     work(str(out), name, making.as_json(), False)
     assert not build.exists()
     assert list((out / BUILDS).iterdir()) == []
+
+
+def test_a_worker_writes_into_no_other_sweep(spec: Write, tmp_path: Path) -> None:
+    (making,) = planned(read_spec(spec("checkpoints: [tiny]", "images: [reds]")))
+    open_folder(tmp_path / "out")
+    with pytest.raises(OutputError, match="is another sweep's on this machine"):
+        work(str(tmp_path / "out"), "someone's", making.as_json(), False)
 
 
 def test_a_build_that_cannot_be_made_gives_a_row_that_says_why(spec: Write, tmp_path: Path) -> None:

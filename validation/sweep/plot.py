@@ -42,11 +42,11 @@ class Panel:
 def panels(rows: Sequence[Row]) -> list[Panel]:
     """Returns what is drawn: for each set of pictures the KL, and the wrong answers where true ones are known."""
     found = []
-    for images in dict.fromkeys(row["images"] for row in rows if row["kl"] is not None):
-        own = [row for row in rows if row["images"] == images and row["kl"] is not None]
-        found.append(Panel(images, own, "kl", "KL to its own checkpoint, nats", "front", family))
-        asked = [row for row in own if row["wrong"] is not None]
-        if asked:
+    for images in dict.fromkeys(row["images"] for row in rows):
+        own = [row for row in rows if row["images"] == images]
+        if told := [row for row in own if row["kl"] is not None]:
+            found.append(Panel(images, told, "kl", "KL to its own checkpoint, nats", "front", family))
+        if asked := [row for row in own if row["wrong"] is not None]:
             found.append(Panel(images, asked, "wrong", "share of wrong answers", "task_front", task))
     return found
 
@@ -63,7 +63,7 @@ def write_plot(place: Path, rows: Sequence[Row], device: str) -> Path | None:
 
     with matplotlib.rc_context({"svg.hashsalt": "fastvlm", "svg.fonttype": "none", "font.size": 9}):
         figure, grid = pyplot.subplots(len(found), 2, figsize=(10, 3.6 * len(found)), squeeze=False, sharey="row")
-        looks = _Looks([row for row in rows if row["kl"] is not None])
+        looks = _Looks([row for row in rows if any(row in panel.rows for panel in found)])
         for line, panel in zip(grid, found, strict=True):
             for axes, (name, unit, label) in zip(line, ACROSS, strict=True):
                 _draw(axes, panel, looks, name, unit)

@@ -116,12 +116,13 @@ def _give_up(place: Path, making: Making, problem: FastVLMError) -> None:
 def _tell(place: Path, making: Making, progress: Progress) -> None:
     for case in making.cases:
         row = _row(place, making, case.id)
-        how = (
-            row["error"]
-            if row["status"] == ERROR
-            else f"{row['status']}, {row['bytes'] / 1e6:,.1f} MB, KL {row['kl']:.2g}"
-        )
+        how = row["error"] if row["status"] == ERROR else _in_words(row)
         progress.note(f"{making.checkpoint} at {making.image_size}, {making.scheme}, {case.images}: {how}")
+
+
+def _in_words(row: Row) -> str:
+    error = "no number" if row["kl"] is None else f"{row['kl']:.2g}"
+    return f"{row['status']}, {row['bytes'] / 1e6:,.1f} MB, KL {error}"
 
 
 def _row(place: Path, making: Making, case: str) -> Row:

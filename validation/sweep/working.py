@@ -7,6 +7,7 @@ no row, and whoever started it tries again.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 from export import export
 from fastvlm import __version__
 from fastvlm.errors import FastVLMError, OutputError
-from fastvlm.manifest import is_build
+from fastvlm.manifest import is_build, significant
 from validation import validate
 from validation.fit.advice import classes
 from validation.fit.estimating import estimate
@@ -106,11 +107,11 @@ def _compared(todo: Making, case: Case, build: Path) -> Row:
     }  # fmt: skip
 
 
-def _error(verdict: Verdict) -> tuple[str, float]:
-    """The mean KL divergence of the tokens' distributions in nats, and of which run of the decoder it is."""
+def _error(verdict: Verdict) -> tuple[str, float | None]:
+    """Of which run of the decoder, and the mean KL divergence of its tokens in nats; None where that is no number."""
     found = {(row.limit.quantity, row.limit.metric): row.value for row in verdict.rows}
     key = next(key for key in ERRORS if key in found)
-    return key[0], float(found[key])
+    return key[0], significant(found[key]) if math.isfinite(found[key]) else None
 
 
 def _sizes(sizes: Sizes) -> Row:
