@@ -11,7 +11,7 @@ from validation.mac_check.report import Checked
 def lines(checked: Checked) -> Iterator[str]:
     """One line for each choice of compute units, then one for each rule."""
     text = checked.build.manifest["model"]["text"]
-    yield f"\n{checked.build.target} build, {text.get('num_hidden_layers')} layers of {text.get('hidden_size')}:"
+    yield f"\n{checked.build.target} build, {text.get('layers')} layers of {text.get('hidden_size')}:"
     for result in checked.profile.results:
         contender = result.contender
         units = contender.compute_units or contender.backend
@@ -28,6 +28,8 @@ def lines(checked: Checked) -> Iterator[str]:
         other = ", ".join(f"{op} {count}" for op, count in sorted(row.differing.items()))
         differ = f"{row.differ} ({other})" if other else "0"
         yield f"    {row.rule:<16} agree {row.agree}, differ {differ}, untold {row.untold}"
+    if any(row.agree or row.differ for row in checked.rules) and not checked.engine_ops:
+        yield "    no op is on the Neural Engine: it does not answer here, and this confirms no rule"
 
 
 def _beside(found: Difference | None) -> str:
@@ -38,5 +40,7 @@ def _beside(found: Difference | None) -> str:
         for name, values in (("tokens", found.tokens), ("logits", found.logits))
         if values is not None
     ]
-    same = "same ids" if not found.differing_steps else f"{len(found.differing_steps)} of {found.steps} ids differ"
-    return f"; {', '.join(parts)}; {same}"
+    if found.steps:
+        differ = len(found.differing_steps)
+        parts.append(f"{differ} of {found.steps} ids differ" if differ else "same ids")
+    return f"; {', '.join(parts)}"
