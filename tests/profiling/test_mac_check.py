@@ -70,10 +70,11 @@ def test_core_ml_that_computes_the_same_is_found_the_same(check: Any, validated_
     assert [each["name"] for each in build["profile"]["contenders"]][:2] == ["mil", f"coreml {FEW[0]}"]
     assert build["placement"]["engine_ops"] > 690
     assert "same ids" in shown.stdout
-    assert "ane build, 4 layers of 192:" in shown.stdout
+    assert "\ntiny: ane build, 4 layers of 192:\n" in shown.stdout
+    assert " LanguageModel.mlpackage prefill: ops neuralEngine 95.34 %, cpu 4.661 %\n" in shown.stdout
     loads = [row for row in build["profile"]["contenders"][1]["stages"] if row["stage"] == "load_encoder"]
     assert loads[0]["runs"]["count"] == 1
-    assert shown.stdout.startswith(f"report, of 1 of 1 builds: {file}\n")
+    assert f"\nreport: {file}; it names neither you nor" in shown.stdout
 
 
 def test_ids_are_held_to_the_mil_runtime_s(
@@ -243,9 +244,9 @@ def test_what_was_checked_is_written_where_the_next_build_fails(
     monkeypatch.setattr(checking, "checked", checked)
     shown, file = check(exported_tiny)
     assert shown.exit_code == 1
-    assert shown.stderr.endswith("Error: it ended\n")
+    assert shown.stderr.endswith(f"report, of the embedded checkpoint alone: {file}\nError: it ended\n")
     assert len(read_report(file)["builds"]) == 1
-    assert shown.stdout == f"report, of 1 of 2 builds: {file}\n"
+    assert shown.stdout == ""
 
 
 def test_an_interrupt_is_no_verdict(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def main(build: str | None, output: str) -> None:
 
     for each in found:
         click.echo("\n".join(lines(each)))
-    click.echo("the report names neither you nor this Mac's name or paths, so it can be handed on")
+    click.echo(f"report: {output}; it names neither you nor this Mac's name or paths, so it can be handed on")
     problems = [problem for each in found for problem in each.problems]
     for problem in problems:
         click.echo(f"Error: {problem}", err=True)
@@ -65,10 +65,12 @@ def _check(build: str | None, output: Path) -> list[Checked]:
         try:
             for each in asked:
                 found.append(checked(each, machine, progress))
-        finally:
+        except BaseException:
             if found:
                 write_report(output, report_of(machine, found))
-                click.echo(f"report, of {len(found)} of {len(asked)} builds: {output}")
+                click.echo(f"report, of the embedded checkpoint alone: {output}", err=True)
+            raise
+        write_report(output, report_of(machine, found))
     return found
 
 

@@ -11,7 +11,7 @@ from validation.mac_check.report import Checked
 def lines(checked: Checked) -> Iterator[str]:
     """One line for each choice of compute units, then one for each rule."""
     text = checked.build.manifest["model"]["text"]
-    yield f"\n{checked.build.target} build, {text.get('layers')} layers of {text.get('hidden_size')}:"
+    yield f"\n{checked.build.folder.resolve().name}: {checked.build.target} build, {text.get('layers')} layers of {text.get('hidden_size')}:"
     for result in checked.profile.results:
         contender = result.contender
         units = contender.compute_units or contender.backend
@@ -21,7 +21,7 @@ def lines(checked: Checked) -> Iterator[str]:
         yield f"  {units:<20} {times or 'not measured'}{_beside(checked.differences.get(units))}"
         for plan in result.plan or ():
             shares = ", ".join(f"{device} {share:.4g} %" for device, share in plan.op_percent.items() if share)
-            yield f"  {'':<20} {plan.function}: ops {shares or 'not told'}"
+            yield f"  {'':<20} {plan.package} {plan.function}: ops {shares or 'not told'}"
     judged = checked.lint_device or "every device of the table"
     yield f"  Core ML's plan beside the rules (for {judged}):"
     for row in checked.rules:

@@ -118,7 +118,7 @@ def announce(contenders: Sequence[Contender], runs: int, progress: Progress) -> 
     seconds = sum(_seconds(contender, runs) for contender in mil)
     if seconds > WORTH_SAYING:
         progress.note(f"this takes up to {in_words(seconds)} on the MIL runtime, reckoned from the builds' operations")
-    if len(mil) < len(contenders):
+    if any(contender.backend == "coreml" and contender.device is None for contender in contenders):
         progress.note("the first load by Core ML compiles for this Mac, which can take minutes for a large build")
     together = sum(map(_weights, contenders))
     if len(contenders) > 1 and together > memory_bytes() / 2:
