@@ -10,8 +10,9 @@ from validation.mac_check.report import Checked
 
 def lines(checked: Checked) -> Iterator[str]:
     """One line for each choice of compute units, then one for each rule."""
-    text = checked.build.manifest["model"]["text"]
-    yield f"\n{checked.build.folder.resolve().name}: {checked.build.target} build, {text.get('layers')} layers of {text.get('hidden_size')}:"
+    build, text = checked.build, checked.build.manifest["model"]["text"]
+    sizes = f"{text.get('layers')} layers of {text.get('hidden_size')}"
+    yield f"\n{build.folder.resolve().name}: {build.target} build, {sizes}:"
     for result in checked.profile.results:
         contender = result.contender
         units = contender.compute_units or contender.backend
