@@ -89,6 +89,8 @@ class Child:
             self._asks.write(json.dumps(asked) + "\n")
             self._asks.flush()
             for text in self._hears:
+                if not text.endswith("\n"):
+                    break  # it ended in the middle of what it said
                 answer = json.loads(text)
                 if "at" in answer:
                     self.stage = answer["at"]

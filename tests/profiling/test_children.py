@@ -82,6 +82,13 @@ def test_a_fault_in_a_child_is_told_by_its_last_line() -> None:
     child.close()
 
 
+def test_half_an_answer_is_none() -> None:
+    child = Child(SERVES, "the clerk")
+    with pytest.raises(ProcessError, match=r"\(SIGKILL\) at stage answering"):
+        child.call("break_off")
+    child.close()
+
+
 def test_a_child_at_work_is_ended_when_its_caller_is_interrupted() -> None:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -85,7 +85,7 @@ def check_nameless(text: str, folder: Path) -> None:
 def test_a_table_and_its_json_in_real_processes(typed: Typed, exported_tiny: Path, tmp_path: Path) -> None:
     """Two processes, one run: what a user types."""
     other = Path(shutil.copytree(exported_tiny, tmp_path / "second"))
-    shown = typed(exported_tiny, other, "--runs", 1, "--json")
+    shown = typed(exported_tiny, other, "--backend", "mil", "--runs", 1, "--json")
     assert shown.exit_code == 0
     content = json.loads(shown.stdout)
     assert [each["name"] for each in content["contenders"]] == ["tiny, mil", "second, mil"]
@@ -112,6 +112,16 @@ def test_a_process_that_ends_is_told_and_the_others_go_on(
     rows = [line.split() for line in shown.stdout.splitlines()]
     assert any(row[:2] == ["encode", "A"] for row in rows), "the MIL runtime went on"
     assert "Traceback" not in shown.output
+
+
+def test_an_error_says_whose_it_is(
+    mac: pytest.MonkeyPatch, in_process: None, typed: Typed, exported_tiny: Path
+) -> None:
+    mac.setenv("COREML_STANDIN", "refuse predict decode")
+    words = ("--backend", "mil", "--backend", "coreml", "--compute-units", "cpuOnly", "--runs", 1)
+    shown = typed(exported_tiny, *words)
+    assert shown.exit_code == 1
+    assert "Error: tiny, coreml cpuOnly, at stage first_token: Core ML cannot run decode of Language" in shown.stderr
 
 
 def test_core_ml_is_measured_on_every_choice(mac: Any, in_process: None, typed: Typed, exported_tiny: Path) -> None:
@@ -194,8 +204,10 @@ def test_devices_are_listed(mac: pytest.MonkeyPatch, typed: Typed) -> None:
     ("words", "says"),
     [
         ([], "no build was named"),
-        (["BUILD", "--runs", "0"], "--runs is 0"),
-        (["BUILD", "--runs", "-3"], "--runs is -3"),
+        ([""], "it is empty, expected a name"),
+        (["BUILD", "--runs", "0"], "0 is not in the range 1<=x<=10000"),
+        (["BUILD", "--runs", "-3"], "-3 is not in the range"),
+        (["BUILD", "--runs", "9" * 400], "is not in the range"),
         (["BUILD", "--image-size", "512"], "no encoder of that size, it has [256]"),
         (["BUILD", "--compute-units", "all"], "add --backend coreml"),
         (["BUILD", "--team", "TEAM"], "name the device with --device-udid"),
@@ -224,8 +236,9 @@ def test_a_device_that_is_not_there_and_a_team_that_is_missing(mac: Any, typed: 
 
 
 def test_python_says_the_same(exported_tiny: Path) -> None:
-    with pytest.raises(UsageError, match="at least one run"):
-        profile([exported_tiny], runs=0)
+    for runs in (0, 10**400):
+        with pytest.raises(UsageError, match="expected 1 to 10000"):
+            profile([exported_tiny], runs=runs)
     with pytest.raises(UsageError, match="no build to profile"):
         profile([])
     with pytest.raises(UsageError, match="unknown backend 'cuda'"):
@@ -239,10 +252,10 @@ def test_what_takes_long_or_swaps_or_is_busy_is_told(
     monkeypatch.setattr(measuring, "memory_bytes", lambda: 2_000_000)
     monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 3.0, 3.0))
     with pytest.raises(ExecutionError):
-        profile([exported_tiny] * 2, runs=5000, progress=heard)
+        profile([exported_tiny] * 2, backends=["mil"], runs=5000, progress=heard)
     assert [re.sub(r"[\d.]+", "N", note)[:40] for note in heard.notes] == [
         "this takes up to N minutes on the MIL ru", "all contenders are loaded at once, about",
-        "this machine is busy (load N): times wil",
+        "this machine is busy (load N): times wil", "tiny (N), mil, at stage start: not today",
     ]  # fmt: skip
 
 

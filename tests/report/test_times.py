@@ -28,8 +28,8 @@ def profile(sha256: str, **changes: Any) -> dict[str, Any]:
     ]
     stages.append({"stage": "decode", "position": 9, "first": 1.0, "runs": None})
     own = {
-        "name": "coreml, CPU_AND_NE", "build": {"manifest_sha256": sha256}, "stages": stages,
-        "memory_bytes": {"before_load": 1, "peak": 10**9},
+        "name": "tiny on a Mac", "build": {"manifest_sha256": sha256}, "stages": stages,
+        "compute_units": "cpuAndNeuralEngine", "memory_bytes": {"before_load": 1, "peak": 10**9},
     }  # fmt: skip
     other = {**own, "name": "another build", "build": {"manifest_sha256": "0" * 64}}
     return {"schema": "0.1", "machine": {"chip": "M4", "cores": 10}, "contenders": [other, own], **changes}
@@ -41,7 +41,7 @@ def test_a_profile_takes_the_place_of_the_validations_times(document: dict[str, 
     assert found["times"]["measured_by"] == "profile"
     assert found["times"]["machine"] == "M4"
     (contender,) = found["times"]["contenders"]
-    assert (contender["name"], contender["peak_bytes"]) == ("coreml, CPU_AND_NE", 10**9)
+    assert (contender["name"], contender["peak_bytes"]) == ("tiny on a Mac", 10**9)
     (fall,) = waterfalls(found["times"])
     assert fall["total"] == pytest.approx(0.1)
     assert fall["speed"] == pytest.approx(100), "at the shortest context"
@@ -49,7 +49,21 @@ def test_a_profile_takes_the_place_of_the_validations_times(document: dict[str, 
     text = " ".join(parsed(html_page(found)).text.split())
     assert "100 ms to the first token, then 100 tokens a second" in text
     assert "Peak memory of the process: 1 GB" in text
+    assert contender["compute_units"] == "cpuAndNeuralEngine"
+    assert "Where Core ML was allowed to run: cpuAndNeuralEngine." in text
+    assert "to the first token, tiny on a Mac 100 ms" in text, "among the facts at the top"
     assert "No benchmark" not in text
+
+
+def test_a_part_alone_has_no_time_to_the_first_token(document: dict[str, Any]) -> None:
+    found = with_profile(document, profile(document["build"]["manifest_sha256"]), "profile.json")
+    (contender,) = found["times"]["contenders"]
+    contender["compute_units"] = None
+    contender["stages"] = [row for row in contender["stages"] if row["stage"] in ("preprocess", "encode")]
+    text = " ".join(parsed(html_page(found)).text.split())
+    assert "tiny on a Mac: 50 ms together" in text
+    assert "to the first token" not in text
+    assert "Core ML was allowed" not in text
 
 
 def test_bars_begin_where_the_one_before_ends(document: dict[str, Any]) -> None:
@@ -85,7 +99,7 @@ def test_a_profile_of_something_else_is_refused(document: dict[str, Any], change
 def test_stages_that_are_none_are_left_out(document: dict[str, Any], stages: Any) -> None:
     own = {"build": {"manifest_sha256": document["build"]["manifest_sha256"]}, "stages": stages, "memory_bytes": 7}
     found = with_profile(document, {"contenders": [own]}, "p.json")
-    assert found["times"]["contenders"] == [{"name": "None", "stages": [], "peak_bytes": None}]
+    assert found["times"]["contenders"] == [{"name": "None", "compute_units": None, "stages": [], "peak_bytes": None}]
     html_page(found)
 
 

@@ -49,11 +49,14 @@ def _answer(contender: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _waterfall(contender: dict[str, Any], longest: float) -> dict[str, Any]:
     answer = _answer(contender)
+    stages = {row["stage"] for row in answer}
     before = sum(_seconds(row) for row in answer if row["stage"] != DECODE)
     token = next((_seconds(row) for row in answer if row["stage"] == DECODE), None)
     return {
         "name": contender["name"],
+        "units": contender["compute_units"],
         "total": before,
+        "whole": {"encode", "first_token"} <= stages,  # of one part alone, the sum is no time to the first token
         "speed": 1 / token if token else None,
         "rows": [*_bars(answer, longest)],
         "others": [*_others([row for row in contender["stages"] if row not in answer])],

@@ -157,7 +157,7 @@ FIELDS: dict[str, Any] = {
             "measured_by": _one_of("validation", "profile"), "machine": Maybe(TEXT),
             "contenders": [
                 {
-                    "name": TEXT, "peak_bytes": Maybe(COUNT),
+                    "name": TEXT, "compute_units": Maybe(TEXT), "peak_bytes": Maybe(COUNT),
                     "stages": [{"stage": TEXT, "position": Maybe(COUNT), "median": NUMBER, "count": COUNT}],
                 }
             ],

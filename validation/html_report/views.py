@@ -87,7 +87,8 @@ def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
     yield "the whole build", size(report["sizes"]["total_bytes"]), False
     if report["times"] and report["times"]["measured_by"] == "profile":
         fall = waterfalls(report["times"])[0]
-        yield f"to the first token, {plain(fall['name'])}", seconds(fall["total"]), False
+        if fall["whole"]:
+            yield f"to the first token, {plain(fall['name'])}", seconds(fall["total"]), False
 
 
 def answers(report: dict[str, Any]) -> dict[str, str]:
