@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from fastvlm import devices
-from fastvlm.devices import CHIPS, DEVICES, ENGINES, Figure, device
+from fastvlm.devices import CHIPS, DEVICES, ENGINES, Figure, device, known_names
 from fastvlm.errors import UsageError
+
+LINES = ("iPhone", "iPad", "MacBook Air", "MacBook Pro", "Mac mini", "iMac", "Mac Studio")
 
 
 @pytest.mark.parametrize("name", [each.name for each in DEVICES])
@@ -32,17 +34,27 @@ def test_names_are_told_apart() -> None:
         ("iphone15promax2", "iPhone 15 Pro Max"),
         ("macbook air", "MacBook Air M2"),
         ("M4", "iPad Pro M4"),
-        ("toaster", "such as iPhone 15 Pro"),
-        ("", "such as iPhone 15 Pro"),
-        ("x" * 10_000, "such as iPhone 15 Pro"),
+        ("toaster", "iPhone 12 mini, 12, 12 Pro"),
+        ("", "Mac Studio M1 Max, M2 Max, M4 Max"),
+        ("x" * 10_000, "iPad 10, Air 4, A16"),
     ],
 )
-def test_an_unknown_name_lists_what_is_near(typed: str, near: str) -> None:
+def test_an_unknown_name_lists_what_is_near_and_all_that_are_known(typed: str, near: str) -> None:
     with pytest.raises(UsageError) as refused:
         device(typed)
     assert near in str(refused.value)
     assert f"table of {len(DEVICES)} devices" in str(refused.value)
-    assert len(str(refused.value)) < 300
+    assert str(refused.value).endswith(f"known: {known_names()}")
+    assert len(str(refused.value)) < 1200
+
+
+def test_the_known_names_are_the_table() -> None:
+    """Each line's word before each of its names gives every device, and nothing else."""
+    found = []
+    for line in known_names().split("; "):
+        (word,) = [word for word in LINES if line.startswith(f"{word} ")]
+        found += [f"{word} {name}" for name in line.removeprefix(f"{word} ").split(", ")]
+    assert found == [each.name for each in DEVICES]
 
 
 def figures() -> list[tuple[str, Figure]]:
