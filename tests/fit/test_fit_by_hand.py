@@ -159,6 +159,15 @@ def test_a_call_of_each_package_costs_its_floor() -> None:
     assert overheads(estimate(sizes_of("0.5b"), "iPhone 16", "fp16")) == pytest.approx([0.11e-3, 5 * 0.11e-3, 0.11e-3])
 
 
+@pytest.mark.long
+def test_a_chain_is_called_package_by_package(chained_tiny: Path, exported_tiny: Path) -> None:
+    chain, whole = (estimate(sizes_of(build), PHONE) for build in (chained_tiny, exported_tiny))
+    assert (len(chain.files.language), chain.files.layered) == (5, 4)
+    assert overheads(chain) == pytest.approx([0.23e-3, 4 * 0.23e-3, 5 * 0.23e-3])
+    assert [each.flops for each in chain.stages] == pytest.approx([each.flops for each in whole.stages], rel=1e-4)
+    assert chain.memory.need == pytest.approx(whole.memory.need, rel=1e-3)
+
+
 def test_the_gpu_prefills_what_the_gpu_is_asked_for(half: Sizes) -> None:
     found = estimate(half, PHONE, "fp16", target="gpu")
     assert overheads(found) == pytest.approx([0.23e-3, 5 * 24 * gpu_layer(), 24 * gpu_layer()])

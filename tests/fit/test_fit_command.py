@@ -31,6 +31,14 @@ def test_a_size_on_a_device(run: Run) -> None:
         assert f"\n {scheme} " in result.stdout
     for word in ("an app may weigh 4.00 GB", "an app gets 3.00 GB, 6.00 GB entitled", "tokens/s", "(bandwidth)"):
         assert word in result.stdout
+    # files 0.25 + 0.99 + 0.27 and what else there is; memory 0.25 + 0.99, a state of 25 MB, maps of 151 MB
+    rows = [
+        line.split() for line in result.stdout.splitlines() if line.startswith((" fp16    engine", " int8    engine"))
+    ]
+    assert [" ".join(row) for row in rows[:2]] == [
+        "fp16 engine 1.52 GB 0.25 GB 0.99 GB 0.27 GB 1.42 GB yes",
+        "int8 engine 0.89 GB 0.25 GB 0.50 GB 0.14 GB 0.92 GB yes",
+    ]
     assert f"\n  {EXPORT}\n" in result.stdout
     assert result.stderr == f"next: {EXPORT}\n"
 

@@ -57,6 +57,28 @@ def test_the_known_names_are_the_table() -> None:
     assert found == [each.name for each in DEVICES]
 
 
+# TOPS as Apple says, GB/s of engine and memory: the numbers that `fit` reckons with, written down a second time
+SPEEDS = {
+    "A14": (11, None, 34), "A15": (15.8, None, 34), "A16": (17, None, 51.2), "A17 Pro": (35, None, 51.2),
+    "A18": (35, None, 60), "A18 Pro": (35, None, 60), "A19": (None, None, 68.3), "A19 Pro": (None, None, 76.8),
+    "M1": (11, 60.87, 68), "M1 Pro": (11, 54.90, 200), "M1 Max": (11, 54.62, 400),
+    "M2": (15.8, 60.45, 100), "M2 Pro": (15.8, 61.93, 200), "M2 Max": (15.8, 62.01, 400),
+    "M3": (18, 63.10, 100), "M3 Pro": (18, None, 150), "M3 Max": (18, 120.22, 400),
+    "M4": (38, 64.18, 120), "M4 Pro": (38, 126.36, 273), "M4 Max": (38, 118.88, 546), "M5": (None, 70.21, 154),
+}  # fmt: skip
+
+
+def test_the_chips_speeds_are_the_published_ones() -> None:
+    def value(figure: Figure | None) -> float | None:
+        return None if figure is None else figure.value
+
+    assert {chip.name: tuple(map(value, (chip.tops, chip.engine_gbs, chip.memory_gbs))) for chip in CHIPS} == SPEEDS
+    limits = {each.name: each.app_memory for each in DEVICES if each.app_memory is not None}
+    assert {name: (app.default.value, app.increased.value) for name, app in limits.items()} == {
+        "iPhone 12 mini": (2.1, 2.4), "iPhone 13 Pro": (3.1, 4.2), "iPhone 15 Pro": (3.0, 6.0),
+    }  # fmt: skip
+
+
 def figures() -> list[tuple[str, Figure]]:
     found = [
         (f"{chip.name} {field}", figure)
