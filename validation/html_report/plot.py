@@ -7,7 +7,7 @@ without being scaled, and its letters keep their size. `FIELD` is the narrowest 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 
@@ -168,28 +168,29 @@ def bands(groups: Sequence[str]) -> list[Band]:
         even = striped and len(found) % 2 == 0
         found.append(Band(round(start * each, 3), round(count * each, 3), name, even))
         start += count
-    shown = _labelled(found) if striped else _evenly(found)
-    return [band if band in shown else replace(band, label="") for band in found]
+    shown = _fitting(found, range(len(found))) if striped else _evenly(found)
+    return [band if place in shown else replace(band, label="") for place, band in enumerate(found)]
 
 
-def _labelled(found: Sequence[Band]) -> list[Band]:
-    """Those whose labels fit, one after the other."""
-    shown, free = [], -50 * LETTER / FIELD  # half a letter may stand out
-    for band in found:
-        wide = 100 * LETTER * len(band.label) / FIELD
-        left = band.middle - wide / 2
+def _fitting(found: Sequence[Band], asked: Iterable[int]) -> set[int]:
+    """Those of the bands `asked` for whose labels fit, one after the other."""
+    shown, free = set(), -50 * LETTER / FIELD  # half a letter may stand out
+    for place in asked:
+        wide = 100 * LETTER * len(found[place].label) / FIELD
+        left = found[place].middle - wide / 2
         if free <= left and left + wide <= 100:
-            shown.append(band)
+            shown.add(place)
             free = left + wide + 100 * LETTER / FIELD
     return shown
 
 
-def _evenly(found: Sequence[Band]) -> list[Band]:
+def _evenly(found: Sequence[Band]) -> set[int]:
     """Every second, fourth, fifth … of numbered places, in equal steps, and names behind them where they fit."""
-    numbered = [band for band in found if band.label.isdigit()]
+    numbered = [place for place, band in enumerate(found) if band.label.isdigit()]
+    named = {place for place, band in enumerate(found) if not band.label.isdigit()}
     for step in STRIDES:
-        asked = [band for band in found if band not in numbered or numbered.index(band) % step == 0]
-        shown = _labelled(asked)
-        if all(band in shown for band in asked if band in numbered):
+        asked = numbered[::step]
+        shown = _fitting(found, sorted({*asked, *named}))
+        if shown.issuperset(asked):
             return shown
-    return _labelled(found)
+    return _fitting(found, range(len(found)))

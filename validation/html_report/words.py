@@ -55,7 +55,7 @@ def loss(value: Any) -> str:
 
 def either(counts: list[int]) -> str:
     """Returns numbers of which one holds: "8 or 16", "36, 48 or 64"."""
-    *others, last = map(str, counts or ["?"])
+    *others, last = [str(count) for count in counts] or ["?"]
     return f"{', '.join(others)} or {last}" if others else last
 
 
