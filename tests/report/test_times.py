@@ -11,6 +11,7 @@ from fastvlm.errors import UsageError
 from validation.html_report import with_profile
 from validation.html_report.bars import sizes, waterfalls
 from validation.html_report.page import html_page
+from validation.html_report.schema import check
 from validation.html_report.times import taken
 
 
@@ -55,15 +56,32 @@ def test_a_profile_takes_the_place_of_the_validations_times(document: dict[str, 
     assert "No benchmark" not in text
 
 
-def test_a_part_alone_has_no_time_to_the_first_token(document: dict[str, Any]) -> None:
-    found = with_profile(document, profile(document["build"]["manifest_sha256"]), "profile.json")
-    (contender,) = found["times"]["contenders"]
-    contender["compute_units"] = None
-    contender["stages"] = [row for row in contender["stages"] if row["stage"] in ("preprocess", "encode")]
-    text = " ".join(parsed(html_page(found)).text.split())
-    assert "tiny on a Mac: 50 ms together" in text
-    assert "to the first token" not in text
-    assert "Core ML was allowed" not in text
+@pytest.mark.parametrize(
+    ("stages", "caption"),
+    [
+        (("encode", "prefill", "first_token", "decode"), "it: 3 s to the first token, then 1 tokens a second. "),
+        (("encode", "prefill", "first_token"), "it: 3 s to the first token. "),
+        (("prefill", "first_token"), "it: 2 s to the first token, of a picture that is encoded already. "),
+        (("preprocess", "encode"), "it: 2 s in all, without a first token. "),
+        (("decode",), "it: 1 tokens a second. "),
+        (("load_encoder",), "it: no stage of an answer was timed. "),
+        ((), "it: no stage of an answer was timed. "),
+    ],
+)
+def test_the_sum_is_called_what_it_is(document: dict[str, Any], stages: tuple[str, ...], caption: str) -> None:
+    """Of an encoder alone nothing leads to a token."""
+    rows = [{"stage": stage, "position": None, "median": 1.0, "count": 1} for stage in stages]
+    contender = {"name": "it", "compute_units": None, "peak_bytes": None, "stages": rows}
+    document["times"] = {"measured_by": "profile", "machine": None, "contenders": [contender]}
+    text = " ".join(parsed(html_page(check(document, "it"))).text.split())
+    assert caption in text
+    tile = "first_token" in stages or "encode" in stages
+    assert (", it" in text.partition("Answers")[0]) == tile, "and so in the tiles"
+
+
+def test_a_profile_of_nobody_is_a_page(document: dict[str, Any]) -> None:
+    document["times"] = {"measured_by": "profile", "machine": None, "contenders": []}
+    html_page(check(document, "it"))
 
 
 def test_bars_begin_where_the_one_before_ends(document: dict[str, Any]) -> None:
