@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor
 
+from export.onnx.forms import DTYPES
 from export.onnx.graph import MICROSOFT, Graph
-from export.onnx.weights import NUMPY
 from fastvlm_ref.config import TextConfig
 from fastvlm_ref.model.decoder import rope_tables, rotate
 
@@ -79,7 +79,7 @@ class AttentionOps:
         return self.graph.constant(np.array(values, np.int64))
 
     def _table(self, name: str, values: Tensor) -> str:
-        table: NDArray[np.floating] = values.numpy().astype(NUMPY[self.floats])
+        table: NDArray[np.floating] = values.numpy().astype(DTYPES[self.floats])
         return self.graph.weight(f"rotary.{name}", self.floats, table.shape, lambda: [table.tobytes()])
 
     def _typed(self, x: str, width: int) -> str:

@@ -27,6 +27,7 @@ from export.key_shift import shifts_keys
 from export.layout import GraphSizes
 from export.onnx.coreml_layers import CoremlWriter
 from export.onnx.data import DataFile
+from export.onnx.encoder import COREML_OPSET
 from export.onnx.graph import Graph, write_model
 from export.protection import PROTECTED, Protection
 from fastvlm import __version__
@@ -34,7 +35,6 @@ from fastvlm.errors import UsageError
 from fastvlm_ref.config import TextConfig
 from fastvlm_ref.model.decoder import Decoder
 
-OPSET = 20
 DECODE, PREFILL = "LanguageModel.onnx", "LanguageModel-prefill.onnx"
 DTYPES: dict[str, int] = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 
@@ -53,7 +53,7 @@ def write_coreml_language(
     clamped: dict[str, int] = {}
     with DataFile(folder / f"{DECODE}.data") as data:
         for name, rows in ((DECODE, 1), (PREFILL, query)):
-            graph = Graph(Path(name).stem, data, OPSET)
+            graph = Graph(Path(name).stem, data, COREML_OPSET)
             sizes = _sizes(decoder, context, rows, floats, protection)
             clamped |= CoremlWriter(graph, decoder, sizes, floats).write(head=name == DECODE)
             text = f"Language model of {decoder.config.layers} layers, {rows} rows at once, for the CoreML provider"

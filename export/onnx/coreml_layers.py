@@ -27,9 +27,9 @@ from export.chunks import HEAD_CAP, head_split
 from export.compression.blocks import row_blocks
 from export.decoder_weights import ANE, decoder_weight, head_part
 from export.layout import GraphSizes
-from export.nonlinear import EXP_CLAMP
+from export.onnx.forms import DTYPES, Forms
 from export.onnx.graph import Graph
-from export.onnx.weights import NUMPY, Matrices
+from export.onnx.weights import Matrices
 from export.parameters import GraphWeight, between
 from fastvlm_ref.model.decoder import Decoder
 
@@ -42,7 +42,7 @@ class CoremlWriter:
 
     def __init__(self, graph: Graph, decoder: Decoder, sizes: GraphSizes, floats: int) -> None:
         self.graph, self.decoder, self.sizes, self.text = graph, decoder, sizes, decoder.config
-        self.floats, self.matrices = floats, Matrices(graph, floats)
+        self.floats, self.matrices, self.forms = floats, Matrices(graph, floats), Forms(graph, floats)
         self.query, self.split = sizes.query, head_split(decoder.config, ANE)
         self.group = self.text.heads // self.text.kv_heads
 
@@ -55,7 +55,7 @@ class CoremlWriter:
         self._mask = self.graph.input("causalMask", self.floats, [1, 1, query, width])
         self._rope = self._tables(*tables)
         x = self._reshape(op("Transpose", embeds, perm=[0, 2, 1]), 1, text.hidden_size, 1, query)
-        x = self._times(x, 2.0**-self.sizes.protection.residual)
+        x = self.forms.times(x, 2.0**-self.sizes.protection.residual)
         for index in range(text.layers):
             with self.graph.scope(f"layers.{index}"):
                 x = self._layer(index, x, last=not head and index == text.layers - 1)
@@ -69,7 +69,7 @@ class CoremlWriter:
         """(1, 1, Q, D) twice as (1, D, 1, Q), the first half of the sine negative."""
         op, head_dim = self.graph.op, self.text.head_dim
         cos, sin = (op("Transpose", table, perm=[0, 3, 1, 2]) for table in (cos, sin))
-        signs = np.ones((1, head_dim, 1, 1), NUMPY[self.floats])
+        signs = np.ones((1, head_dim, 1, 1), DTYPES[self.floats])
         signs[:, : head_dim // 2] = -1
         return cos, op("Mul", sin, self.graph.constant(signs, "rope/signs"))
 
@@ -97,7 +97,7 @@ class CoremlWriter:
         keys = self._rotated(keys)
         if self.sizes.shifts_keys:
             cos, sin = self._rope
-            turn = op("Sub", cos, self._number(1))
+            turn = op("Sub", cos, self.forms.number(1))
             for table, name in ((turn, "key_shift"), (sin, "key_shift_swapped")):
                 keys = op("Add", keys, op("Mul", table, self._inside(self._weight(f"{prefix}.{name}"))))
         shape = [1, text.kv_heads, text.head_dim, self.query]
@@ -125,29 +125,25 @@ class CoremlWriter:
         q = op("Transpose", self._reshape(q, 1, kv_heads, text.head_dim, rows), perm=[0, 1, 3, 2])
         scores = op("Concat", op("MatMul", q, past_keys), op("MatMul", q, keys), axis=LAST)
         weights = self._softmax(scores)  # (1, kv_heads, G·Q, C + Q)
-        split = self._numbers(context, query)
+        split = self.forms.axes(context, query)
         old, new = self.graph.ops("Split", weights, split, count=2, axis=LAST)
         mixed = op("Add", op("MatMul", old, past_values), op("MatMul", new, values))  # (1, kv_heads, G·Q, D)
         mixed = op("Transpose", mixed, perm=[0, 1, 3, 2])
         return self._reshape(mixed, 1, text.heads * text.head_dim, 1, query)
 
     def _softmax(self, scores: str) -> str:
-        """Softmax of masked scores, which lie as scores · 2^−exponent (`export.nonlinear`)."""
-        op, exponent = self.graph.op, self.sizes.protection.scores
+        """Softmax of masked scores, which are stored as scores · 2^−exponent."""
         width = self.sizes.context + self.query
         each = self._reshape(scores, self.text.kv_heads, self.group, self.query, width)
-        masked = op("Add", each, self._mask)
-        if exponent:
-            below = op("Sub", masked, op("ReduceMax", masked, self._numbers(LAST), keepdims=1))
-            masked = self._times(op("Max", below, self._number(-EXP_CLAMP * 2.0**-exponent)), 2.0**exponent)
-        weights = op("Softmax", masked, axis=LAST)
+        masked = self.graph.op("Add", each, self._mask)
+        weights = self.forms.softmax(masked, self.sizes.protection.scores)
         return self._reshape(weights, 1, self.text.kv_heads, self.group * self.query, width)
 
     def _rotated(self, x: str) -> str:
         """x·cos + (x₂, x₁)·sin of (kv_heads, D, …, Q)."""
         op, half = self.graph.op, self.text.head_dim // 2
         cos, sin = self._rope
-        first, second = self.graph.ops("Split", x, self._numbers(half, half), count=2, axis=CHANNELS)
+        first, second = self.graph.ops("Split", x, self.forms.axes(half, half), count=2, axis=CHANNELS)
         swapped = op("Concat", second, first, axis=CHANNELS)
         return op("Add", op("Mul", x, cos), op("Mul", swapped, sin))
 
@@ -172,14 +168,14 @@ class CoremlWriter:
         """x / √(mean(x²) + eps) · gain over the channels."""
         op, eps = self.graph.op, self.text.rms_norm_eps * 4.0**-self.sizes.protection.residual
         if self.floats == TensorProto.FLOAT16:
-            largest = op("ReduceMax", op("Max", x, self._times(x, -1)), self._numbers(CHANNELS), keepdims=1)
-            largest = op("Max", largest, self._number(SMALLEST))
+            largest = op("ReduceMax", op("Max", x, self.forms.times(x, -1)), self.forms.axes(CHANNELS), keepdims=1)
+            largest = op("Max", largest, self.forms.number(SMALLEST))
             x = op("Div", x, largest)
-            root = op("Div", self._number(eps**0.5), largest)
+            root = op("Div", self.forms.number(eps**0.5), largest)
             added = op("Mul", root, root)
         else:
-            added = self._number(eps)
-        mean = op("ReduceMean", op("Mul", x, x), self._numbers(CHANNELS), keepdims=1)
+            added = self.forms.number(eps)
+        mean = op("ReduceMean", op("Mul", x, x), self.forms.axes(CHANNELS), keepdims=1)
         normed = op("Div", x, op("Sqrt", op("Add", mean, added)))
         return op("Mul", normed, self._inside(self._weight(name)))
 
@@ -199,20 +195,11 @@ class CoremlWriter:
 
     def _inside(self, weight: GraphWeight) -> str:
         """A small weight in the model's own file: releases of the provider could not read it elsewhere."""
-        values = np.frombuffer(b"".join(self.matrices.numbers(weight, self.floats)), NUMPY[self.floats])
+        values = np.frombuffer(b"".join(self.matrices.numbers(weight, self.floats)), DTYPES[self.floats])
         return self.graph.constant(values.reshape(weight.shape), weight.name.removeprefix("decoder."))
 
-    def _times(self, x: str, factor: float) -> str:
-        return x if factor == 1 else self.graph.op("Mul", x, self._number(factor))
-
     def _reshape(self, x: str, *shape: int) -> str:
-        return self.graph.op("Reshape", x, self._numbers(*shape))
-
-    def _number(self, value: float) -> str:
-        return self.graph.constant(np.array(value, NUMPY[self.floats]))
-
-    def _numbers(self, *values: int) -> str:
-        return self.graph.constant(np.array(values, np.int64))
+        return self.forms.reshape(x, shape)
 
 
 def _parts(width: int) -> Iterator[tuple[int, int]]:

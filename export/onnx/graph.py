@@ -102,13 +102,14 @@ class Graph:
 
     def constant(self, values: NDArray[Any], name: str | None = None) -> str:
         """Returns numbers as a weight in the graph itself; equal ones without a name are there once."""
+        values = np.asarray(values, order="C")  # which, unlike ascontiguousarray, leaves a scalar without axes
         if name is None:
-            content = numpy_helper.from_array(np.ascontiguousarray(values))
+            content = numpy_helper.from_array(values)
             name = f"const/{content.data_type}/{list(values.shape)}/{content.raw_data.hex()}"
             if len(name) > 80:
                 name = self._unique("const")
         if name not in self._weights:
-            self._weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+            self._weights[name] = numpy_helper.from_array(values, name)
         return name
 
     def weight(

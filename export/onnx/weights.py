@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,13 +28,12 @@ from export.compression.codes import compress
 from export.compression.packing import pack
 from export.compression.schemes import SCHEMES
 from export.compression.stored import Codes
+from export.onnx.forms import DTYPES
 from export.onnx.graph import Dimension, Graph
 from export.onnx.schemes import ACCURACY, BLOCK
 from export.parameters import GraphWeight
 from export.weights import saturate
 from fastvlm_ref.checkpoint.tensors import own_memory
-
-NUMPY: dict[int, np.dtype[Any]] = {TensorProto.FLOAT: np.dtype("<f4"), TensorProto.FLOAT16: np.dtype("<f2")}
 
 
 class Matrices:
@@ -68,12 +66,12 @@ class Matrices:
             return
         for piece in weight.pieces():
             saturate(weight.name, piece)  # for what it refuses: float32 holds all else
-            yield piece.float().numpy().astype(NUMPY[dtype], copy=False).tobytes()
+            yield piece.float().numpy().astype(DTYPES[dtype], copy=False).tobytes()
 
     def _turned(self, weight: GraphWeight) -> Iterator[bytes]:
         """Its values (N, K) in the order (K, N)."""
         count, width = weight.shape
-        dtype = NUMPY[self.floats]
+        dtype = DTYPES[self.floats]
         held = own_memory(-(-count * width * dtype.itemsize // 4)).numpy().view(dtype)[: count * width]
         whole, first = held.reshape(width, count), 0
         for rows in row_blocks(self._checked(weight), width):
