@@ -87,15 +87,15 @@ def head_weight(decoder: Decoder, part: int, rows: int) -> GraphWeight:
     missing = (part + 1) * rows * width - last
 
     def values() -> Iterator[Tensor]:
-        yield from (piece.float() for piece in _between(pieces(), first, last))
+        yield from (piece.float() for piece in between(pieces(), first, last))
         if missing > 0:
             yield torch.zeros(missing)
 
     return GraphWeight(f"decoder.lm_head.{part}.weight", (rows, width), values)
 
 
-def _between(pieces: Iterator[Tensor], first: int, last: int) -> Iterator[Tensor]:
-    """The values first … last − 1 of flat pieces in order; a piece outside is not touched, so its pages stay unread."""
+def between(pieces: Iterator[Tensor], first: int, last: int) -> Iterator[Tensor]:
+    """Returns values first … last − 1 of flat pieces in order; pages of a piece outside stay unread."""
     at = 0
     for piece in pieces:
         begin, end = max(first - at, 0), min(last - at, piece.numel())

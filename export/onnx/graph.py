@@ -3,9 +3,10 @@
 Notable choices:
 - values are named after the op and the module that makes them ("layers.0.mlp/MatMul"), weights after the checkpoint's
   tensors, so that a profile of onnxruntime and a fault can be traced back;
-- weights of `LARGE` bytes and more go into the data file, in the order in which ops first ask for them;
-- the standard opset is 21, IR version 10: what onnxruntime 1.20 and onnx 1.17 read. `com.microsoft` is asked for only
-  where an op of it is used.
+- weights of `LARGE` bytes and more go into the data file, in the order in which ops first ask for them; without a data
+  file they stay in the model;
+- the standard opset is 21 unless another is asked for, IR version 10: what onnxruntime 1.20 and onnx 1.17 read.
+  `com.microsoft` is asked for only where an op of it is used.
 It knows no model.
 """
 
@@ -34,13 +35,14 @@ BITS: dict[int, int] = {
 
 
 class Graph:
-    """One graph and its weights; `data` takes the large ones."""
+    """One graph and its weights; `data` takes the large ones, and without it the model keeps them."""
 
-    def __init__(self, name: str, data: DataFile) -> None:
-        self._name, self._data = name, data
+    def __init__(self, name: str, data: DataFile | None, opset: int = OPSET) -> None:
+        self._name, self._data, self._opset = name, data, opset
         self._nodes: list[NodeProto] = []
         self._inputs: list[ValueInfoProto] = []
         self._outputs: list[ValueInfoProto] = []
+        self._values: list[ValueInfoProto] = []
         self._weights: dict[str, TensorProto] = {}
         self._names: dict[str, int] = {}
         self._scope: list[str] = []
@@ -58,8 +60,12 @@ class Graph:
         return name
 
     def output(self, value: str, name: str, dtype: int, shape: Sequence[Dimension]) -> None:
-        """Declares a value as an output of the given name."""
-        self._nodes.append(helper.make_node("Identity", [value], [name], name=f"out/{name}"))
+        """Declares a value as an output of the given name: what the last op gives is called so, others are passed."""
+        if self._nodes and list(self._nodes[-1].output) == [value]:
+            self._nodes[-1].output[0] = name
+            self._values = [known for known in self._values if known.name != value]
+        else:
+            self._nodes.append(helper.make_node("Identity", [value], [name], name=f"out/{name}"))
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def result(self, name: str, dtype: int, shape: Sequence[Dimension]) -> str:
@@ -89,15 +95,21 @@ class Graph:
         """Adds an op of onnxruntime's own domain."""
         return self.op(kind, *inputs, domain=MICROSOFT, **attributes)
 
+    def typed(self, value: str, dtype: int, shape: Sequence[Dimension]) -> str:
+        """States what onnx cannot infer, the type and shape of what an op of another domain gives; returns the name."""
+        self._values.append(helper.make_tensor_value_info(value, dtype, shape))
+        return value
+
     def constant(self, values: NDArray[Any], name: str | None = None) -> str:
         """Returns numbers as a weight in the graph itself; equal ones without a name are there once."""
+        values = np.asarray(values, order="C")  # which, unlike ascontiguousarray, leaves a scalar without axes
         if name is None:
-            content = numpy_helper.from_array(np.ascontiguousarray(values))
+            content = numpy_helper.from_array(values)
             name = f"const/{content.data_type}/{list(values.shape)}/{content.raw_data.hex()}"
             if len(name) > 80:
                 name = self._unique("const")
         if name not in self._weights:
-            self._weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+            self._weights[name] = numpy_helper.from_array(values, name)
         return name
 
     def weight(
@@ -108,11 +120,11 @@ class Graph:
             return name
         tensor = TensorProto(name=name, data_type=dtype, dims=shape)
         size = prod(shape) * BITS[dtype] // 8
-        if size < LARGE:
+        if self._data is None or size < LARGE:
             tensor.raw_data = b"".join(pieces())
         else:
             tensor.data_location = TensorProto.EXTERNAL
-            place = {"location": self._data.name, "offset": self._data.add(size, pieces()), "length": size}
+            place = {"location": self._data.name, "offset": self._data.place(name, size, pieces), "length": size}
             for key, value in place.items():
                 tensor.external_data.add(key=key, value=str(value))
         self._weights[name] = tensor
@@ -121,9 +133,10 @@ class Graph:
     def model(self, producer: tuple[str, str], text: str, metadata: dict[str, str]) -> ModelProto:
         """Returns the model: the graph, the opsets that it uses, who made it, what it is, and what a reader may ask."""
         graph = helper.make_graph(
-            self._nodes, self._name, self._inputs, self._outputs, list(self._weights.values()), doc_string=text
-        )
-        opsets = [helper.make_opsetid("", OPSET)]
+            self._nodes, self._name, self._inputs, self._outputs, list(self._weights.values()), doc_string=text,
+            value_info=self._values,
+        )  # fmt: skip
+        opsets = [helper.make_opsetid("", self._opset)]
         if any(node.domain == MICROSOFT for node in self._nodes):
             opsets.append(helper.make_opsetid(MICROSOFT, MICROSOFT_OPSET))
         name, version = producer
