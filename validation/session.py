@@ -214,7 +214,7 @@ def onnx_session(
     with progress.stage("Opening the build"):
         from validation.ort.engine import OrtEngine
 
-        return session_of(OrtEngine(build, image_size, providers or ("cpu",), settings))
+        return session_of(OrtEngine(build, image_size, ("cpu",) if providers is None else providers, settings))
 
 
 def session_of(engine: OfBuild) -> Session[OfBuild]:

@@ -157,4 +157,4 @@ def test_an_engine_is_usable_after_a_stop(stopping: Stopping) -> None:
         stopping.encode_image(np.zeros((256, 256, 3), np.uint8))
     stopping.resume()
     stopping.prefill(rows[24:])
-    check("ort_reused", whole, stopping.decode(rows[:1]))
+    check("reused", whole, stopping.decode(rows[:1]))
