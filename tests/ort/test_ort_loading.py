@@ -130,10 +130,10 @@ def test_floats_are_used_where_they_lie(tmp_path: Path) -> None:
     """Weights as codes must be packed once; floats would only be held a second time."""
     file = open_file(write(tmp_path, "Sin"))
 
-    def packs() -> str:
-        return session_options(QUIET, file, alone=False).get_session_config_entry("session.disable_prepacking")
+    def packs(settings: Settings = QUIET) -> str:
+        return session_options(settings, file, alone=False).get_session_config_entry("session.disable_prepacking")
 
-    assert packs() == "1"
+    assert (packs(), packs(Settings(pack=True))) == ("1", "0")
     file.ops["MatMulNBits"] += 1
     assert packs() == "0"
 

@@ -143,7 +143,6 @@ class OrtEngine:
         def call(options: RunOptions) -> Any:
             return encoder.session.run([FEATURES], given, options)[0]
 
-        # Its activations are 20 times those of a token's: the language model needs the memory next.
         tokens = self._calls(encoder.file.path.name, call, shrink=True)
         return np.asarray(tokens[0], np.float32)
 
