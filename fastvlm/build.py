@@ -3,13 +3,14 @@
 `fastvlm.manifest` reads any manifest; this reads one that is to be run, so every field that leads to a file, a shape or
 a number is proven to be there and of its type before anything is opened. All problems are listed at once.
 A build that was exported with `--only` lacks one part: then `encoder` is None, or `language` is empty. One that was
-made for somebody else's app (`--for`) is an encoder alone: it lacks the projector and the tokenizer too.
+made for somebody else's app (`--for`) is an encoder alone: it lacks the projector and the tokenizer too. One of ONNX
+files says so in `format`, and is read only for who asks for that: its files are no packages of Core ML.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastvlm.errors import BuildError
 from fastvlm.manifest import NAME, read_manifest
 from fastvlm.paths import contained
 
+COREML, ONNX = FORMATS = ("coreml", "onnx")
 IMAGE_RULES = ("pad", "crop")
 TARGETS = ("ane", "gpu")
 APPLE_APP = "apple-app"  # Apple's sample app (github.com/apple/ml-fastvlm, app/)
@@ -31,12 +33,12 @@ LARGEST = 1 << 24  # no side, context, vocabulary or width of any model comes ne
 
 @dataclass(frozen=True)
 class Embeddings:
-    """`embeddings.bin`: V rows of H values, fp16, or int8 with V fp16 scales behind them."""
+    """`embeddings.bin`: V rows of H values, fp16, int8 with V fp16 scales behind them, or float32 beside ONNX files."""
 
     file: Path
     rows: int
     width: int
-    dtype: str = "float16"  # "float16" | "int8"
+    dtype: str = "float16"  # "float16" | "int8" | "float32"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Build:
     tokenizer: Path  # not there in an encoder for an app
     prompts: Path | None = None  # ready-made prompts (`fastvlm.prompts`); none before schema 0.3
     purpose: str | None = None  # the app that it was made for, of PURPOSES
+    format: str = COREML  # of FORMATS
+    encoders: Mapping[int, Path] = field(default_factory=dict)  # of ONNX files: the file of each side N
 
     def tokens_at(self, side: int) -> int:
         """Returns T for an image of `side` pixels."""
@@ -101,17 +105,20 @@ class Build:
             raise self.missing("language model")
 
 
-def read_build(folder: str | Path) -> Build:
+def read_build(folder: str | Path, formats: Sequence[str] = (COREML,)) -> Build:
     """Reads the manifest of a build folder, which may be named in its place.
 
-    Raises BuildError that lists every field that is missing or wrong.
+    Raises BuildError that lists every field that is missing or wrong, and for a build of a format (of FORMATS) that is
+    not among `formats`.
     """
     root = Path(folder)
     manifest = read_manifest(root)
     root = root.parent if root.is_file() else root
     fields = _Fields(manifest)
-    language = _stages(root, fields)
-    encoder = fields.text("packages.encoder", optional=True)
+    kind = _format(root, fields, formats)
+    language = _stages(root, fields) if kind == COREML else _onnx_stages(root, fields)
+    encoders = _onnx_encoders(root, fields) if kind == ONNX else {}
+    encoder = _encoder(root, fields) if kind == COREML else next(iter(encoders.values()), None)
     purpose = fields.choice("for", PURPOSES) if fields.has("for") else None
     vocabulary = fields.integer("model.text.vocab_size")
     build = Build(
@@ -124,18 +131,20 @@ def read_build(folder: str | Path) -> Build:
         fields.integers("image.sizes"),
         _prompt(fields),
         fields.integer("context"),
-        fields.integer("query_length"),
+        fields.integer("query_length") if kind == COREML else 1,
         fields.integer("model.vision.stride"),
         fields.integer("model.text.head_dim"),
         fields.number("model.text.rope_theta"),
         vocabulary,
-        contained(root, encoder) if encoder else None,
+        encoder,
         language,
-        fields.choice("target", TARGETS) if fields.has("target") else TARGETS[0],
-        _embeddings(root, fields, vocabulary) if language else None,
+        _target(fields, kind),
+        _embeddings(root, fields, vocabulary, kind) if language else None,
         contained(root, fields.text("tokenizer.folder", optional=purpose is not None) or "tokenizer"),
         contained(root, fields.text("prompts.file") or "prompts.json") if fields.has("prompts") else None,
         purpose=purpose,
+        format=kind,
+        encoders=encoders,
     )
     if encoder and not build.image_sizes:
         fields.problems.append("image.sizes is empty, expected the sides of the encoder")
@@ -144,6 +153,45 @@ def read_build(folder: str | Path) -> Build:
     if fields.problems:
         raise BuildError(f"{root / NAME} cannot be run: {'; '.join(fields.problems)}; export the build again")
     return build
+
+
+def _format(root: Path, fields: _Fields, formats: Sequence[str]) -> str:
+    kind = fields.choice("format", FORMATS) if fields.has("format") else COREML
+    if kind not in formats and not fields.problems:
+        raise BuildError(
+            f"{root} is a build of --format {kind}, and what was asked for works on {' or '.join(formats)} alone; "
+            f"export the checkpoint with --format {formats[0]}"
+        )
+    return kind
+
+
+def _onnx_stages(root: Path, fields: _Fields) -> tuple[Stage, ...]:
+    """The language model's files; each is prefill and decode in one, with its cache as inputs and outputs."""
+    names = fields.strings("packages.language")
+    return tuple(Stage(contained(root, name), True, True, ("logits",)) for name in names)
+
+
+def _encoder(root: Path, fields: _Fields) -> Path | None:
+    name = fields.text("packages.encoder", optional=True)
+    return contained(root, name) if name else None
+
+
+def _onnx_encoders(root: Path, fields: _Fields) -> dict[int, Path]:
+    """The encoder's file for each side N, in the order of `image.sizes`."""
+    if not fields.has("packages.encoder"):
+        return {}
+    named, sides = fields.mapping("packages.encoder"), fields.integers("image.sizes")
+    if set(named) != {str(side) for side in sides}:
+        fields.problems.append(f"packages.encoder is for {list(named)[:8]}, image.sizes says {list(sides)[:8]}")
+        return {}
+    return {side: contained(root, fields.text(f"packages.encoder.{side}") or "VisionEncoder.onnx") for side in sides}
+
+
+def _target(fields: _Fields, kind: str) -> str:
+    """What the language model was made for: of TARGETS, or any word of an ONNX build."""
+    if kind == ONNX:
+        return fields.text("target", optional=True)
+    return fields.choice("target", TARGETS) if fields.has("target") else TARGETS[0]
 
 
 def _stages(root: Path, fields: _Fields) -> tuple[Stage, ...]:
@@ -196,9 +244,9 @@ def _prompt(fields: _Fields) -> dict[str, Any]:
     return fields.mapping("prompt")
 
 
-def _embeddings(root: Path, fields: _Fields, vocabulary: int) -> Embeddings:
+def _embeddings(root: Path, fields: _Fields, vocabulary: int, kind: str) -> Embeddings:
     file = fields.text("embeddings.file") or "embeddings.bin"
-    dtype = fields.choice("embeddings.dtype", ("float16", "int8"))
+    dtype = fields.choice("embeddings.dtype", ("float16", "int8") + ("float32",) * (kind == ONNX))
     rows, width = fields.integer("embeddings.rows"), fields.integer("embeddings.width")
     fields.fixed("embeddings.rows", vocabulary)
     if dtype == "int8":

@@ -19,7 +19,8 @@ Each message says what was found, what was expected and what to do next. The com
     ├── BundleError               a folder that is no iOS bundle, or one of a newer schema
     ├── ReportError               a file that is no report of a validation, or damaged, or of a newer schema
     ├── ProcessError              a process that did a part of the work ended by itself (exit 1; names the stage)
-    └── PackageError              an .mlpackage that cannot be opened
+    ├── Stopped                   a call that somebody asked to stop (exit 1)
+    └── PackageError              an .mlpackage or an ONNX file that cannot be opened
         ├── UnsupportedOp         an op that the MIL runtime does not know (op, function, position)
         └── ExecutionError        an op, input or state that is wrong at run time
 """
@@ -103,8 +104,14 @@ class ProcessError(FastVLMError):
         self.stage, self.ended = stage, ended
 
 
+class Stopped(FastVLMError):
+    """A call ended before it was done, because somebody asked for that."""
+
+    exit_code = 1
+
+
 class PackageError(FastVLMError):
-    """An .mlpackage cannot be opened."""
+    """An .mlpackage or an ONNX file cannot be opened."""
 
 
 class UnsupportedOp(PackageError):

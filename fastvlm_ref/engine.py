@@ -33,7 +33,10 @@ class Advice:
 
 
 class Engine(Protocol):
-    """One model with one context; `prefill` and `decode` move on from position 0, where `reset` puts it back."""
+    """One model with one context; `prefill` and `decode` move on from position 0, where `reset` puts it back.
+
+    What a cache holds behind its position is never read, so `rewind` costs nothing.
+    """
 
     @property
     def context(self) -> int:
@@ -58,6 +61,9 @@ class Engine(Protocol):
 
     def reset(self) -> None:
         """Forgets all positions."""
+
+    def rewind(self, position: int) -> None:
+        """Forgets all but the first `position` positions; ValueError where there are fewer."""
 
     def prefill(self, embeds: NDArray[np.float32]) -> None:
         """Fills the cache with S positions from embeddings (S, H)."""
@@ -105,6 +111,11 @@ class TorchEngine:
         """Forgets all positions; the cache's memory is kept."""
         self._cache.length = 0
 
+    def rewind(self, position: int) -> None:
+        """Forgets all but the first `position` positions; ValueError where there are fewer."""
+        check_rewind(position, self._cache.length)
+        self._cache.length = position
+
     def prefill(self, embeds: NDArray[np.float32]) -> None:
         """Fills the cache with S positions from embeddings (S, H); the head is not computed."""
         if len(embeds):
@@ -138,6 +149,12 @@ def check_side(side: int, stride: int = 1) -> None:
     if not 0 < side <= LARGEST_SIDE or side % stride:
         multiple = f"a multiple of {stride} " if stride > 1 else ""
         raise UsageError(f"--image-size is {side}; it must be {multiple}from {stride} to {LARGEST_SIDE}")
+
+
+def check_rewind(position: int, filled: int) -> None:
+    """Raises ValueError unless `position` is one that is filled, or the one behind: no cache holds what comes later."""
+    if not 0 <= position <= filled:
+        raise ValueError(f"cannot go back to position {position}: {filled} are filled")
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:

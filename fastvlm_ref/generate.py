@@ -133,7 +133,7 @@ def generate_text(
     with timings.stage("preprocess"):
         pixels = None if image is None else preprocess(image, engine.image_size, image_rule)
     stops = stop_ids(tokenizer, prompt)
-    return _pieces(
+    return text_pieces(
         tokenizer,
         generate_ids(
             engine, pixels, before, after, sampling, max_new_tokens, stops, timings=timings, progress=progress
@@ -141,7 +141,8 @@ def generate_text(
     )
 
 
-def _pieces(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
+def text_pieces(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
+    """Yields the text of ids in pieces of whole characters, each as soon as it is whole."""
     stream = tokenizer.stream()
     for id_ in ids:
         piece = stream.push(id_)

@@ -92,8 +92,7 @@ def encode_prompt(tokenizer: Encoder, text: str, prompt: PromptConfig | None = N
     Raises PromptError for an empty text, UsageError for an unknown template, TokenizerError for a control token that
     the tokenizer lacks.
     """
-    if not text.strip():
-        raise PromptError("the prompt is empty; type a question, for example 'Describe the image.'")
+    _check_text(text)
     prompt = prompt or getattr(tokenizer, "prompt", None) or PromptConfig()
     template = find_template(prompt.template)
     system = template.system if prompt.system is None else prompt.system
@@ -101,6 +100,25 @@ def encode_prompt(tokenizer: Encoder, text: str, prompt: PromptConfig | None = N
     before = (template.system_turn if system else "") + template.before
     start = _begin(tokenizer, template)
     return start + _encode(tokenizer, template, before, values), _encode(tokenizer, template, template.after, values)
+
+
+def encode_follow_up(tokenizer: Encoder, text: str, prompt: PromptConfig | None = None) -> list[int]:
+    """Returns the ids that stand between an answer and the next one: the end of a turn, the user's text, a new turn.
+
+    A turn ends with the template's first stop that the tokenizer has, and with the space that the template puts behind
+    it. The new turn has neither system text nor image, nor the line break that parts the image from a text. Raises as
+    `encode_prompt`. Source: ml-fastvlm `llava/conversation.py`, which puts turns together in the same way.
+    """
+    _check_text(text)
+    prompt = prompt or getattr(tokenizer, "prompt", None) or PromptConfig()
+    template = find_template(prompt.template)
+    system = template.system if prompt.system is None else prompt.system
+    stop = next((name for name in template.stops if tokenizer.has_control(name)), None)
+    behind = template.after.partition(stop)[2] if stop else ""
+    gap = behind[: len(behind) - len(behind.lstrip())]
+    turn = gap + template.before + template.after.removeprefix("\n")
+    end = [tokenizer.control(stop)] if stop else list(prompt.stop_ids[:1])
+    return end + _encode(tokenizer, template, turn, {"{system}": system, "{prompt}": text})
 
 
 def stop_ids(tokenizer: Encoder, prompt: PromptConfig | None = None) -> tuple[int, ...]:
@@ -169,6 +187,11 @@ def prompt_from_record(record: Mapping[str, Any]) -> PromptConfig:
         stop_ids=tuple(int(stop) for stop in record.get("stop_ids", ())),
         image_token_id=int(record.get("image_token_id", PromptConfig.image_token_id)),
     )
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise PromptError("the prompt is empty; type a question, for example 'Describe the image.'")
 
 
 def _begin(tokenizer: Encoder, template: Template) -> list[int]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastvlm.build import Build
 from fastvlm.errors import BuildError, PackageError, UsageError
-from fastvlm_ref.engine import LARGER_BUILD, Advice
+from fastvlm_ref.engine import LARGER_BUILD, Advice, check_rewind
 from validation.backends import check_backend, open_package
 from validation.chain import Chain
 from validation.encoder_form import form_of
@@ -91,6 +91,11 @@ class PackageEngine:
         """Forgets everything that was prefilled: a fresh state, position 0."""
         self.states = self.chain.make_states()
         self.position = 0
+
+    def rewind(self, position: int) -> None:
+        """Forgets all but the first `position` positions: the mask hides what the states hold behind them."""
+        check_rewind(position, self.position)
+        self.position = position
 
     def tokens_at(self, side: int) -> int:
         """Returns T for an image of `side` pixels."""

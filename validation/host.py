@@ -108,7 +108,8 @@ class LanguageInputs:
 class EmbeddingTable:
     """`embeddings.bin`, row-major [V, H], mapped: only the rows that are asked for are read.
 
-    dtype "float16", or "int8" with an fp16 scale for each row behind all of them: a row is its codes times its scale.
+    dtype "float16", "float32", or "int8" with an fp16 scale for each row behind all of them: a row is its codes times
+    its scale.
     """
 
     def __init__(self, path: Path, rows: int, width: int, dtype: str = "float16") -> None:
@@ -125,8 +126,8 @@ class EmbeddingTable:
         if dtype == "int8":
             self.scales = np.fromfile(path, np.float16, offset=rows * width)
 
-    def __call__(self, ids: Sequence[int]) -> NDArray[np.float16]:
-        """Returns rows (S, H), fp16, of ids (S,); raises PromptError for an id outside the table."""
+    def __call__(self, ids: Sequence[int]) -> NDArray[np.floating]:
+        """Returns rows (S, H), fp16 or float32, of ids (S,); raises PromptError for an id outside the table."""
         outside = [i for i in ids if not 0 <= i < len(self.table)]
         if outside:
             raise PromptError(f"ids {outside[:5]} are outside the embedding table of {len(self.table)} rows")

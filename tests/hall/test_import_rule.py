@@ -15,8 +15,8 @@ LIBRARIES = {
     "export": {"torch", "numpy", "coremltools", "onnx", "tqdm", "yaml"},
     # click for demo.py, which types the commands for the user; tokenizers for bundle_host, which knows no other room
     "validation": {
-        "torch", "numpy", "PIL", "tokenizers", "google", "coremltools", "onnxruntime", "jinja2", "matplotlib", "click",
-        "ray", "pyarrow",
+        "torch", "numpy", "PIL", "tokenizers", "google", "coremltools", "onnx", "onnxruntime", "jinja2", "matplotlib",
+        "click", "ray", "pyarrow",
     },
     "ios_bundle": set(),
 }  # fmt: skip

@@ -1,0 +1,198 @@
+"""An ONNX file read as a stranger's, before onnxruntime is given its path: what this project never writes is refused.
+
+Notable choices:
+- the file is plain and small (weights lie beside it), and its message has few parts, so that reading it costs little;
+- every tensor is looked at wherever it may hide: the whole message is walked, not a list of known places;
+- what can hang, read files or allocate without end is refused as such: graphs inside nodes (loops), functions, sparse
+  tensors (a few bytes that stand for any number of values), nodes of a compiled context (they name files), fields that
+  this version of onnx does not know and onnxruntime might.
+All problems of a file are listed at once. It does not know what the graph computes.
+Source: onnx.proto and ExternalData.md of onnx.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from google.protobuf.message import DecodeError, Message
+from onnx import AttributeProto, GraphProto, ModelProto, SparseTensorProto, TensorProto, ValueInfoProto
+
+from export.onnx.graph import IR_VERSION, MICROSOFT, MICROSOFT_OPSET, OPSET
+from fastvlm.errors import PackageError
+from fastvlm.json_file import read_plain
+from fastvlm.paths import contained
+from validation.ort.external import external_problems
+
+MOST_BYTES = 8 << 20  # 80 times the decoder of 0.5B; two bytes can become a message of 150, so no more than is needed
+MOST_PARTS = 500_000  # messages in the file; the decoder of 0.5B has 6,000
+LISTED = 8  # problems named in one error
+# LayerNormalization is there from 17 on, IR 8 belongs to it; what is newer than this tool writes is not guessed at.
+OPSETS = {"": range(17, OPSET + 1), MICROSOFT: range(1, MICROSOFT_OPSET + 1)}
+IR_VERSIONS = range(8, IR_VERSION + 1)
+CONTEXT = "EPContext"  # a node that stands for a provider's compiled file, which it names by any path
+SUFFIX = ".onnx"
+AGAIN = "export the build again, or copy it whole"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: TensorProto's number of its dtype, and its shape; a word or None stands for any length."""
+
+    dtype: int
+    shape: tuple[int | str | None, ...]
+
+    @property
+    def words(self) -> str:
+        """As a message shows it: "float [1, S, 896]"."""
+        known = self.dtype in TensorProto.DataType.values()
+        name = TensorProto.DataType.Name(self.dtype).lower() if known else f"type {self.dtype}"
+        return f"{name} [{', '.join(str(length or '?') for length in self.shape)}]"
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A file that may be given to onnxruntime: what goes in, what comes out, how often each op occurs."""
+
+    path: Path
+    inputs: dict[str, Port]
+    outputs: dict[str, Port]
+    ops: Counter[str]
+
+
+def in_words(ports: Mapping[str, Port]) -> str:
+    """Inputs or outputs as a message shows them."""
+    return ", ".join(f"{name[:60]} {port.words}" for name, port in ports.items())[:300] or "nothing"
+
+
+def open_file(path: Path) -> OnnxFile:
+    """Reads and checks a model's file and the sizes of the data beside it; no weight is read.
+
+    Raises PackageError that lists what is wrong: the file itself, its version, what it may not hold, its data files.
+    """
+    model = _parse(contained(path.parent, path.name, PackageError))
+    problems = [*_version_problems(model), *_content_problems(model), *external_problems(path, _tensors(model))]
+    if problems:
+        shown = "; ".join(problems[:LISTED])
+        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise PackageError(f"{path} is not opened: {shown}{more}; {AGAIN}")
+    graph = model.graph
+    return OnnxFile(path, _ports(graph.input), _ports(graph.output), Counter(node.op_type for node in graph.node))
+
+
+def _parse(path: Path) -> ModelProto:
+    if path.suffix != SUFFIX:  # by the name alone onnxruntime would read another format, which nobody has looked at
+        raise PackageError(f"{path} is not opened: expected a file that ends in {SUFFIX}; {AGAIN}")
+    try:
+        data = read_plain(path, MOST_BYTES)
+    except FileNotFoundError as error:
+        raise PackageError(f"{path} is missing; {AGAIN}") from error
+    except (OSError, ValueError) as error:
+        reason = (
+            error.strerror if isinstance(error, OSError) else f"{error}, and weights belong into the file beside it"
+        )
+        raise PackageError(f"{path} cannot be read: {reason}; {AGAIN}") from error
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise PackageError(f"{path} is no ONNX model, or was cut ({len(data):,} bytes); {AGAIN}") from error
+    if not model.graph.node:
+        raise PackageError(f"{path} holds no ONNX graph ({len(data):,} bytes); {AGAIN}")
+    for count, message in enumerate(_messages(model)):
+        if count == MOST_PARTS:
+            raise PackageError(f"{path} has more than {MOST_PARTS:,} parts, expected at most that many; {AGAIN}")
+        if not _is_text(message):
+            raise PackageError(f"{path} holds a name that is no text (UTF-8); {AGAIN}")
+    return model
+
+
+def _is_text(message: Message) -> bool:
+    """Whether its strings are text: protobuf gives those that are not as bytes."""
+    strings = (value for field, value in message.ListFields() if field.type == field.TYPE_STRING)
+    texts = ([value] if isinstance(value, (str, bytes)) else value for value in strings)
+    return all(isinstance(text, str) for text in chain.from_iterable(texts))
+
+
+def _messages(root: Message) -> Iterator[Message]:
+    """The message and all messages in it, at whatever depth (protobuf itself refuses more than 100)."""
+    waiting = [root]
+    while waiting:
+        message = waiting.pop()
+        yield message
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                waiting.extend([value] if isinstance(value, Message) else value)
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    return (message for message in _messages(model) if isinstance(message, TensorProto))
+
+
+def _version_problems(model: ModelProto) -> Iterator[str]:
+    if model.ir_version not in IR_VERSIONS:
+        yield f"its IR version is {model.ir_version}, expected {_words(IR_VERSIONS)}"
+    asked = [("" if opset.domain == "ai.onnx" else opset.domain, opset.version) for opset in model.opset_import]
+    domains = [domain for domain, _ in asked]
+    if "" not in domains or len(set(domains)) != len(domains):
+        yield f"it asks for the opsets {asked}, expected the standard one, and each once"
+    for domain, version in asked:
+        if domain not in OPSETS:
+            yield f"it asks for ops of the domain {domain[:60]!r}, known are the standard one and {MICROSOFT}"
+        elif version not in OPSETS[domain]:
+            yield f"it asks for opset {version} of {domain or 'the standard ops'}, expected {_words(OPSETS[domain])}"
+
+
+def _words(versions: range) -> str:
+    return str(versions[0]) if len(versions) == 1 else f"{versions[0]} to {versions[-1]}"
+
+
+def _content_problems(model: ModelProto) -> Iterator[str]:
+    if _holds_unknown(model):
+        yield "it holds fields that the installed onnx does not know"
+    if model.functions:
+        yield f"it defines functions of its own ({model.functions[0].name[:60]!r})"
+    if model.training_info:
+        yield "it holds a training graph"
+    imported = {opset.domain for opset in model.opset_import}
+    for message in _messages(model):
+        if isinstance(message, SparseTensorProto):
+            yield f"it holds a sparse tensor ({message.values.name[:60]!r})"
+        elif isinstance(message, AttributeProto) and (message.HasField("g") or message.graphs):
+            yield f"an op runs a graph of its own (attribute {message.name[:60]!r})"
+    for node in model.graph.node:
+        if node.domain not in imported:
+            yield f"the op {node.op_type[:60]!r} is of the domain {node.domain[:60]!r}, which the model does not import"
+        if node.op_type == CONTEXT:
+            yield f"the op {CONTEXT} names files of its own"
+    yield from _port_problems(model.graph)
+
+
+def _holds_unknown(model: ModelProto) -> bool:
+    """Whether there are fields beyond onnx's schema: they go when a copy is asked to drop them."""
+    known = ModelProto()
+    known.CopyFrom(model)
+    known.DiscardUnknownFields()
+    return bool(known.ByteSize() != model.ByteSize())
+
+
+def _port_problems(graph: GraphProto) -> Iterator[str]:
+    for port in (*graph.input, *graph.output):
+        if port.type.WhichOneof("value") != "tensor_type":
+            yield f"{port.name[:60]!r} is no tensor"
+
+
+def _ports(ports: Iterable[ValueInfoProto]) -> dict[str, Port]:
+    return {
+        port.name: Port(
+            port.type.tensor_type.elem_type,
+            tuple(
+                dimension.dim_value if dimension.HasField("dim_value") else dimension.dim_param or None
+                for dimension in port.type.tensor_type.shape.dim
+            ),
+        )
+        for port in ports
+    }
