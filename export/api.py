@@ -12,13 +12,17 @@ from pathlib import Path
 from export.apple_app import refusal
 from export.build import BuildWriter
 from export.choice import cautions, intended, measured, smallest, unused
+from export.formats import ANE, check_format
+from export.onnx.plan import OnnxPlan, make_onnx_plan
+from export.onnx.space import onnx_bytes
 from export.plan import check_options, make_plan
 from export.precheck import check_weights
-from export.protection import Protection
+from export.protection import UNPROTECTED, Protection
 from export.ranges.kept import kept_protection
 from export.ready_prompts import fitting_prompts
 from export.sizes import check_files
 from export.space import check_space, part_bytes
+from fastvlm.build import COREML, ONNX
 from fastvlm.errors import UsageError
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import check_apart, check_output, kept_bytes, staged_folder
@@ -39,11 +43,12 @@ def export(
     context: int | None = None,
     query_length: int = 64,
     only: str | None = None,
-    target: str = "ane",
+    target: str | None = None,
     max_file_size: int | None = None,
     quantize: str | Path | None = None,
     calibration: str | Path | None = None,
     purpose: str | None = None,
+    format: str = COREML,
     image_rule: str | None = None,
     template: str | None = None,
     system: str | None = None,
@@ -52,19 +57,23 @@ def export(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
-    """Exports a checkpoint to Core ML and returns the build folder.
+    """Exports a checkpoint to Core ML, or with `format` "onnx" to ONNX, and returns the build folder.
 
     `image_sizes` N in pixels (none: the checkpoint's own), `context` C (none: 2048) and `query_length` Q in positions,
-    `only` "encoder" or "language", `target` "ane" or "gpu", `max_file_size` in bytes of a language model's weight file
-    (none: 1 GB for "ane", any for "gpu"), `quantize` a scheme's name or a recipe's file (docs/compression.md),
-    `calibration` a folder of pictures to measure on (none: the shipped ones). `purpose` "apple-app" makes the encoder
-    that Apple's sample app takes, and that alone (docs/apple-app.md).
+    `only` "encoder" or "language", `target` "ane" (none) or "gpu", `max_file_size` in bytes of a language model's
+    weight file (none: 1 GB for "ane", any for "gpu"), `quantize` a scheme's name or a recipe's file
+    (docs/compression.md), `calibration` a folder of pictures to measure on (none: the shipped ones). `purpose`
+    "apple-app" makes the encoder that Apple's sample app takes, and that alone (docs/apple-app.md). ONNX has targets
+    and schemes of its own, "cpu" and "fp32" where none is named (`export.onnx.plan`).
     Raises UsageError and OutputError before the checkpoint is read, CheckpointError while it is, TensorError for NaN or
     infinity among the weights, OutputError for a full disk and UsageError for a recipe that does not fit before the
     first conversion, PackageError when the converter did not make what the contract says. Nothing is left behind on
     failure; an interrupt leaves the finished packages, which the same call takes over, byte for byte.
     """
-    check_options(image_sizes, context, query_length, only, target, max_file_size, quantize, calibration, purpose)
+    check_format(
+        format, image_sizes=image_sizes, context=context, query_length=query_length, only=only, target=target,
+        max_file_size=max_file_size, quantize=quantize, calibration=calibration, purpose=purpose,
+    )  # fmt: skip
     place = check_output(output, overwrite)  # before gigabytes are fetched
     reading = [*(() if base is None else ("--base", str(base))), *(("--allow-pickle",) if allow_pickle else ())]
     typed = shlex.join([str(checkpoint), *reading])
@@ -77,7 +86,7 @@ def export(
     return export_model(
         model, output, image_sizes=image_sizes, context=context, query_length=query_length, only=only,
         target=target, max_file_size=max_file_size, quantize=quantize, calibration=calibration, purpose=purpose,
-        overwrite=overwrite, progress=progress, typed=typed,
+        format=format, overwrite=overwrite, progress=progress, typed=typed,
     )  # fmt: skip
 
 
@@ -90,11 +99,12 @@ def export_model(
     context: int | None = None,
     query_length: int = 64,
     only: str | None = None,
-    target: str = "ane",
+    target: str | None = None,
     max_file_size: int | None = None,
     quantize: str | Path | None = None,
     calibration: str | Path | None = None,
     purpose: str | None = None,
+    format: str = COREML,
     overwrite: bool = False,
     progress: Progress = SILENT,
     protection: Protection | None = None,
@@ -108,6 +118,10 @@ def export_model(
     source, tokenizer = model.source, model.tokenizer
     if source is None or tokenizer is None:
         raise UsageError("this model has no source or no tokenizer; read it with load_checkpoint")
+    if format == ONNX:
+        asked = make_onnx_plan(model.config, image_sizes, context, query_length, only, target, quantize)
+        return _export_onnx(model, asked, output, calibration, overwrite, progress, protection, typed)
+    target = target or ANE
     if purpose is not None:
         check_options(quantize=quantize, calibration=calibration, purpose=purpose)  # what no plan holds
     plan = make_plan(model.config, image_sizes, context, query_length, only, target, max_file_size, purpose)
@@ -135,4 +149,29 @@ def export_model(
         writer = BuildWriter(model, plan, folder, source, tokenizer, progress, compression, protection)
         writer.source_files, writer.prompts = files, prompts  # 15 GB are hashed once, a note is told once
         writer.write()
+    return place
+
+
+def _export_onnx(
+    model: FastVLM, asked: OnnxPlan, output: str | Path, calibration: str | Path | None, overwrite: bool,
+    progress: Progress, protection: Protection | None, typed: str | None,
+) -> Path:  # fmt: skip
+    source, tokenizer = model.source, model.tokenizer
+    assert source is not None
+    assert tokenizer is not None
+    place = check_output(output, overwrite)
+    check_apart(place, [source.folder, source.base.folder if source.base else None])
+    prompts = fitting_prompts(model, asked.plan, progress)
+    samples = shipped_samples() if calibration is None else samples_in(Path(calibration), "--calibration")
+    check_space(place, onnx_bytes(model, asked))
+    check_weights(model, asked.plan, progress)
+    files = source.files(progress)
+    if protection is None:
+        halves = asked.variant == "fp16"  # nothing else can overflow
+        named = typed or shlex.quote(source.id)
+        protection = kept_protection(model, asked.plan, files, named, progress) if halves else UNPROTECTED
+    with staged_folder(place, overwrite, progress=progress) as folder:
+        from export.onnx.build import OnnxWriter
+
+        OnnxWriter(model, asked, folder, source, files, tokenizer, prompts, samples, protection, progress).write()
     return place

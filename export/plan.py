@@ -92,7 +92,7 @@ def check_options(
         problems += app_problems(image_sizes, [name for name, there in given.items() if there])
     context = CONTEXT if context is None else context
     if target not in TARGETS:
-        problems.append(f"--target is {target!r}, expected {' or '.join(TARGETS)}")
+        problems.append(f"--target is {target!r}, expected {' or '.join(TARGETS)} with --format coreml")
     if max_file_size is not None and max_file_size < 1:
         problems.append(f"--max-file-size is {max_file_size}, expected a positive number of bytes")
     if only not in (None, *PARTS):

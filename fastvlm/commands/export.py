@@ -8,17 +8,22 @@ from typing import Any
 
 import click
 
+from fastvlm.build import COREML, FORMATS
 from fastvlm.commands import options
 from fastvlm.commands.apple_app import show_steps
 from fastvlm.terminal import TerminalProgress
 
 # Options that are checked before the checkpoint is fetched and before libraries that take seconds are loaded.
-EARLY = ("image_sizes", "context", "only", "target", "max_file_size", "quantize", "calibration", "purpose")
+EARLY = ("image_sizes", "context", "only", "target", "max_file_size", "quantize", "calibration", "purpose", "format")
 
 
-@click.command(short_help="Make a Core ML build folder from a checkpoint.")
+@click.command(short_help="Make a build folder of Core ML packages, or of ONNX files, from a checkpoint.")
 @click.argument("checkpoint", callback=options.filled)
 @click.option("-o", "--output", required=True, metavar="BUILD", callback=options.filled, help="The folder to make.")
+@click.option(
+    "--format", type=click.Choice(FORMATS), default=COREML, show_default=True,
+    help="Core ML packages, or ONNX files for onnxruntime (docs/onnx.md).",
+)  # fmt: skip
 @options.image_sizes
 @options.context
 @options.only
@@ -31,18 +36,21 @@ EARLY = ("image_sizes", "context", "only", "target", "max_file_size", "quantize"
 @options.overwrite
 @options.debug
 def export(checkpoint: str, output: str, overwrite: bool, **asked: Any) -> None:
-    """Make a Core ML build folder from CHECKPOINT: a folder, `tiny` (the embedded one), or a Hub id.
+    """Make a build folder from CHECKPOINT: a folder, `tiny` (the embedded one), or a Hub id.
 
     The build holds VisionEncoder.mlpackage, LanguageModel.mlpackage, the embedding table, the tokenizer, and
     manifest.json, which says how to run them. It appears under its name only when it is complete. The same command
     goes on where an interrupted one stopped: packages that it finished are taken over.
 
+    With `--format onnx` it holds VisionEncoder.onnx and LanguageModel.onnx with their data files instead; targets and
+    schemes are then onnxruntime's.
+
     With `--for apple-app` it holds fastvithd.mlpackage alone, which Apple's sample app takes in place of its own.
     """
-    from export.plan import check_options
+    from export.formats import check_format
     from fastvlm.publish import check_output
 
-    check_options(**{name: asked[name] for name in EARLY})
+    check_format(**{name: asked[name] for name in EARLY})
     check_output(output, overwrite)  # before the seconds that the imports below take
     progress = TerminalProgress()
     with progress.stage("Loading libraries"):

@@ -93,9 +93,10 @@ context = click.option(
 )
 only = click.option("--only", type=click.Choice(["encoder", "language"]), help="Make only one of the two packages.")
 target = click.option(
-    "--target", type=click.Choice(["ane", "gpu"]), default="ane", show_default=True,
-    help="What the language model is made for: the Neural Engine (files up to 1 GB, a head in several outputs) "
-    "or the GPU (one file, one output).",
+    "--target", type=click.Choice(["ane", "gpu", "cpu", "coreml-ep"]),
+    help="What the language model is made for: the Neural Engine (files up to 1 GB, a head in several outputs; the "
+    "default) or the GPU (one file, one output). With --format onnx: cpu, onnxruntime's own kernels (the default), or "
+    "coreml-ep, its CoreML provider.",
 )  # fmt: skip
 purpose = click.option(
     "--for", "purpose", type=click.Choice(["apple-app"]),
@@ -109,7 +110,7 @@ max_file_size = click.option(
 quantize = click.option(
     "--quantize", metavar="SCHEME|FILE", callback=filled,
     help="Compress weights: int8, int4 (gpu), lut6, lut4, mixed, or a YAML recipe (docs/compression.md). "
-    "Default: fp16.",
+    "Default: fp16. With --format onnx: fp32 (the default), fp16, int8, int4.",
 )  # fmt: skip
 calibration = click.option(
     "--calibration", metavar="DIR", callback=filled,
