@@ -15,11 +15,13 @@ from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastvlm.build import ONNX
 from fastvlm.errors import ExecutionError, PromptError
 from fastvlm.progress import Progress
 from fastvlm_ref.engine import TorchEngine
@@ -48,6 +50,9 @@ from validation.session import Session, session_of
 from validation.state_parity import Filled, compare_state, fill, rows_to_fill
 from validation.stopwatch import Stopwatch
 
+if TYPE_CHECKING:
+    from validation.ort.engine import OrtEngine
+
 Features = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 NO_ANSWER = "none: its values are no numbers"
@@ -71,21 +76,31 @@ class Comparison:
     ) -> None:  # fmt: skip
         build, model = pair.build, pair.model
         self.pair, self.tokenizer, self.steps, self.progress = pair, tokenizer, steps, progress
-        self.config = model.config
+        self.config, self.compute_units = model.config, compute_units
         with progress.stage("Opening the build"):
-            self.package = PackageEngine(build, backend, compute_units=compute_units)
+            self.package = self._engine(backend, compute_units)
             self._session = session_of(self.package) if build.language else None
         self.image_size = self.package.image_size or model.config.vision.image_size
         self.reference = TorchEngine(model, self._cached_positions(), self.image_size)
         self.stop_ids = self.config.prompt.stop_ids
         self.stopwatch = Stopwatch(self.package)
-        self.peaks = self.package.watch_peaks() if backend == "mil" else None
+        self._packages = self.package if isinstance(self.package, PackageEngine) else None  # whose state can be read
+        self.peaks = self._packages.watch_peaks() if self._packages and backend == "mil" else None
         self.found = Findings()
         self._names: dict[Path, str] = {}
         self._first: tuple[Sample, Truth] | None = None  # kept for the self-test
 
+    def _engine(self, backend: str, compute_units: str | None) -> PackageEngine | OrtEngine:
+        """The build as an engine; of ONNX files on one thread, as the reference: both give the same bytes each time."""
+        if self.pair.build.format != ONNX:
+            return PackageEngine(self.pair.build, backend, compute_units=compute_units)
+        from validation.ort.engine import OrtEngine
+        from validation.ort.settings import Settings
+
+        return OrtEngine(self.pair.build, settings=Settings(threads=1))
+
     @property
-    def session(self) -> Session[PackageEngine]:
+    def session(self) -> Session[Any]:
         """The build as something that answers; one with a language model alone is asked for it."""
         assert self._session is not None
         return self._session
@@ -151,7 +166,7 @@ class Comparison:
         sizes = self.pair.build.image_sizes or (self.image_size,)  # without an encoder the reference's serve both
         for number, sample in enumerate(samples):
             pixels = self._pixels(sample, tuple(dict.fromkeys((self.image_size, *sizes))))
-            yield partial(self._truth, sample, pixels, with_state and number == 0)
+            yield partial(self._truth, sample, pixels, with_state and bool(self._packages) and number == 0)
 
     def _truth(self, sample: Sample, pixels: Mapping[int, Pixels], with_state: bool, stopped: Event) -> Truth:
         encoded = {size: encode(self.tokens, picture, stopped) for size, picture in pixels.items()}
@@ -192,8 +207,8 @@ class Comparison:
             return
         name = f"{self._names[sample.picture]}: {sample.prompt}"
         self.found.language[name] = self._follow("language", truth.transcript, truth.transcript.embeds)
-        if truth.filled is not None:
-            self.found.state = compare_state(self.pair, self.package, truth.filled)
+        if truth.filled is not None and self._packages is not None:
+            self.found.state = compare_state(self.pair, self._packages, truth.filled)
         if self.pair.build.encoder is None:
             return
         embeds = splice(self.package, self.ids(sample.prompt), own[self.image_size])

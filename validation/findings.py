@@ -14,7 +14,7 @@ from validation.limits import Limit, Measurement, worst
 from validation.parity import DecoderParity, EncoderParity
 from validation.state_parity import StateParity
 
-OF_PICTURES = ("psnr_db", "snr_loss_db", "cosine_loss_db", "worst_token_loss_db")
+OF_PICTURES = ("psnr_db", "snr_db", "snr_loss_db", "cosine_loss_db", "worst_token_loss_db")
 OF_STEPS = {
     "kl_step": "kl",
     "logit_error": "error",
@@ -42,11 +42,12 @@ class Findings:
 
     def measurements(self, limits: Mapping[str, Limit]) -> list[Measurement]:
         """Returns the worst value of every row that anything was found for."""
-        return [worst(key, values, limits) for key, values in self._values()]
+        return [worst(key, values, limits) for key, values in self._values(limits)]
 
-    def _values(self) -> Iterator[tuple[str, dict[str, float]]]:
+    def _values(self, limits: Mapping[str, Limit]) -> Iterator[tuple[str, dict[str, float]]]:
         for metric in OF_PICTURES if self.encoder else ():
-            yield f"encoder.{metric}", {name: getattr(row, metric) for name, row in self.encoder.items()}
+            if (key := f"encoder.{metric}") in limits:  # beside fp16 alone, or the error itself: a format's choice
+                yield key, {name: getattr(row, metric) for name, row in self.encoder.items()}
         for quantity, transcripts in (("language", self.language), ("answer", self.answer)):
             if transcripts:
                 yield from _of_transcripts(quantity, transcripts)

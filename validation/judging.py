@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastvlm.build import SOURCE_OPTIONS, Build, read_build
+from fastvlm.build import FORMATS, ONNX, SOURCE_OPTIONS, Build, read_build
 from fastvlm.errors import BuildError, ExecutionError, OutputError, PackageError, UsageError
 from fastvlm.hashes import sha256_file
 from fastvlm.manifest import NAME as MANIFEST
@@ -34,9 +34,10 @@ from fastvlm_ref.questions import read_questions
 from fastvlm_ref.samples import Sample, check_pictures, samples_in, shipped_samples
 from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
-from validation.backends import check_backend
+from validation.backends import BACKENDS, check_backend
 from validation.blocks import NOT_COMPARED
 from validation.comparison import Comparison
+from validation.coreml.units import check_units
 from validation.expected_time import tell
 from validation.html_report import check_place, report_of, write_report
 from validation.layerwise.comparison import LayerwiseComparison
@@ -60,7 +61,7 @@ def validate(
     images: str | Path | None = None,
     questions: str | Path | None = None,
     other_reference: bool = False,
-    backend: str = "mil",
+    backend: str | None = None,
     compute_units: str | None = None,
     steps: int | None = None,
     layerwise: bool | None = None,
@@ -73,7 +74,8 @@ def validate(
     `reference` may be left out for builds of the embedded checkpoint. `images` is a folder of pictures to use in
     place of the shipped ones, `questions` a .jsonl file (`fastvlm_ref.questions`), of which the first four are compared
     in full and of the others the answers alone. `other_reference` compares with a checkpoint that is not the build's
-    source all the same: such a build cannot pass. `compute_units` say where Core ML may run. `steps` greedy tokens are
+    source all the same: such a build cannot pass. `backend` executes the build (none: the MIL runtime, or onnxruntime
+    for ONNX files), `compute_units` say where Core ML may run. `steps` greedy tokens are
     compared for each question (none: 64, or 8 layer by layer), `layerwise` says whether a layer is in memory at a time
     (none: where the weights of both sides take more than half of the memory). `report` is where a page to look at goes,
     or its data, by its ending: .html or .json (`validation.html_report`). `checkpoint_options` are what reading the
@@ -84,33 +86,39 @@ def validate(
     """
     steps_for(steps, False)  # a wrong number is refused before anything is read
     folder = Path(build)
-    opened = read_build(folder)
+    opened = read_build(folder, FORMATS)
+    backend = _backend_for(opened, backend)
     place = None if report is None else check_place(report, (folder, reference, checkpoint_options.get("base")))
-    check_backend(backend, compute_units, stateful=opened.purpose is None)
+    if opened.format == ONNX:
+        check_units(backend, compute_units)
+    else:
+        check_backend(backend, compute_units, stateful=opened.purpose is None)
     if questions is not None and not opened.language:
         raise UsageError(f"{folder} has no language model to ask, it is an encoder alone; give --images DIR")
     samples, in_full = _samples(images, questions, opened.encoder is not None, progress)
     _check_folder(opened, progress)
     with one_thread(), _withdrawn_if_damaged(folder):
         source = _opened_reference(opened, reference, progress, checkpoint_options, other_reference)
+        large = needs_layerwise(opened, source.config.text)
         if layerwise is None:
-            layerwise = needs_layerwise(opened, source.config.text)
-        steps = steps_for(steps, layerwise)
-        if not layerwise:
+            layerwise = large and opened.format != ONNX  # onnxruntime has a graph whole or not at all
+        steps = steps_for(steps, large if opened.format == ONNX else layerwise)
+        if not layerwise and opened.format != ONNX:
             tell(opened, in_full, len(samples) - in_full, steps, progress)
-        elif len(samples) > in_full:
+        elif layerwise and len(samples) > in_full:
             raise UsageError(
                 f"{questions} holds {len(samples)} questions; this model takes more than half of the memory and is "
                 f"compared layer by layer, on {in_full} at most: nothing can be asked freely"
             )
-        stream = layerwise or not opened.language  # a decoder that nobody runs need not be in memory
+        # a decoder that nobody runs need not be in memory, and beside a large one's graph there is no room for it
+        stream = layerwise or not opened.language or large
         model, tokenizer, files = _load_reference(opened, source, progress, other_reference, stream)
         pair = Pair(opened, model)
         kind = LayerwiseComparison if layerwise else Comparison
         comparison = kind(pair, tokenizer, backend, steps, progress, compute_units)
         if isinstance(comparison, LayerwiseComparison):
             comparison.announce(samples)
-        rows = lower_rungs(pair, progress)
+        rows = lower_rungs(pair, progress) if opened.format != ONNX else []
         compared, answers = comparison.run(samples, in_full)
         inside = backend == "mil"
         blocks, findings = block_rung(pair, comparison.example(), progress) if inside else (NOT_COMPARED, [])
@@ -129,6 +137,17 @@ def validate(
             with progress.stage("Writing the report"):
                 write_report(report_of(verdict, comparison, samples, blocks), place)
     return verdict
+
+
+def _backend_for(build: Build, backend: str | None) -> str:
+    """Who executes a build; UsageError for a backend that runs other files."""
+    runs = ("onnx",) if build.format == ONNX else BACKENDS
+    if backend is not None and backend not in runs:
+        raise UsageError(
+            f"--backend {backend} does not run {build.folder}, a build of --format {build.format}; "
+            f"expected {' or '.join(runs)}"
+        )
+    return backend or runs[0]
 
 
 def _samples(

@@ -19,11 +19,11 @@ from export.language import whole_sizes
 from export.layout import GraphSizes
 from export.plan import PARTS, ExportPlan
 from export.protection import Protection
-from fastvlm.build import Build
+from fastvlm.build import ONNX, Build
 from fastvlm_ref.model.fastvlm import FastVLM
 from validation.counterparts.decoder import DecoderPart, packages_of
 from validation.encoder_form import EncoderForm, form_of
-from validation.limits import Limit, limits_of
+from validation.limits import Limit, limits_of, onnx_limits
 from validation.program import Function, Program, read_program
 
 
@@ -37,7 +37,9 @@ class Pair:
 
     @cached_property
     def limits(self) -> Mapping[str, Limit]:
-        """What this build is held to, by key: compression has rows of its own."""
+        """What this build is held to, by key: ONNX files and compression have rows of their own."""
+        if self.build.format == ONNX:
+            return onnx_limits(str(self.build.manifest["compression"].get("scheme")))
         return limits_of(_counted(self.build.manifest["compression"]))
 
     @cached_property

@@ -58,6 +58,11 @@ class EncoderParity:
         return self.package.psnr_db
 
     @property
+    def snr_db(self) -> float:
+        """The package's own."""
+        return self.package.snr_db
+
+    @property
     def snr_loss_db(self) -> float:
         """How much the package is worse than fp16 alone; negative when it is better."""
         return loss_db(self.rounded.snr_db, self.package.snr_db)

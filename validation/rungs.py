@@ -50,7 +50,7 @@ def excused(pair: Pair, backend: str, layerwise: bool) -> set[str]:
     """Returns the rows that a comparison cannot measure for a reason that is no fault; any other must be measured.
 
     A build may lack a part (`--only`), Core ML does not show what is inside a package, and layer by layer there is no
-    state to read.
+    state to read. What ONNX files are held to is what their outputs show (`validation.limits.onnx`).
     """
     build, without = pair.build, set[str]()
     if build.encoder is None:

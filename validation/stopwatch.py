@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from validation.engine import PackageEngine
+from fastvlm_ref.engine import Engine
 
 Rows = NDArray[np.float32]
 STAGES = ("encode", "prefill", "first_token", "decode")
@@ -26,7 +26,7 @@ class Stopwatch:
     token's. decode: each further token.
     """
 
-    def __init__(self, engine: PackageEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
         self._next = "first_token"

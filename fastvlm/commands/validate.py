@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     help="Compare also with a checkpoint that the build was not made from. Such a comparison cannot pass.",
 )  # fmt: skip
 @click.option(
-    "--backend", type=click.Choice(["mil", "coreml"]), default="mil", show_default=True,
-    help="Who executes the packages: this project's runtime on any machine, or Core ML on a Mac.",
+    "--backend", type=click.Choice(["mil", "coreml", "onnx"]),
+    help="Who executes the build: this project's runtime on any machine (mil, the default for packages), Core ML on a "
+    "Mac, or onnxruntime (for ONNX files).",
 )  # fmt: skip
 @options.compute_units
 @click.option(

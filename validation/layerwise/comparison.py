@@ -83,7 +83,7 @@ class LayerwiseComparison(Comparison):
             items += [led(rows, transcript.ids, self.package.embed) for rows in starts]
         seen = self._look if self.peaks is not None else None
         logits = logits_of_all(
-            self.pair.build, items, backend=self.package.backend, compute_units=self.package.compute_units, seen=seen,
+            self.pair.build, items, backend=self.package.backend, compute_units=self.compute_units, seen=seen,
             progress=self.progress,
         )  # fmt: skip
         each = len(items) // len(samples)

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from validation.limits.by_scheme import COARSEST_FIRST, CODED, limits_of
 from validation.limits.limit import RUNGS, Limit, Measurement, in_words, storable
+from validation.limits.onnx import onnx_limits
 from validation.limits.table import LIMITS, OFFICIAL, TABLE, worst
 
 __all__ = [
     "COARSEST_FIRST", "CODED", "LIMITS", "OFFICIAL", "RUNGS", "TABLE", "Limit", "Measurement", "in_words", "limits_of",
-    "storable", "worst",
+    "onnx_limits", "storable", "worst",
 ]  # fmt: skip
