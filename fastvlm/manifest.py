@@ -78,6 +78,11 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def is_onnx(build: str | Path) -> bool:
+    """Returns whether a build folder holds ONNX files, as its manifest says; raises as `read_manifest`."""
+    return read_manifest(build).get("format") == "onnx"
+
+
 def is_older(manifest: dict[str, Any], schema: str) -> bool:
     """Whether a manifest that `read_manifest` returned is of an older schema than `schema`, MAJOR.MINOR."""
     found, asked = (tuple(map(int, text.split("."))) for text in (manifest["schema"], schema))

@@ -49,6 +49,8 @@ def prepare(backend: str) -> None:
         from validation.mil.schema import model_message
 
         model_message()
+    elif backend == "onnx":
+        import onnxruntime  # noqa: F401
     else:
         here.library()
 

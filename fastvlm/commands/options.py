@@ -129,9 +129,14 @@ image_size = click.option(
     help="Which image side to use. Default: the first there is.",
 )  # fmt: skip
 backend = click.option(
-    "--backend", type=click.Choice(["torch", "mil", "coreml"]),
-    help="Who computes: torch (a checkpoint), mil (a build, on any machine) or coreml (a build, on a Mac). "
-    "Default: torch for a checkpoint, mil for a build.",
+    "--backend", type=click.Choice(["torch", "mil", "coreml", "onnx"]),
+    help="Who computes: torch (a checkpoint), mil (a build, on any machine), coreml (a build, on a Mac) or onnx "
+    "(onnxruntime, a build of ONNX files). Default: torch for a checkpoint, mil or onnx for a build.",
+)  # fmt: skip
+providers = click.option(
+    "--provider", "providers", multiple=True, metavar="NAME",
+    help="What onnxruntime runs a build of ONNX files on, in order of preference: cpu, coreml, cuda, directml or "
+    "openvino. Default: cpu. Nothing else is used instead.",
 )  # fmt: skip
 compute_units = click.option(
     "--compute-units", type=click.Choice(COMPUTE_UNITS),
@@ -205,11 +210,15 @@ def after_running(build: str) -> str:
     import json
     from pathlib import Path
 
+    from fastvlm.manifest import is_onnx
+
     try:
         verdict = json.loads((Path(build) / "validation.json").read_bytes())["verdict"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         verdict = None  # whatever is wrong with it, validating anew is the cure
     passed = verdict == "passed" and (Path(build) / "selftest").is_dir()
+    if passed and is_onnx(build):
+        return f"fastvlm profile {shlex.quote(build)}"
     return f"fastvlm bundle {shlex.quote(build)} -o BUNDLE" if passed else validation_of(build)
 
 

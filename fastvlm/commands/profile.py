@@ -12,6 +12,7 @@ import click
 from fastvlm.build import COMPUTE_UNITS
 from fastvlm.commands import options
 from fastvlm.errors import UsageError
+from fastvlm.manifest import is_onnx
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 @click.command(short_help="Measure each stage of a build.")
 @click.argument("builds", nargs=-1, metavar="BUILD...", callback=options.all_filled)
 @click.option(
-    "--backend", "backends", type=click.Choice(["mil", "coreml"]), multiple=True,
-    help="Who executes the packages: this project's runtime on any machine, or Core ML on a Mac. Repeat it to compare. "
-    "Default: coreml on a Mac, mil elsewhere.",
+    "--backend", "backends", type=click.Choice(["mil", "coreml", "onnx"]), multiple=True,
+    help="Who executes packages: this project's runtime on any machine, or Core ML on a Mac. ONNX files run on "
+    "onnxruntime. Repeat it to compare. Default: coreml on a Mac, mil elsewhere.",
 )  # fmt: skip
 @click.option(
     "--compute-units", type=click.Choice(COMPUTE_UNITS), multiple=True,
@@ -88,7 +89,11 @@ def profile(
         show_profile(found, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
     for failure in found.failures:
         click.echo(f"Error: {failure.told}", err=True)
-    options.next_step(f"fastvlm lint {shlex.quote(builds[0])}, for what the Neural Engine would take")
+    options.next_step(
+        options.after_running(builds[0])
+        if is_onnx(builds[0])
+        else f"fastvlm lint {shlex.quote(builds[0])}, for what the Neural Engine would take"
+    )
     if found.failures:
         raise click.exceptions.Exit(1)
 

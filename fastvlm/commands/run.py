@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from validation.session import Answer
 
 # What the options that a bundle has decided hold where nobody gave them; the others are None.
-BUNDLE_OPTIONS = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "allow_pickle": False}
+BUNDLE_OPTIONS = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "allow_pickle": False, "providers": ()}
 
 
 @click.command(short_help="Ask a checkpoint, a build or a bundle about a picture.")
@@ -29,6 +29,7 @@ BUNDLE_OPTIONS = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "allow_pickle": F
 @click.argument("prompt")
 @options.backend
 @options.compute_units
+@options.providers
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), metavar="N",
     help="Longest answer. Default: 256, or what a bundle says of its context.",
@@ -62,6 +63,7 @@ def run(
         from validation.session import open_session
 
     sampling = Sampling(temperature, top_p, seed)
+    asked["providers"] = asked["providers"] or None
     session = open_session(target, progress=progress, **asked)
     show = None if as_json else lambda piece: click.echo(piece, nl=False)
     answer = session.answer(image, prompt, max_new_tokens or 256, sampling=sampling, on_text=show, progress=progress)
@@ -70,6 +72,9 @@ def run(
         return
     click.echo()
     _show_times(answer)
+    for file, placed in session.placement().items():
+        nodes = ", ".join(f"{count} nodes on {provider}" for provider, count in placed.items())
+        click.echo(f"  {file}: {nodes}", err=True)
     if answer.backend == "torch":
         options.next_step(f"fastvlm export {shlex.quote(target)} -o BUILD")
     else:
@@ -90,8 +95,8 @@ def _ask_bundle(
 ) -> None:  # fmt: skip
     """Answers by what the bundle holds alone; every option that a bundle has decided is refused by its name."""
     given = [name for name, value in fixed.items() if value != BUNDLE_OPTIONS.get(name)]
-    if given or backend == "torch":
-        names = ", ".join("--" + name.replace("_", "-") for name in given) or "--backend torch"
+    if given or backend in ("torch", "onnx"):
+        names = ", ".join("--" + name.replace("_", "-") for name in given) or f"--backend {backend}"
         raise UsageError(f"{names}: {target} is an iOS bundle, which answers greedily by what it holds; leave it out")
     with progress.stage("Loading libraries"):
         from validation.bundle_host.host import Host

@@ -89,11 +89,15 @@ def validate(build: str, as_json: bool, report: str | None, **asked: Any) -> Non
 
 
 def _next(build: str, verdict: Verdict) -> str:
+    from fastvlm.manifest import is_onnx
+
     quoted = shlex.quote(build)
     if not verdict.reference.is_source:
         return options.validation_of(build)
     if verdict.passed and (step := app_step(build)):
         return step
+    if verdict.passed and is_onnx(build):
+        return f'fastvlm run {quoted} IMAGE "PROMPT"'
     if verdict.passed:
         return f"fastvlm bundle {quoted} -o BUNDLE" if verdict.answers else f"fastvlm inspect {quoted}"
     if any(finding.cured for finding in verdict.findings):

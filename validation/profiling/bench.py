@@ -19,18 +19,21 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastvlm.build import Build, read_build
+from fastvlm.build import FORMATS, ONNX, Build, read_build
 from fastvlm_ref.image import preprocess
 from validation.backends import prepare
 from validation.children import Tell
 from validation.engine import PackageEngine
 from validation.memory import peak_bytes
 from validation.profiling.workload import TOKENS, photo, workload_of
+
+if TYPE_CHECKING:
+    from validation.ort.engine import OrtEngine
 
 Row = list[Any]  # stage, position or None, seconds
 SHARE = "_core_ml"
@@ -43,13 +46,13 @@ class PackageBench:
         self, tell: Tell, build: str, backend: str, compute_units: str | None, image_size: int | None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
-        self.build: Build = read_build(build)
+        self.build: Build = read_build(build, FORMATS)
         self.backend, self.compute_units, self.image_size = backend, compute_units, image_size
         self._tell, self._clock = tell, clock
         prepare(backend)
         self.work = workload_of(self.build, image_size)
         self.picture = photo() if self.work.side else None
-        self.engine: PackageEngine | None = None
+        self.engine: PackageEngine | OrtEngine | None = None
         self.started_with = peak_bytes()
 
     def load(self) -> list[Row]:
@@ -57,18 +60,25 @@ class PackageBench:
         self.engine = None
         gc.collect()
         rows: list[Row] = []
-        engine = PackageEngine(self.build, self.backend, self.image_size, compute_units=self.compute_units)
+        engine = self._new_engine()
         if self.build.encoder is not None:
             with self._timed(rows, "load_encoder"):
-                opened = [engine.encoder(self.work.side)]
-            rows += _core_ml_share("load_encoder", opened)
+                encoder = engine.encoder(self.work.side)
+            rows += _core_ml_share("load_encoder", [encoder])
         if self.build.language:
             with self._timed(rows, "load_language"):
-                opened = engine.chain.open()
+                opened = [*engine.chain.open()] if isinstance(engine, PackageEngine) else [engine.language]
                 engine.reset()
             rows += _core_ml_share("load_language", opened)
         self.engine = engine
         return rows
+
+    def _new_engine(self) -> PackageEngine | OrtEngine:
+        if self.build.format != ONNX:
+            return PackageEngine(self.build, self.backend, self.image_size, compute_units=self.compute_units)
+        from validation.ort.engine import OrtEngine
+
+        return OrtEngine(self.build, self.image_size)
 
     def run(self) -> list[Row]:
         """Runs every stage that the build has, once."""
@@ -113,7 +123,7 @@ class PackageBench:
             rows[-1][2] /= TOKENS
 
     @property
-    def _opened(self) -> PackageEngine:
+    def _opened(self) -> PackageEngine | OrtEngine:
         assert self.engine is not None, "load comes first"
         return self.engine
 

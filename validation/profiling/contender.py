@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastvlm.build import COMPUTE_UNITS, Build, read_build
+from fastvlm.build import COMPUTE_UNITS, FORMATS, ONNX, Build, read_build
 from fastvlm.errors import UsageError
 from validation.backends import check_backend
 from validation.coreml import here
@@ -75,17 +75,23 @@ def contenders_of(builds: Sequence[str | Path], asked: Asked) -> list[Contender]
     if asked.compute_units and "coreml" not in asked.runtimes and asked.device_udid is None:
         raise UsageError("--compute-units are Core ML's choice, and no backend is coreml; add --backend coreml")
     for backend in asked.runtimes:
-        check_backend(backend, stateful=False)
+        if backend != ONNX:
+            check_backend(backend, stateful=False)
     for choice in asked.compute_units:
         check_units("coreml", choice)
     device = _device(asked)
     found = []
-    for name, build in _named([read_build(folder) for folder in builds]):
+    for name, build in _named([read_build(folder, FORMATS) for folder in builds]):
         _check_size(build, asked.image_size)
         common = (asked.image_size, workload_of(build, asked.image_size))
-        for backend, units in _engines(asked):
+        for backend, units in _engines(build, asked):
+            if backend == ONNX:
+                found.append(Contender(f"{name}, onnx", build, backend, None, *common))
+                continue
             check_backend(backend, units, stateful=build.purpose is None)
             found.append(Contender(f"{name}, {_label(backend, units)}", build, backend, units, *common))
+        if device is not None and build.format == ONNX:
+            raise UsageError(f"--device-udid measures Core ML packages, and {build.folder} holds ONNX files")
         if device is not None:
             for there in asked.compute_units or (OF_TARGET[build.target],):
                 label = f"{name}, {_label(device.kind, there)}"
@@ -95,9 +101,21 @@ def contenders_of(builds: Sequence[str | Path], asked: Asked) -> list[Contender]
     return found
 
 
-def _engines(asked: Asked) -> Iterator[tuple[str, str | None]]:
-    """Each backend of this machine with each of its compute units."""
-    for backend in asked.runtimes:
+def _engines(build: Build, asked: Asked) -> Iterator[tuple[str, str | None]]:
+    """Each backend of this machine that runs the build's format, with each of its compute units.
+
+    UsageError where backends were named, and none of them does.
+    """
+    onnx = build.format == ONNX
+    runs = [backend for backend in asked.runtimes if (backend == ONNX) == onnx]
+    if asked.backends and not runs:
+        raise UsageError(
+            f"--backend {', '.join(asked.backends)} does not run {build.folder}, a build of --format {build.format}; "
+            f"add --backend {'onnx' if onnx else 'mil'}"
+        )
+    if onnx and not asked.backends:
+        runs = [ONNX]
+    for backend in runs:
         if backend == "coreml":
             yield from ((backend, units) for units in dict.fromkeys(asked.compute_units or COMPUTE_UNITS))
         else:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 
-from fastvlm.build import Build
+from fastvlm.build import ONNX, Build
 from fastvlm.errors import FastVLMError, ProcessError, UsageError
 from fastvlm.progress import SILENT, Progress
 from validation.coreml.placement import FunctionPlan, OpPlace
@@ -137,5 +137,7 @@ def _seconds(contender: Contender, runs: int) -> float:
 
 def _weights(contender: Contender) -> int:
     """Bytes of the packages' files, of a build that holds them."""
+    if contender.build.format == ONNX:
+        return sum(file.stat().st_size for file in contender.build.folder.glob("*.onnx*"))
     packages = [package for package, _ in functions_of(contender.build, contender.work.side)]
     return sum(file.stat().st_size for package in packages for file in package.rglob("*") if file.is_file())
