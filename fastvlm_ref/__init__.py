@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastvlm_ref.checkpoint import load_checkpoint
     from fastvlm_ref.config import FastVLMConfig
+    from fastvlm_ref.conversation import Conversation
     from fastvlm_ref.engine import TorchEngine
     from fastvlm_ref.generate import Timings, generate_text
     from fastvlm_ref.image import open_image, preprocess
     from fastvlm_ref.model.fastvlm import FastVLM
     from fastvlm_ref.prompt import encode_prompt
+    from fastvlm_ref.remembering import Remembering
     from fastvlm_ref.sampling import Sampling
     from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
 
 _HOMES = {
+    "Conversation": "fastvlm_ref.conversation",
     "FastVLM": "fastvlm_ref.model.fastvlm",
     "FastVLMConfig": "fastvlm_ref.config",
+    "Remembering": "fastvlm_ref.remembering",
     "Sampling": "fastvlm_ref.sampling",
     "Timings": "fastvlm_ref.generate",
     "Tokenizer": "fastvlm_ref.tokenizer",
@@ -35,8 +39,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "Conversation",
     "FastVLM",
     "FastVLMConfig",
+    "Remembering",
     "Sampling",
     "Timings",
     "Tokenizer",

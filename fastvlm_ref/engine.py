@@ -50,6 +50,10 @@ class Engine(Protocol):
     def advice(self) -> Advice:
         """What to do where the context is too small, or where NaN comes out."""
 
+    @property
+    def together(self) -> int:
+        """How many rows one `decode` takes: 1 where a prompt is read by a function that has no head."""
+
     def tokens_at(self, side: int) -> int:
         """Returns T, how many positions an image of N = `side` takes, before anything is computed."""
 
@@ -68,8 +72,8 @@ class Engine(Protocol):
     def prefill(self, embeds: NDArray[np.float32]) -> None:
         """Fills the cache with S positions from embeddings (S, H)."""
 
-    def decode(self, embed: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Fills one position from an embedding (1, H) and returns the logits (V,) behind it."""
+    def decode(self, embeds: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fills S positions, 1 to `together`, from embeddings (S, H) and returns the logits (V,) behind the last."""
 
 
 class TorchEngine:
@@ -79,6 +83,7 @@ class TorchEngine:
     """
 
     advice = Advice("use a larger --context", "fetch the checkpoint again, or take an earlier one of its training")
+    together = 1  # as the packages that are compared with it
 
     def __init__(self, model: FastVLM, context: int = 2048, image_size: int | None = None) -> None:
         stride = model.config.vision.stride
@@ -121,9 +126,9 @@ class TorchEngine:
         if len(embeds):
             self._advance(embeds)
 
-    def decode(self, embed: NDArray[np.float32]) -> NDArray[np.float32]:
+    def decode(self, embeds: NDArray[np.float32]) -> NDArray[np.float32]:
         """Fills one position from an embedding (1, H) and returns the logits (V,) behind it."""
-        hidden = self._advance(embed)
+        hidden = self._advance(embeds)
         with torch.inference_mode():
             return _numpy(self.model.decoder.head(hidden[:, -1:])[0, 0])
 

@@ -2,7 +2,8 @@
 
 Notable choices:
 - everything that can be refused is refused when the generator is made, before the first step and before any output;
-- all positions but the last are prefilled, the last is decoded: an exported `prefill` needs no head;
+- all positions but the last are prefilled, the last is decoded: an exported `prefill` needs no head. An engine that
+  decodes many rows together is given as many of the prompt's last ones, and its weights are read once less;
 - the ids that end an answer are not part of it.
 Files and templates belong to `fastvlm_ref.image` and `fastvlm_ref.prompt`; which runtime computes, the engine knows.
 """
@@ -37,7 +38,7 @@ class Timings:
     preprocess: float = 0.0
     encode: float = 0.0
     prefill: float = 0.0
-    first_token: float = 0.0  # the decode step of the prompt's last position
+    first_token: float = 0.0  # the decode step of the prompt's last position, unless it went along with the others
     decode: list[float] = field(default_factory=list)
     prompt_positions: int = 0
 
@@ -168,17 +169,20 @@ def _steps(
     timings.prompt_positions = len(embeds)
     engine.reset()
     with timings.stage("prefill"), progress.stage("Reading the prompt"):
-        engine.prefill(embeds[:-1])
+        last = min(len(embeds), engine.together)
+        engine.prefill(embeds[:-last])
+        logits = engine.decode(embeds[-last:]) if last > 1 else None
     generator = sampling.generator()
     row, stage = embeds[-1:], "first_token"
     for index in range(max_new_tokens):
         with timings.stage(stage):
-            id_ = choose(engine.decode(row), sampling, generator, engine.advice.not_numbers)
+            logits = engine.decode(row) if logits is None else logits
+            id_ = choose(logits, sampling, generator, engine.advice.not_numbers)
         if id_ in stops:
             return
         yield id_
         if index + 1 < max_new_tokens:
-            row, stage = engine.embed([id_]), "decode"
+            row, stage, logits = engine.embed([id_]), "decode", None
 
 
 def _prompt_rows(

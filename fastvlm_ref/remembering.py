@@ -51,6 +51,11 @@ class Remembering(Generic[AnyEngine]):
         return self.engine.image_size
 
     @property
+    def together(self) -> int:
+        """As the engine's."""
+        return self.engine.together
+
+    @property
     def advice(self) -> Advice:
         """As the engine's."""
         return self.engine.advice
@@ -87,21 +92,28 @@ class Remembering(Generic[AnyEngine]):
     def prefill(self, embeds: NDArray[np.float32]) -> None:
         """Fills the cache with S positions from embeddings (S, H), but for those that it holds already."""
         rows = [_hash(row) for row in embeds]
+        new = self._pass_by(rows)
+        if new < len(rows):
+            self._forget()
+            self.engine.prefill(embeds[new:])
+            self._remember(rows[new:])
+
+    def decode(self, embeds: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fills S positions from embeddings (S, H) and returns the logits (V,) behind the last, which is computed."""
+        rows = [_hash(row) for row in embeds]
+        new = self._pass_by(rows[:-1])
+        self._forget()
+        logits = self.engine.decode(embeds[new:])
+        self._remember(rows[new:])
+        return logits
+
+    def _pass_by(self, rows: Sequence[bytes]) -> int:
+        """Moves on over the rows that the cache holds here already, and returns how many these are."""
         here = self._rows[self._position :]
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(rows, here, strict=False)))
         self._position += same
         self.reused += same
-        if same < len(rows):
-            self._forget()
-            self.engine.prefill(embeds[same:])
-            self._remember(rows[same:])
-
-    def decode(self, embed: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Fills one position from an embedding (1, H) and returns the logits (V,) behind it."""
-        self._forget()
-        logits = self.engine.decode(embed)
-        self._remember([_hash(embed[0])])
-        return logits
+        return same
 
     def _forget(self) -> None:
         """Puts the engine back to the position; a call that fails from here on leaves nothing remembered behind it."""

@@ -33,6 +33,8 @@ class PackageEngine:
     the target that the build was made for).
     """
 
+    together = 1
+
     def __init__(
         self, build: Build, backend: str = "mil", image_size: int | None = None, precision: str = "fp16",
         compute_units: str | None = None,
@@ -139,9 +141,9 @@ class PackageEngine:
             else:
                 self.decode(rows)
 
-    def decode(self, embed: NDArray[np.float32]) -> NDArray[np.float32]:
+    def decode(self, embeds: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns logits float32 (V,) after one more row (1, H)."""
-        inputs = self._inputs(embed, 1)
+        inputs = self._inputs(embeds, 1)
         logits = self.chain.decode(inputs, self._states(), partial(self._predict, "language"))
         self.position += 1
         if len(logits) < self.build.vocab_size:

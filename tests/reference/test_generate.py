@@ -32,7 +32,7 @@ def picture(seed: int = 0) -> Image.Image:
 class Recorder:
     """An engine that only notes what is asked of it; its logits always prefer `likes`, one after the other."""
 
-    context, image_size = 64, 128
+    context, image_size, together = 64, 128, 1
     advice = Advice("take a longer one", "look at the engine")
 
     def __init__(self, likes: Sequence[int] = (3,)) -> None:
@@ -57,8 +57,8 @@ class Recorder:
         self.calls.append(("prefill", *embeds[:, 0].astype(int).tolist()))
 
     def decode(self, embed: np.ndarray) -> np.ndarray:
-        assert embed.shape == (1, 2)
-        self.calls.append(("decode", int(embed[0, 0])))
+        assert 1 <= len(embed) <= self.together
+        self.calls.append(("decode", *embed[:, 0].astype(int).tolist()))
         logits = np.zeros(10, np.float32)
         logits[self.likes.pop(0) if len(self.likes) > 1 else self.likes[0]] = 1
         return logits
@@ -137,6 +137,21 @@ def test_all_but_the_last_position_are_prefilled() -> None:
         ("decode", 5),
         ("decode", 6),
     ]
+
+
+def test_rows_that_an_engine_decodes_together() -> None:
+    """The prompt's last ones go along with the last; what does not fit is prefilled."""
+    for together, prefilled, decoded in ((64, [], [1, 2, -1, -1, -1, -1, 8, 9]), (3, [1, 2, -1, -1, -1], [-1, 8, 9])):
+        engine = Recorder(likes=[5, 6, 7])
+        engine.together = together
+        timings = Timings()
+        assert list(generate_ids(engine, PIXELS, [1, 2], [8, 9], max_new_tokens=3, timings=timings)) == [5, 6, 7]
+        assert engine.calls[2:] == [("prefill", *prefilled), ("decode", *decoded), ("decode", 5), ("decode", 6)]
+        assert (timings.prompt_positions, len(timings.decode)) == (8, 2)
+    engine = Recorder()
+    engine.together = 64
+    list(generate_ids(engine, None, [1], [], max_new_tokens=1))
+    assert engine.calls == [("reset",), ("prefill",), ("decode", 1)]
 
 
 def test_image_last_and_text_alone() -> None:

@@ -103,6 +103,20 @@ def test_a_prompt_in_pieces() -> None:
         engine.rewind(9)
 
 
+def test_rows_that_are_decoded_together() -> None:
+    inner = Positioned()
+    inner.together = 64
+    engine = Remembering(inner)
+    ask(engine, [1, 2], [8, 9])
+    inner.seen()
+    ask(engine, [1, 2], [8, 9, 4])
+    assert inner.seen() == [("rewind", 8), ("decode", 4)]
+    ask(engine, [1, 2], [8, 4, 5, 6])
+    assert inner.seen() == [("rewind", 7), ("decode", 4, 5, 6)]
+    ask(engine, [1, 2], [8, 4])  # all of it is there, and the last row is computed for its logits
+    assert inner.seen() == [("rewind", 7), ("decode", 4)]
+
+
 def test_pictures_are_known_by_their_pixels() -> None:
     inner = Positioned()
     engine = Remembering(inner, pictures=2)

@@ -90,6 +90,11 @@ class OrtEngine:
             )
 
     @property
+    def together(self) -> int:
+        """Any prompt that one call takes comes back with its logits: the graph has its head for any number of rows."""
+        return MOST_ROWS
+
+    @property
     def language(self) -> LanguageModel:
         """The language model with its cache; BuildError where the build has none."""
         if not self.build.language:
@@ -165,9 +170,9 @@ class OrtEngine:
         for start in range(0, len(embeds), MOST_ROWS):
             self._advance(embeds[start : start + MOST_ROWS])
 
-    def decode(self, embed: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns logits float32 (V,) after one more row (1, H)."""
-        return self._advance(embed)
+    def decode(self, embeds: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns logits float32 (V,) after more rows (S, H), at most `together`, in one call."""
+        return self._advance(embeds)
 
     def _advance(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         logits = self.language(rows, self.position)

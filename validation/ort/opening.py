@@ -27,7 +27,7 @@ from fastvlm.json_file import read_plain
 from fastvlm.paths import contained
 from validation.ort.external import external_problems
 
-MOST_BYTES = 8 << 20  # 80 times the decoder of 0.5B; two bytes can become a message of 150, so no more than is needed
+MOST_BYTES = 8 << 20  # 40 times the decoder of 0.5B; two bytes can become a message of 150, so no more than is needed
 MOST_PARTS = 500_000  # messages in the file; the decoder of 0.5B has 6,000
 LISTED = 8  # problems named in one error
 # LayerNormalization is there from 17 on, IR 8 belongs to it; what is newer than this tool writes is not guessed at.
