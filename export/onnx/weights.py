@@ -15,7 +15,6 @@ It knows no graph's structure.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -146,10 +145,3 @@ def _packed_rows(codes: Tensor) -> bytes:
 
 def _name(weight: GraphWeight) -> str:
     return weight.name.removeprefix("decoder.")
-
-
-def scaled(weight: GraphWeight, power: int) -> GraphWeight:
-    """Returns a weight times 2^power, exact."""
-    if power == 0:
-        return weight
-    return replace(weight, pieces=lambda: (piece.float() * 2.0**power for piece in weight.pieces()))
