@@ -1,7 +1,8 @@
 """embeddings.bin: the token embedding table [V, H], read by mmap on the host.
 
-fp16: row-major. int8: the codes row-major, then an fp16 scale for each row; a row is its codes times its scale. The
-table is in no package: looking up a row is one read, and 270 MB of a 0.5B model stay out of the program.
+fp16: row-major. fp32: the same, beside ONNX files that compute in float32. int8: the codes row-major, then an fp16
+scale for each row; a row is its codes times its scale. The table is in no package: looking up a row is one read, and
+270 MB of a 0.5B model stay out of the program.
 It knows nothing of Core ML.
 """
 
@@ -19,10 +20,11 @@ from fastvlm_ref.model.decoder import Decoder
 
 FILE = "embeddings.bin"
 TABLE = "embed_tokens.weight"
+FLOATS = {"fp16": "float16", "fp32": "float32"}
 
 
 def write_embeddings(path: Path, decoder: Decoder, dtype: str = "fp16") -> dict[str, int]:
-    """Writes the decoder's table (V, H) as "fp16" or "int8", piece by piece.
+    """Writes the decoder's table (V, H) as "fp16", "fp32" or "int8", piece by piece.
 
     Returns how many values were clamped, by the table's name, nothing where none was. TensorError for NaN or
     infinity.
@@ -32,6 +34,9 @@ def write_embeddings(path: Path, decoder: Decoder, dtype: str = "fp16") -> dict[
     with path.open("wb") as handle:
         if dtype == "fp16":
             handle.writelines(weight.halves(clamped))
+            return clamped
+        if dtype == "fp32":
+            handle.writelines(weight.singles())
             return clamped
         scales = []
         for rows in weight.blocks(clamped):
@@ -45,7 +50,7 @@ def write_embeddings(path: Path, decoder: Decoder, dtype: str = "fp16") -> dict[
 def table_record(text: TextConfig, dtype: str) -> dict[str, object]:
     """Returns the manifest's entry."""
     record: dict[str, object] = {"file": FILE, "rows": text.vocab_size, "width": text.hidden_size}
-    if dtype == "fp16":
-        return record | {"dtype": "float16"}
+    if dtype != "int8":
+        return record | {"dtype": FLOATS[dtype]}
     scales = {"dtype": "float16", "offset": text.vocab_size * text.hidden_size}
     return record | {"dtype": "int8", "scales": scales}

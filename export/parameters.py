@@ -59,6 +59,12 @@ class GraphWeight:
         for values in self._saturated(clamped):
             yield np.ascontiguousarray(values.half().numpy()).tobytes()
 
+    def singles(self) -> Iterator[bytes]:
+        """Its values as float32 bytes, none of which is too large; TensorError as said."""
+        for piece in self.pieces():
+            saturate(self.name, piece)  # for what it refuses
+            yield np.ascontiguousarray(piece.float().numpy()).tobytes()
+
     def _saturated(self, clamped: dict[str, int]) -> Iterator[Tensor]:
         total = 0
         for piece in self.pieces():

@@ -60,12 +60,7 @@ class Matrices:
 
     def numbers(self, weight: GraphWeight, dtype: int) -> Iterator[bytes]:
         """A weight's values in order; TensorError for NaN or infinity."""
-        if dtype == TensorProto.FLOAT16:
-            yield from weight.halves(self.clamped)
-            return
-        for piece in weight.pieces():
-            saturate(weight.name, piece)  # for what it refuses: float32 holds all else
-            yield piece.float().numpy().astype(DTYPES[dtype], copy=False).tobytes()
+        return weight.halves(self.clamped) if dtype == TensorProto.FLOAT16 else weight.singles()
 
     def _turned(self, weight: GraphWeight) -> Iterator[bytes]:
         """Its values (N, K) in the order (K, N)."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnx_language_runs import CONTEXT, Runner, check, embeds, inferred, reference, snr, write
+from onnx_language_runs import Runner, check, embeds, inferred, reference, session, write
 from small_export import small_model
 
 from export.compression.codes import compress, dense
@@ -87,8 +87,7 @@ def test_values_are_near_the_checkpoints(written: dict[str, Path], variant: str)
     for module, node in products(written[variant]).items():
         wanted, values = decoder.get_submodule(module).weight.numpy(), dequantised(found, node)
         scale = np.repeat(found[node.input[2]], BLOCK, 1)
-        least = {8: 40.0, 4: 15.0}[helper.get_node_attr_value(node, "bits")]
-        assert snr(wanted, values) > least, module
+        check(f"matrix_{helper.get_node_attr_value(node, 'bits')}", wanted, values, module)
         # Half a step, and what a search for the least error clips.
         assert (np.abs(values - wanted) < 0.5001 * scale).mean() > 0.9, module
 
@@ -132,7 +131,7 @@ def test_planted_faults(written: dict[str, Path], tmp_path: Path, fault: str) ->
     decoder = coded_model(written["int4"]).decoder
     rows = embeds(small_model().decoder, PROMPT)
     found = Runner(tmp_path / "model.onnx", decoder.config)(rows, 0)
-    assert snr(reference(decoder, rows)[-1], found) < 12
+    check("coded_fault", reference(decoder, rows)[-1], found, fault)
 
 
 # --- one product ------------------------------------------------------------------------------------------------------
@@ -155,8 +154,6 @@ def product(folder: Path, weight: torch.Tensor, bias: torch.Tensor | None, bits:
 @pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_product(tmp_path: Path, bits: int | None, biased: bool) -> None:
-    from onnx_language_runs import session
-
     weight, bias = torch.randn(40, 96), torch.randn(40) if biased else None
     path = product(tmp_path, weight, bias, bits)
     onnx.checker.check_model(str(path), full_check=True)
@@ -164,7 +161,7 @@ def test_a_product(tmp_path: Path, bits: int | None, biased: bool) -> None:
     x = torch.randn(1, 5, 96)
     (found,) = session(path).run(["y"], {"x": x.numpy()})
     wanted = torch.nn.functional.linear(x, weight, bias)
-    assert snr(wanted, found) > {None: 120.0, 8: 35.0, 4: 15.0}[bits]
+    check(f"product_{bits or 'floats'}", wanted, found)
 
 
 def test_a_matrix_with_nan_is_refused(tmp_path: Path) -> None:
@@ -175,7 +172,3 @@ def test_a_matrix_with_nan_is_refused(tmp_path: Path) -> None:
         folder.mkdir()
         with pytest.raises(TensorError, match=r"decoder.p.weight holds NaN or infinity"):
             product(folder, weight, None, bits)
-
-
-def test_context_is_that_of_the_runs() -> None:
-    assert LENGTH < CONTEXT

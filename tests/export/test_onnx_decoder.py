@@ -139,7 +139,10 @@ def test_what_lies_behind_is_never_read(written: Any, references: dict[str, Any]
 def test_checker_and_strict_inference(written: Any, name: str, variant: str) -> None:
     path = written(name, variant)
     onnx.checker.check_model(str(path), full_check=True)
-    assert unknown(read(path)) == []
+    model = read(path)
+    assert unknown(model) == []
+    made = {output for node in model.graph.node for output in node.output}
+    assert {value.name for value in model.graph.value_info} < made
 
 
 def unknown(model: ModelProto) -> list[str]:

@@ -14,6 +14,7 @@ from onnx_half_machine import half_machine
 from onnx_language_runs import CONTEXT, Runner, check, embeds, read, reference, snr, write
 from small_export import small_model
 
+from export.embeddings import table_record, write_embeddings
 from export.onnx.attention import _turned_shift
 from export.onnx.language import write_language
 from export.onnx.schemes import VARIANTS, check_variant
@@ -170,6 +171,19 @@ def test_a_weight_that_is_no_number(tmp_path: Path, variant: str, value: float) 
     model.decoder.layers[1].mlp.up_proj.weight[1, 2] = value
     with pytest.raises(TensorError, match=r"decoder\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"):
         write(model.decoder, tmp_path / variant, variant)
+
+
+def test_embeddings_in_float32(tmp_path: Path) -> None:
+    """Beside a graph of float32 the table keeps what fp16 would lose; NaN is refused all the same."""
+    model = small_model()
+    table = model.decoder.embed_tokens.weight
+    table[5, :2] = torch.tensor([1e6, 1e-9])
+    assert write_embeddings(tmp_path / "table", model.decoder, "fp32") == {}
+    assert np.array_equal(np.fromfile(tmp_path / "table", np.float32).reshape(table.shape), table.numpy())
+    assert table_record(model.config.text, "fp32")["dtype"] == "float32"
+    table[5, 0] = torch.nan
+    with pytest.raises(TensorError, match=r"embed_tokens\.weight holds NaN"):
+        write_embeddings(tmp_path / "table", model.decoder, "fp32")
 
 
 def test_fp16_in_halves(tmp_path: Path) -> None:
