@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from validation.fit.estimating import estimate
 from validation.fit.sizes import sizes_of
 from validation.sweep.cases import planned
 from validation.sweep.front import family, front, nearest, rightest, task
-from validation.sweep.plot import FILE, panels, write_plot
+from validation.sweep.plot import FILE, _Looks, panels, write_plot
 from validation.sweep.rows import BUILDS, ERROR, Row, open_folder, read_row
 from validation.sweep.spec import read_spec
 from validation.sweep.table import COLUMNS, PARQUET, document, tabled, write_tables
@@ -113,6 +114,30 @@ def test_the_plot_shows_every_result_and_is_the_same_each_time(rows: list[Row], 
     for text in ("int8", "tiny at 256", f"estimated for {PHONE}", "share of wrong answers", "no other beats it"):
         assert text in drawn
     assert "lut4" not in drawn
+
+
+def test_names_are_drawn_as_they_are_and_the_legend_takes_no_room_from_the_panels(tmp_path: Path) -> None:
+    long = f"/models/{'a-long-name/' * 9}FastVLM-7B"
+    odd = [_case(scheme, images=images, checkpoint=checkpoint, bytes=size)
+           for size, (scheme, images, checkpoint) in enumerate((("_own.yaml", "$x^2$ $\\foo$", "_tiny"),
+                                                               ("int8", "\u5199\u771f", long)), 1)]  # fmt: skip
+    write_plot(tmp_path, tabled(odd, PHONE), PHONE)
+    drawn = (tmp_path / FILE).read_text()
+    for text in ("$x^2$ $\\foo$: 1 build<", "_own.yaml", "_tiny at 256", "\u5199\u771f", "FastVLM-7B at 256"):
+        assert text in drawn
+    assert long not in drawn
+    panel = re.search(r'id="patch_2">\s*<path d="M ([\d.]+) [\d.]+ \s*L ([\d.]+)', drawn)
+    assert panel is not None
+    assert float(panel[2]) - float(panel[1]) > 250  # points, of 720 that the plot is wide
+
+
+def test_many_models_and_schemes_look_different(tmp_path: Path) -> None:
+    rows = [_case(f"s{place % 15}", checkpoint=f"m{place}", bytes=place + 1) for place in range(20)]
+    looks = _Looks(rows)
+    marks = [looks.mark(row) for row in rows]
+    assert len({(mark["marker"], mark["fillstyle"]) for mark in marks}) == 20
+    assert len({mark["color"] for mark in marks}) == 15
+    write_plot(tmp_path, tabled(rows, PHONE), PHONE)
 
 
 def test_a_build_whose_values_are_no_numbers_is_a_result_without_an_error(tmp_path: Path) -> None:
