@@ -17,6 +17,7 @@ from typed import Run
 
 from fastvlm.commands.sweep import cells
 from fastvlm.errors import OutputError
+from fastvlm_ref.checkpoint.opening import TINY
 from validation.sweep import sweep, working
 from validation.sweep.builds import tidy
 from validation.sweep.cases import Case, planned
@@ -70,11 +71,16 @@ def test_a_second_interrupt_leaves_no_worker_at_work(
         shutdown(**given)
 
     monkeypatch.setattr(workers._pool, "shutdown", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        workers.__exit__()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            workers.__exit__()
+    finally:
+        for scheme in ("fp16", "int8"):
+            (out / f"{scheme}{PATIENT}").unlink()
     ran.join(PATIENCE)
     assert not ran.is_alive()
     assert not any(map(_is_alive, _pids(out)))
+    assert again == []
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
@@ -275,3 +281,16 @@ def test_a_device_that_a_row_has_no_estimate_for(tmp_path: Path) -> None:
     assert (row["first_token"], row["front"], row["bytes"]) == (None, False, 1000)
     assert write_plot(tmp_path, [row], "iPhone 16") is None
     assert cells(row)[-1] == "passed"
+
+
+def test_a_place_in_a_checkpoint_is_refused_and_one_beside_pictures_taken(
+    spec: Write, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("validation.sweep.processes.SERVED", "clerks:Clerk")
+    shutil.copytree(TINY, tmp_path / "model")
+    lines = ("checkpoints: [model]", "images: [reds]")
+    found = run("sweep", spec(*lines), "-o", tmp_path / "model" / "out")
+    assert (found.exit_code, "lie in each other" in found.stderr) == (2, True)
+    assert not (tmp_path / "model" / "out").exists()
+    assert run("sweep", spec(*lines), "-o", tmp_path / "reds" / "out").exit_code == 0
+    assert run("sweep", spec(*lines), "-o", tmp_path / "reds" / "out").exit_code == 0  # its own files are no pictures

@@ -131,6 +131,13 @@ def test_names_are_drawn_as_they_are_and_the_legend_takes_no_room_from_the_panel
     assert float(panel[2]) - float(panel[1]) > 250  # points, of 720 that the plot is wide
 
 
+def test_an_axis_of_powers_has_plain_numbers(tmp_path: Path) -> None:
+    write_plot(tmp_path, tabled([_case(bytes=size * 10**6) for size in (1, 7)], PHONE), PHONE)
+    assert "2<" in (tmp_path / FILE).read_text().replace("</", "<")
+    assert "times" not in (tmp_path / FILE).read_text()
+    assert "\u00d7" not in (tmp_path / FILE).read_text()
+
+
 def test_many_models_and_schemes_look_different(tmp_path: Path) -> None:
     rows = [_case(f"s{place % 15}", checkpoint=f"m{place}", bytes=place + 1) for place in range(20)]
     looks = _Looks(rows)

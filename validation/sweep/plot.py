@@ -148,6 +148,8 @@ def _model(row: Row) -> str:
 
 
 def _draw(axes: Axes, panel: Panel, looks: _Looks, name: str, unit: float) -> None:
+    from matplotlib.ticker import LogFormatter
+
     for row in panel.rows:
         axes.plot(*_at(row, panel, name, unit), **looks.mark(row))
     for group in dict.fromkeys(map(panel.group, panel.rows)):
@@ -160,6 +162,7 @@ def _draw(axes: Axes, panel: Panel, looks: _Looks, name: str, unit: float) -> No
     if max(places) > WIDE * min(places):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # numbers as they are, not 2×10⁰
     if panel.error == "kl":
         axes.set_yscale("log")
     else:
