@@ -18,8 +18,10 @@ from fastvlm.build import read_build
 from fastvlm.commands.sweep import cells
 from fastvlm.errors import OutputError
 from fastvlm.manifest import find_changes
+from fastvlm.progress import Progress
 from validation.fit.estimating import estimate
 from validation.fit.sizes import sizes_of
+from validation.sweep import working
 from validation.sweep.cases import planned
 from validation.sweep.front import family, front, nearest, rightest, task
 from validation.sweep.plot import FILE, _Looks, panels, write_plot
@@ -160,7 +162,16 @@ def test_without_a_result_there_is_no_plot(rows: list[Row], tmp_path: Path) -> N
     assert not (tmp_path / FILE).exists()
 
 
-def test_a_case_is_exported_validated_and_estimated(spec: Write, exported_tiny: Path, tmp_path: Path) -> None:
+def test_a_case_is_exported_validated_and_estimated(
+    spec: Write, exported_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noting(*words: Any, progress: Progress, **given: Any) -> Any:
+        progress.note("two lines\nwere said")
+        progress.note("two lines\nwere said")
+        return validate(*words, progress=progress, **given)
+
+    validate = working.validate
+    monkeypatch.setattr(working, "validate", noting)
     (making,) = planned(read_spec(spec("checkpoints: [tiny]", "images: [reds]", "steps: 2")))
     out = tmp_path / "out"
     name = open_folder(out)
@@ -174,6 +185,11 @@ def test_a_case_is_exported_validated_and_estimated(spec: Write, exported_tiny: 
     assert (row["status"], row["pictures"], row["steps"], row["missed"]) == ("passed", 1, 2, [])
     assert row["bytes"] == sum(path.stat().st_size for path in exported_tiny.rglob("*") if path.is_file())
     assert 0 < row["kl"] < 1e-4
+    assert row["notes"].count("two lines were said") == 1
+    assert (build / "validation.json").exists()
+    assert working._sizes(sizes_of(build), build)["bytes"] == row["bytes"], (
+        "what validation wrote counts as the build's"
+    )
     assert not find_changes(build, read_build(build).manifest)
     (flat,) = tabled([row], PHONE)
     assert flat["first_token"] == estimate(sizes_of(build), PHONE).first_token
