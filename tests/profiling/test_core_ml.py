@@ -147,6 +147,7 @@ def asked_for_another_function(package: Path) -> str:
     return "encode_512"
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # on a Mac it warns first
 @pytest.mark.parametrize("damage", [without_files, without_manifest, cut, asked_for_another_function])
 def test_what_coremltools_cannot_open_is_a_named_error(mac: Any, tiny_build: Path, damage: Any) -> None:
     """The stand-in raises what the real class does, which reads a package on any system."""
