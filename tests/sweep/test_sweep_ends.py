@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from clerks import DEADLY, PATIENT, TOLD, result
-from conftest import Write
+from specs import Write
 from typed import Run
 
 from fastvlm.commands.sweep import cells

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Write
+from specs import Write
 from typed import Run
 
 from fastvlm.errors import HubError, UsageError

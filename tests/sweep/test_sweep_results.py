@@ -11,8 +11,8 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from clerks import result
-from conftest import Write
 from hypothesis import given
+from specs import Write
 
 from fastvlm.build import read_build
 from fastvlm.commands.sweep import cells

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Write
+from specs import Write
 from typed import Run
 
 from fastvlm.errors import UsageError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from clerks import DEADLY, EARLY, PATIENT, TOLD, result
-from conftest import Write
+from specs import Write
 from typed import Run
 
 from fastvlm.errors import OutputError
