@@ -20,6 +20,7 @@ IMAGES = (256, 512, 768, 1024, 1152, 1536)
 IMAGES_ON = (("0.5b", "iPhone 13 Pro"), ("0.5b", "iPhone 15 Pro"), ("0.5b", "iPhone 17 Pro"), ("1.5b", "iPhone 15 Pro"))
 CONTEXTS = (1024, 2048, 4096, 8192)
 CONTEXT_ON = "iPhone 15 Pro"
+STAYING = (2, 3, 4, 6, 8, 16)  # MiB in M1 Max's engine
 WORDS = {"ane": "engine", "gpu": "GPU"}
 
 
@@ -27,7 +28,7 @@ def render(page: str) -> str:
     """The page with its tables made anew."""
     parts = (
         ("devices", devices()), ("schemes", schemes()), ("images", images()), ("contexts", contexts()),
-        ("efficiencies", efficiencies()), ("chips", chips()), ("check", check()),
+        ("efficiencies", efficiencies()), ("chips", chips()), ("check", check()), ("guess", guess()),
     )  # fmt: skip
     return filled(page, parts)
 
@@ -209,6 +210,18 @@ def checked(each: Any) -> Iterator[str]:
     yield "–" if each.error is None else f"{each.error:+.0%}".replace("-", "−")
     yield "no" if not each.fitted else "left out" if each.error is not None else "yes"
     yield figure.source
+
+
+def guess() -> Iterator[str]:
+    """The encoder's error, by the one number of its check that nobody measured."""
+    from validation.fit.check import encoder_if
+
+    rows = []
+    for staying in STAYING:
+        efficiency, error = encoder_if(staying << 20)
+        told = f"{efficiency:.0%} of the peak{', which cannot be' if efficiency > 1 else ''}"
+        rows.append((f"{(staying << 20) / 1e6:.1f} MB", told, f"{error:.0%}"))
+    yield from table(("stays in M1 Max's engine", "products", "largest error of an encoder left out"), rows)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,11 @@ ML's own plan (`MLComputePlan`) puts each op beside what the rules say. The repo
 the system and versions, and neither its owner nor any path. Put it into `docs/device-reports/` and run the generator.
 
 A rule is **confirmed** where the plan for CPU and Neural Engine keeps off the engine every op that the rule says
-leaves, and **contradicted** where it puts one of them on it. `stays` is what all rules together say of the ops that
-they do not name. An exported package breaks few rules, so a report speaks of few. What an op costs, whether numbers are
-right on it, and what happens at the edge of a function, no plan shows.
+leaves, and **contradicted** where it puts one of them on it. An op that breaks several rules counts for each of them.
+`stays` is what all rules together say of the ops that they do not name. An exported package breaks few rules, so a
+report speaks of few. Where a plan puts no op at all on the engine (a virtual machine has none that answers), it says
+nothing of any rule. What an op costs, whether numbers are right on it, and what happens at the edge of a function, no
+plan shows.
 """
 
 
@@ -49,7 +51,7 @@ def render(reports: Sequence[dict[str, Any]]) -> str:
     parts += ["\n## What was measured\n"]
     heads = (
         "chip", "system", "date", "build", "compute units", "image tokens, PSNR", "logits, SNR", "ids", "encode",
-        "first token", "decode",
+        "to first token", "decode behind the prompt",
     )  # fmt: skip
     measured = list(measurements(reports))
     parts += table(heads, escaped(measured)) if measured else ["Nobody has run it on a device yet."]
@@ -77,6 +79,8 @@ def rules(reports: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 def found(rule: str, reports: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What each report says of a rule, if it does."""
     for report in reports:
+        if not sum(build["placement"]["engine_ops"] for build in report["builds"]):
+            continue
         rows = [row for build in report["builds"] for row in build["placement"]["rules"] if row["rule"] == rule]
         agree, differ = (sum(row[what] for row in rows) for what in ("agree", "differ"))
         if agree + differ:
@@ -111,7 +115,7 @@ def _told(difference: dict[str, Any]) -> tuple[str, str, str]:
     return (
         "" if tokens is None else f"{tokens['psnr_db']} dB",
         "" if logits is None else f"{logits['snr_db']} dB",
-        f"{difference['steps'] - other} of {difference['steps']}",
+        f"{difference['steps'] - other} of {difference['steps']}" if difference["steps"] else "",
     )
 
 

@@ -8,7 +8,6 @@ are parts (`fastvlm.parts`): what an interrupted run finished of the same things
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -29,25 +28,22 @@ from export.plan import IOS_FILE, ExportPlan
 from export.protection import PROTECTED, Protection
 from export.quiet import import_coremltools
 from export.ready_prompts import fitting_prompts
+from export.side_files import manifest_head, write_licences, write_text_files
 from export.sizes import LANGUAGE, language_bytes
 from export.vision import converted_encoder
 from fastvlm import __version__
 from fastvlm.hashes import FileHash, hash_tree
-from fastvlm.licences import APPLE, licence_text
-from fastvlm.licences import FOLDER as LICENCE
+from fastvlm.licences import licence_text
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import SCHEMA, write_manifest
 from fastvlm.mlpackage import WEIGHT_FILE
 from fastvlm.parts import RECORDS, Parts
 from fastvlm.progress import Advance, Progress
-from fastvlm.prompts import NAME as PROMPTS
-from fastvlm.prompts import EncodedPrompt, dump_prompts
-from fastvlm_ref.checkpoint.source import Source, is_licence, weight_hashes
+from fastvlm.prompts import EncodedPrompt
+from fastvlm_ref.checkpoint.source import Source, weight_hashes
 from fastvlm_ref.model.fastvlm import FastVLM
-from fastvlm_ref.prompt import prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
 
-TOKENIZER = "tokenizer"
 AUTHOR = f"fastvlm {__version__}"
 
 
@@ -75,11 +71,11 @@ class BuildWriter:
         if self.plan.language:
             self.write_language()
             self.write_embeddings()
+        text = {}
         if self.plan.purpose is None:  # an app has its own
-            self.tokenizer.save(self.folder / TOKENIZER)
-            (self.folder / PROMPTS).write_bytes(dump_prompts(self.prompts))
-        self.write_licences()
-        write_manifest(self.folder / MANIFEST, self.manifest())
+            text = write_text_files(self.folder, self.tokenizer, self.prompts)
+        write_licences(self.folder, self.source, self.model.config.licence, self.progress)
+        write_manifest(self.folder / MANIFEST, self.manifest() | text)
 
     @cached_property
     def source_files(self) -> dict[str, FileHash]:
@@ -187,21 +183,6 @@ class BuildWriter:
             )  # fmt: skip
         self._report(clamped)
 
-    def write_licences(self) -> None:
-        """Copies the checkpoint's licence texts into `licence/`: they bind what is made from the weights as well."""
-        sources = {"": self.source} | ({"base": self.source.base} if self.source.base else {})
-        found = [(place, source, name) for place, source in sources.items() for name in source.names]
-        texts = [(place, source.folder / name) for place, source, name in found if is_licence(name)]
-        for place, text in texts:
-            folder = self.folder / LICENCE / place
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(text, folder / text.name)
-        if self.model.config.licence == APPLE and not texts:
-            self.progress.note(
-                f"licence {APPLE} asks for a copy of its agreement with every derivative, "
-                "and the checkpoint folder holds none; put LICENSE_MODEL there before you pass the build on"
-            )
-
     def _report(self, counts: dict[str, int]) -> None:
         for name in sorted(counts.keys() - self.saturated.keys()):
             self.progress.note(f"{name}: {counts[name]} values beyond 65,504 were clamped to what fp16 can hold")
@@ -228,17 +209,11 @@ class BuildWriter:
         )
 
     def manifest(self) -> dict[str, Any]:
-        """Returns the manifest of what lies in the folder; its fields: docs/architecture.md."""
-        source, plan, config = self.source, self.plan, self.model.config
+        """Returns the manifest of what lies in the folder, but for the text's files; fields: docs/architecture.md."""
+        plan, sizes = self.plan, self.plan.image_sizes if self.plan.encoder else ()
+        scale = SCALE if plan.purpose is None else 1.0
         content: dict[str, Any] = {
-            "fastvlm_version": __version__,
-            "source": {**source.named, "files": self.source_files, "options": dict(source.options)},
-            "model": {"type": config.model_type, "vision": asdict(config.vision), "text": asdict(config.text)},
-            "image": {
-                "rule": config.image_rule, "sizes": list(plan.image_sizes) if plan.encoder else [],
-                "scale": SCALE if plan.purpose is None else 1.0, "bias": [0, 0, 0], "color": "RGB",
-            },
-            "prompt": prompt_record(config.prompt),
+            **manifest_head(self.model, self.source, self.source_files, sizes, scale),
             "context": plan.context,
             "query_length": plan.query_length,
             "target": plan.target,
@@ -246,15 +221,9 @@ class BuildWriter:
             "packages": {},
             "compression": self.compression.as_json(plan.parts),
             "protection": self.protection.as_json(),
-            "licence": config.licence,
-            "licence_text": licence_text(config.licence),
-            "assumed": list(config.assumed),
             "saturated": self.saturated,
-        }  # fmt: skip
-        if plan.purpose is None:
-            content["tokenizer"] = {"folder": TOKENIZER, "bos_id": self.tokenizer.bos}
-            content["prompts"] = {"file": PROMPTS}
-        else:
+        }
+        if plan.purpose is not None:
             content["for"] = plan.purpose
         if plan.encoder:
             self._add_encoder(content)

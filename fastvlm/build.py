@@ -102,9 +102,13 @@ class Build:
 
 
 def read_build(folder: str | Path) -> Build:
-    """Reads the manifest of a build folder; raises BuildError that lists every field that is missing or wrong."""
+    """Reads the manifest of a build folder, which may be named in its place.
+
+    Raises BuildError that lists every field that is missing or wrong.
+    """
     root = Path(folder)
     manifest = read_manifest(root)
+    root = root.parent if root.is_file() else root
     fields = _Fields(manifest)
     language = _stages(root, fields)
     encoder = fields.text("packages.encoder", optional=True)

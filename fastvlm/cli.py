@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 
 try:
+    import errno
     import importlib
     import os
     import shlex
@@ -41,6 +42,7 @@ COMMANDS = (  # in the order they are typed
 )  # fmt: skip
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 CLOSED_PIPE = 128 + signal.SIGPIPE
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Commands(click.Group):
@@ -169,6 +171,9 @@ def _report(error: Exception, show_traceback: bool) -> int:
         return _say(f"Error: {error.format_message()}", 2)
     if isinstance(error, MemoryError):
         return _say("Error: not enough memory; close other programs, or use a smaller checkpoint or image size", 2)
+    if isinstance(error, OSError) and error.errno in NO_SPACE and error.filename is None:
+        _silence_stdout()  # it is the output: files are named
+        return _say(f"Error: the output cannot be written ({error.strerror}); free some space, or send it elsewhere", 2)
     if isinstance(error, OSError) and error.filename is not None:
         return _say(f"Error: {error.filename}: {error.strerror}; check the path, its permissions and the disk", 2)
     return _say(

@@ -10,7 +10,7 @@ fourth. An iPhone 16 Pro is `h17p` and an iPhone 17 Pro `h18p` to Apple's compil
 identifier, so an iPhone 15 Pro (A17 Pro, iPhone16,1) is H16 like the M4, and A16 is H15 like the M3. Where that is
 wrong for A16, the smaller limit is the safe one.
 
-This file knows neither packages nor rules. `fit` and `profile` will read the same table.
+This file knows neither packages nor rules.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from fastvlm.errors import UsageError
 
 UNVERIFIED = "unverified"
+PREDICTED = "predicted"  # ends the source of a figure that somebody derived and nobody measured
 GUIDE = "sbryngelson/ane-guide, arXiv 2606.22283"
 BENCH = "Anemll/anemll-bench, Results.MD"
 HOLLANCE = "hollance/neural-engine, page supported-devices"
@@ -129,7 +130,7 @@ _GPU_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
 )  # fmt: skip
 _GPUS = {name: Figure(value, source) for source, values in _GPU_TFLOPS for name, value in values.items()}
 # An M1's engine has 4 cores, a Pro's and a Max's 8; only M1's was measured.
-_TWICE = Figure(4 << 20, f"{GUIDE}: chapters 9 and 12; twice M1's, as its cores are; predicted")
+_TWICE = Figure(4 << 20, f"{GUIDE}: chapters 9 and 12; twice M1's, as its cores are; {PREDICTED}")
 _WORKING_SETS = {"M1 Pro": _TWICE, "M1 Max": _TWICE}
 CHIPS = tuple(
     replace(chip, gpu_tflops=_GPUS.get(chip.name), working_set=_WORKING_SETS.get(chip.name)) for chip in _ROWS
@@ -273,13 +274,23 @@ _BY_KEY = {_key(each.name): each for each in DEVICES}
 def device(name: str) -> Device:
     """The device of that name; case, spaces, hyphens and brackets do not matter ("iphone15pro", "macbook-air (m2)").
 
-    Raises UsageError that lists names near to it where there is none.
+    Raises UsageError that lists names near to it, and all that there are, where there is none.
     """
     key = _key(name)
     if key in _BY_KEY:
         return _BY_KEY[key]
     near = [_BY_KEY[each].name for each in difflib.get_close_matches(key, _BY_KEY, n=4, cutoff=0.55)]
     near += [each.name for each in DEVICES if key and key in _key(each.chip.name) and each.name not in near][:4]
-    hint = f"near to it: {', '.join(near)}" if near else "such as iPhone 15 Pro, iPad Pro M4, MacBook Air M2"
-    table = f"the table of {len(DEVICES)} devices (docs/ane.md lists them)"
-    raise UsageError(f"--device {name[:60]!r} is not in {table}; {hint}")
+    hint = f"; near to it: {', '.join(near)}" if near else ""
+    raise UsageError(
+        f"--device {name[:60]!r} is not in the table of {len(DEVICES)} devices{hint}; known: {known_names()}"
+    )
+
+
+def known_names() -> str:
+    """Every name of the table in one line, what several begin with once: "iPhone 12 mini, 12, …; iPad 10, …"."""
+    lines: dict[str, list[str]] = {}
+    for each in DEVICES:
+        line = each.name.removesuffix(f" {each.chip.name}") if each.kind == "mac" else each.name.partition(" ")[0]
+        lines.setdefault(line, []).append(each.name.removeprefix(f"{line} "))
+    return "; ".join(f"{line} {', '.join(names)}" for line, names in lines.items())

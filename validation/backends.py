@@ -40,6 +40,19 @@ def check_backend(backend: str, compute_units: str | None = None, stateful: bool
         here.need_mac("backend coreml", "--backend mil runs the same files anywhere", (oldest,))
 
 
+def prepare(backend: str) -> None:
+    """Loads a backend's libraries, which takes seconds, so that the first package opened takes its own time alone.
+
+    Raises MissingDependency where they do not load.
+    """
+    if backend == "mil":
+        from validation.mil.schema import model_message
+
+        model_message()
+    else:
+        here.library()
+
+
 def open_package(
     package: Path, function: str, backend: str, precision: str = "fp16", beside: Predictor | None = None,
     target: str = "ane", compute_units: str | None = None,

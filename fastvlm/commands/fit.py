@@ -66,7 +66,7 @@ def fit(
         click.echo(json.dumps(_content(sizes, groups, found), ensure_ascii=False, indent=1))
     else:
         _show(sizes, groups, found, detailed=chosen is not None)
-    _name_next(target, chosen, found)
+    _name_next(target, sizes, chosen, found)
 
 
 def _content(sizes: Sizes, groups: Sequence[Sequence[Device]], found: Sequence[Advice]) -> dict[str, Any]:
@@ -200,25 +200,32 @@ def _table(*heads: str) -> Table:
 
 
 def _gb(count: int) -> str:
-    return f"{count / 1e9:.3g} GB" if count >= 10e9 else f"{count / 1e9:.2f} GB"
+    from validation.fit.words import size
 
-
-def _rate(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return size(count)
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    from validation.fit.words import duration
+
+    return duration(seconds)
 
 
-def _name_next(target: str, chosen: Device | None, found: Sequence[Advice]) -> None:
+def _rate(value: float) -> str:
+    from validation.fit.words import rate
+
+    return rate(value)
+
+
+def _name_next(target: str, sizes: Sizes, chosen: Device | None, found: Sequence[Advice]) -> None:
     """The export that is recommended; of a build that fits, its proof; without a device, one that has one."""
     from validation.fit.advice import quoted
 
     if chosen is None:
         options.next_step(f"fastvlm fit {quoted(target)} --device {quoted('iPhone 15 Pro')}")
     elif found[0].command is not None:
-        options.next_step(found[0].command)
+        whose = "the one that the build was made from" if sizes.built else "yours"
+        options.next_step(found[0].command + ("" if sizes.checkpoint else f", where CHECKPOINT is {whose}"))
     elif found[0].best is not None:
         options.next_step(options.validation_of(target))
     else:

@@ -40,6 +40,13 @@ def filled(context: click.Context, parameter: click.Parameter, value: str | None
     return value
 
 
+def all_filled(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """As `filled`, for an argument that is given several times."""
+    for value in values:
+        filled(context, parameter, value)
+    return values
+
+
 def digits(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """A callback for a SHA-256 or its beginning: 8 to 64 hex digits; fewer might fit by chance, none fits all."""
     if value is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", value):

@@ -19,21 +19,25 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from validation.coreml.placement import FunctionPlan
+    from validation.profiling.contender import Contender
     from validation.profiling.result import Profile, Stage
 
 
 @click.command(short_help="Measure each stage of a build.")
-@click.argument("builds", nargs=-1, metavar="BUILD...")
+@click.argument("builds", nargs=-1, metavar="BUILD...", callback=options.all_filled)
 @click.option(
     "--backend", "backends", type=click.Choice(["mil", "coreml"]), multiple=True,
     help="Who executes the packages: this project's runtime on any machine, or Core ML on a Mac. Repeat it to compare. "
-    "Default: mil.",
+    "Default: coreml on a Mac, mil elsewhere.",
 )  # fmt: skip
 @click.option(
     "--compute-units", type=click.Choice(COMPUTE_UNITS), multiple=True,
     help="Where Core ML may run; with --backend coreml alone. Repeat it to compare. Default: every choice.",
 )  # fmt: skip
-@click.option("--runs", type=int, default=5, show_default=True, metavar="N", help="How often each stage is measured.")
+@click.option(
+    "--runs", type=click.IntRange(1, 10_000), default=5, show_default=True, metavar="N",  # profiling.MOST_RUNS
+    help="How often each stage is measured.",
+)  # fmt: skip
 @options.image_size
 @click.option(
     "--connected", is_flag=True,
@@ -68,8 +72,6 @@ def profile(
         raise UsageError("no build was named; give at least one build folder, or --connected to list devices")
     if team is not None and device_udid is None:
         raise UsageError("--team signs what runs on a device; name the device with --device-udid")
-    if runs < 1:
-        raise UsageError(f"--runs is {runs}; at least one run is needed for a figure")
     progress = TerminalProgress(transient=True)
     with progress.stage("Loading libraries"):
         from validation.profiling.measuring import profile as measure
@@ -85,7 +87,7 @@ def profile(
 
         show_profile(found, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
     for failure in found.failures:
-        click.echo(f"Error: {' '.join(failure.message.split())}", err=True)
+        click.echo(f"Error: {failure.told}", err=True)
     options.next_step(f"fastvlm lint {shlex.quote(builds[0])}, for what the Neural Engine would take")
     if found.failures:
         raise click.exceptions.Exit(1)
@@ -115,7 +117,7 @@ def show_profile(found: Profile, console: Console) -> None:
     console.print(", ".join(part for part in parts if part))
     marks = _marks(found)
     for mark, result in zip(marks, found.results, strict=True):
-        console.print(f"{mark + '  ' if len(marks) > 1 else ''}{result.contender.name}")
+        console.print(f"{mark + '  ' if len(marks) > 1 else ''}{result.contender.name}: {_asked(result.contender)}")
     console.print(_stages(found, marks))
     for result in found.results:
         if result.lacking:
@@ -123,6 +125,13 @@ def show_profile(found: Profile, console: Console) -> None:
     for result in found.results:
         for plan in result.plan or ():
             console.print(f"{result.contender.name}: {plan.package} {plan.function}: {_plan(plan)}")
+
+
+def _asked(contender: Contender) -> str:
+    """What a run of it is: builds of other sizes are not to be compared stage by stage."""
+    side, prompt = contender.work.side, contender.work.prompt
+    image = f"image {side}" if side else "no image"
+    return f"{image}, prompt {prompt} of context {contender.build.context}" if prompt else image
 
 
 def _plan(plan: FunctionPlan) -> str:
@@ -148,28 +157,31 @@ def _stages(found: Profile, marks: Sequence[str]) -> Table:
     for head in (f"median of {found.runs}", "quartiles", "first time", "" if len(marks) == 1 else "× A"):
         table.add_column(head, justify="right", no_wrap=True)
     ratios: list[dict[tuple[str, int | None], float]] = [{}, *found.ratios[1:]]
-    for key in dict.fromkeys((stage.name, stage.position) for result in found.results for stage in result.stages):
+    for key in found.keys:
         title = ""
         for mark, result, times in zip(marks, found.results, ratios, strict=True):
             if stage := result.stage(*key):
                 ratio = f"{times[key]:.2f}" if key in times else ""
-                table.add_row("" if title else stage.title, mark if len(marks) > 1 else "", *_cells(stage), ratio)
+                cells = _cells(stage, found.runs)
+                table.add_row("" if title else stage.title, mark if len(marks) > 1 else "", *cells, ratio)
                 title = stage.title
-    for mark, result in zip(marks, found.results, strict=True):
-        if result.memory:
-            before, peak = (f"{result.memory[kind] / 1e6:.0f} MB" for kind in ("before_load", "peak"))
-            table.add_row("peak memory, before load", mark if len(marks) > 1 else "", peak, "", before)
+    for title, kind in (("peak memory", "peak"), ("memory before loading", "before_load")):
+        for mark, result in zip(marks, found.results, strict=True):
+            if result.memory:
+                table.add_row(title, mark if len(marks) > 1 else "", f"{result.memory[kind] / 1e6:.0f} MB")
+                title = ""
     return table
 
 
-def _cells(stage: Stage) -> tuple[str, str, str]:
-    """Median, quartiles and first time of one stage."""
+def _cells(stage: Stage, runs: int) -> tuple[str, str, str]:
+    """Median, quartiles and first time of one stage; of how many runs, where they are not as many as asked for."""
     first = "" if stage.first is None else _seconds(stage.first)
     if stage.spread is None:
         return "", "", first
     spread = stage.spread
     size, _ = _unit(spread.median)
-    return _seconds(spread.median), f"{spread.q1 * size:.3g}–{spread.q3 * size:.3g}", first
+    of = "" if spread.count == runs else f" (of {spread.count})"
+    return f"{_seconds(spread.median)}{of}", f"{spread.q1 * size:.3g}–{spread.q3 * size:.3g}", first
 
 
 def _unit(seconds: float) -> tuple[float, str]:

@@ -62,13 +62,14 @@ def sweep(spec: str, output: str, workers: int, ray: str | None, parquet: bool, 
         show_rows(swept.rows, Console(width=_WIDE, soft_wrap=True, highlight=False, markup=False, emoji=False))
     for file in swept.files:
         click.echo(f"written: {file}", err=as_json)
-    _end(swept, spec, output)
+    more = [*(["--workers", str(workers)] if workers != 1 else []), *(["--ray", ray] if ray else [])]
+    _end(swept, ["fastvlm", "sweep", spec, "-o", output, *more, *(["--parquet"] if parquet else [])])
 
 
-def _end(swept: Swept, spec: str, output: str) -> None:
+def _end(swept: Swept, typed: list[str]) -> None:
     if swept.lacking:
         click.echo(f"Error: {swept.lacking} of {len(swept.rows)} cases could not be measured (status error)", err=True)
-        options.next_step(f"fastvlm sweep {shlex.quote(spec)} -o {shlex.quote(output)}, which tries these again")
+        options.next_step(f"{shlex.join(typed)}, which tries these again")
         raise click.exceptions.Exit(1)
     options.next_step(
         "look at pareto.svg, then fastvlm export CHECKPOINT --quantize SCHEME -o BUILD for the one chosen"
@@ -97,7 +98,7 @@ def show_rows(rows: list[Row], console: Console) -> None:
     for head in ("KL", "agree", "right", "best"):
         table.add_column(head, no_wrap=True)
     for row in rows:
-        table.add_row(*(printable(cell) for cell in _cells(row)))
+        table.add_row(*(printable(cell) for cell in cells(row)))
     console.print(table)
     console.print("best: no other of its checkpoint and image size (kl), or of all (task), is better in everything")
     for row in rows:
@@ -106,13 +107,15 @@ def show_rows(rows: list[Row], console: Console) -> None:
             console.print(printable(f"{name}: {row['error']}"))
 
 
-def _cells(row: Row) -> list[str]:
+def cells(row: Row) -> list[str]:
+    """Returns what the table shows of a row."""
     case = [row["checkpoint"], str(row["image_size"]), row["scheme"], row["target"], row["images"], row["status"]]
-    if row["bytes"] is None:
+    if row["bytes"] is None or row["first_token"] is None:
         return case
+    kl = "no number" if row["kl"] is None else f"{row['kl']:.2g}"
     right = "" if not row["answered"] else f"{row['build_right']}/{row['answered']}"
     best = " ".join(word for word, name in (("kl", "front"), ("task", "task_front")) if row[name])
     return [
         *case, f"{row['bytes'] / 1e6:,.1f}", f"{row['first_token'] * 1e3:,.0f} ms", f"{row['tokens_per_second']:,.1f}",
-        f"{row['memory'] / 1e9:.2f} GB", f"{row['kl']:.2g}", f"{row['agree']}/{row['questions']}", right, best,
+        f"{row['memory'] / 1e9:.2f} GB", kl, f"{row['agree']}/{row['questions']}", right, best,
     ]  # fmt: skip

@@ -169,6 +169,17 @@ def test_a_signal_keeps_what_is_finished_and_says_where(
     assert (stage / "part").read_text() == "finished"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_an_output_that_cannot_be_written_is_a_named_error(root: Path) -> None:
+    command = [sys.executable, "-c", "from fastvlm.cli import main; main()", "export", "--help"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=root, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "Error: the output cannot be written (No space left on device); free some space, or send it elsewhere\n"
+    )
+
+
 def test_closed_pipe_is_quiet(root: Path) -> None:
     code = "from fastvlm.cli import main; main()"
     command = [sys.executable, "-c", code, "export", "--help"]

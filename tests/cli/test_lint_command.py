@@ -87,7 +87,7 @@ def refused(run: Run, *words: object) -> str:
 def test_an_unknown_device_is_refused_with_names_near_to_it(run: Run, small_build: Path) -> None:
     assert "iPhone 15 Pro" in refused(run, small_build, "--device", "iPhone 15 Por")
     assert "empty" in refused(run, small_build, "--device", "")
-    assert "such as" in refused(run, small_build, "--device", "toaster")
+    assert "known: iPhone 12 mini, 12, " in refused(run, small_build, "--device", "toaster")
 
 
 def test_what_is_no_package(run: Run, build: Path, tmp_path: Path) -> None:

@@ -31,6 +31,14 @@ def gpu_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def chained_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint, its language model in several packages, the last of the head alone."""
+    from export import export
+
+    return export("tiny", tmp_path_factory.mktemp("fit") / "chained", max_file_size=850_000)
+
+
+@pytest.fixture(scope="session")
 def half() -> Sizes:
     """0.5b."""
     return sizes_of("0.5b")

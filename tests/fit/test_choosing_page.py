@@ -30,7 +30,9 @@ def test_the_page_is_up_to_date(generator: ModuleType, page: str) -> None:
     assert page == generator.render(page), "run: python docs/generate_choosing.py"
 
 
-@pytest.mark.parametrize("part", ["devices", "schemes", "images", "contexts", "efficiencies", "chips", "check"])
+@pytest.mark.parametrize(
+    "part", ["devices", "schemes", "images", "contexts", "efficiencies", "chips", "check", "guess"]
+)
 def test_a_changed_table_is_told(generator: ModuleType, page: str, part: str) -> None:
     begin = page.index(f"<!-- {part} -->")
     row = re.compile(r"\d").search(page, begin)

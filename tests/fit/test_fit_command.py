@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typed import Run
 
-from fastvlm.devices import DEVICES
+from fastvlm.devices import DEVICES, known_names
 from validation.fit.check import in_a_line
 from validation.fit.sizes import ACCEPTED
 
@@ -31,6 +31,14 @@ def test_a_size_on_a_device(run: Run) -> None:
         assert f"\n {scheme} " in result.stdout
     for word in ("an app may weigh 4.00 GB", "an app gets 3.00 GB, 6.00 GB entitled", "tokens/s", "(bandwidth)"):
         assert word in result.stdout
+    # files 0.25 + 0.99 + 0.27 and what else there is; memory 0.25 + 0.99, a state of 25 MB, maps of 151 MB
+    rows = [
+        line.split() for line in result.stdout.splitlines() if line.startswith((" fp16    engine", " int8    engine"))
+    ]
+    assert [" ".join(row) for row in rows[:2]] == [
+        "fp16 engine 1.52 GB 0.25 GB 0.99 GB 0.27 GB 1.42 GB yes",
+        "int8 engine 0.89 GB 0.25 GB 0.50 GB 0.14 GB 0.92 GB yes",
+    ]
     assert f"\n  {EXPORT}\n" in result.stdout
     assert result.stderr == f"next: {EXPORT}\n"
 
@@ -40,6 +48,18 @@ def test_what_had_to_be_assumed_is_said(run: Run) -> None:
     assert "assumed: nobody released a FastVLM of vicuna-7b" in said
     assert "assumed: nobody measured what A14's engine reads" in said
     assert "unknown for iPhone 12; what iPhone 12 mini with 4 GB was measured to give" in said
+
+
+def test_what_only_the_user_knows_is_asked_for(run: Run) -> None:
+    said = run("fit", "vicuna-7b", "--device", PHONE).stderr
+    assert said.startswith("next: fastvlm export CHECKPOINT -o vicuna-7b-lut4 ")
+    assert said.endswith(", where CHECKPOINT is yours\n")
+
+
+def test_small_builds_are_told_in_mb(run: Run, exported_tiny: Path) -> None:
+    said = run("fit", exported_tiny, "--device", PHONE).stdout
+    assert "0.00 GB" not in said
+    assert " 3.4 MB " in said
 
 
 def test_without_a_device_each_has_a_line(run: Run) -> None:
@@ -133,9 +153,10 @@ def refused(run: Run, *words: object) -> str:
     return line
 
 
-def test_an_unknown_device_is_refused_with_names_near_to_it(run: Run) -> None:
-    assert PHONE in refused(run, "0.5b", "--device", "iPhone 15 Por")
-    assert "such as" in refused(run, "0.5b", "--device", "toaster")
+def test_an_unknown_device_is_refused_with_names_near_to_it_and_all_that_are_known(run: Run) -> None:
+    assert f"near to it: {PHONE}" in refused(run, "0.5b", "--device", "iPhone 15 Por")
+    for asked in ("toaster", "iPhone 15 Por"):
+        assert refused(run, "0.5b", "--device", asked).endswith(f"known: {known_names()}")
     assert "empty" in refused(run, "0.5b", "--device", "")
 
 
@@ -145,6 +166,9 @@ def test_an_unknown_target_is_told_what_is_accepted(run: Run, tmp_path: Path) ->
     (tmp_path / "config.json").write_text("{")
     assert "config.json" in refused(run, tmp_path)
     refused(run, "")
+    missing = refused(run, tmp_path / "missing")
+    assert "no such folder" in missing
+    assert ACCEPTED in missing
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from fastvlm.app_limits import APP_LIMIT
 from fastvlm.devices import DEVICES, device
-from fastvlm.errors import BuildError, CheckpointError, HubError, UsageError
+from fastvlm.errors import BuildError, CheckpointError, ConfigError, HubError, TensorError, UsageError
 from validation.fit import estimate, sizes_of
 from validation.fit.advice import CHOICES, advise, classes, export_command
 from validation.fit.estimating import TEXT_TOKENS, Estimate
@@ -83,13 +83,18 @@ def test_int8_is_folded_on_the_oldest_engine(half: Sizes) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"device": "toaster"}, "such as iPhone 15 Pro"),
+        ({"device": "toaster"}, "known: iPhone 12 mini, 12"),
         ({"image_size": 1000}, "960 is the nearest below"),
         ({"context": 2000}, "2048"),
         ({"context": 256}, "leaves no room"),
         ({"scheme": "int4", "target": "ane"}, "gpu only"),
         ({"scheme": "mixed"}, "by what it measures"),
         ({"scheme": "int5"}, "no scheme and no file"),
+        ({"scheme": ""}, "not a file"),
+        ({"image_size": 0}, "is 0"),
+        ({"context": 0}, "is 0"),
+        ({"text_tokens": 0}, "text_tokens is 0, expected 1 at least"),
+        ({"text_tokens": 1792}, "leaves no room"),
     ],
 )
 def test_what_no_export_takes_is_refused(half: Sizes, asked: dict[str, object], said: str) -> None:
@@ -130,6 +135,8 @@ def test_a_path_that_is_not_there_and_an_id_that_is_not_cached(tmp_path: Path) -
         sizes_of(str(tmp_path / "a" / "b" / "c"))
     with pytest.raises(HubError, match=r"hf download owner/name config\.json"):
         sizes_of("owner/name")
+    with pytest.raises(HubError, match=r"`hf download owner/name config\.json --revision v1`"):
+        sizes_of("owner/name@v1")
 
 
 def test_a_cached_ids_config_is_enough(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +164,41 @@ def test_config_alone_is_enough_and_says_what_it_does_not_know(tiny: Path, tmp_p
 
 def test_a_lora_adapter_has_no_sizes_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UsageError, match="give fit the base"):
+    with pytest.raises(UsageError, match=r"give fit the base checkpoint$"):
         sizes_of(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "apple/FastVLM-0.5B"}')
+    with pytest.raises(UsageError, match=r"give fit the base checkpoint, which it calls apple/FastVLM-0\.5B$"):
+        sizes_of(tmp_path)
+
+
+def changed(folder: Path, name: str, value: object) -> Path:
+    """The folder, whose config.json says something else."""
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | {name: value}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("num_hidden_layers", 5, r"decoder\.layers\.4\.input_layernorm\.weight is missing; .* and 9 more"),
+        ("intermediate_size", 768, r"mlp\.gate_proj\.weight is \[512, 192\], expected \[768, 192\]"),
+        ("vocab_size", 600, r"decoder\.embed_tokens\.weight is \[576, 192\], expected \[600, 192\]"),
+    ],
+)
+def test_a_config_of_another_decoder_than_the_tensors_is_refused(
+    tiny: Path, tmp_path: Path, name: str, value: int, said: str
+) -> None:
+    """An export would refuse it, so that a command to make it would be no help."""
+    folder = changed(shutil.copytree(tiny, tmp_path / "it"), name, value)
+    with pytest.raises(TensorError, match=said):
+        sizes_of(folder)
+
+
+def test_a_number_in_config_alone_costs_no_time(tiny: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny / "config.json", tmp_path)
+    with pytest.raises(ConfigError, match="num_hidden_layers 5000, expected 1000 at most"):
+        sizes_of(changed(tmp_path, "num_hidden_layers", 5000))
 
 
 # --- a build
@@ -224,6 +264,24 @@ def test_the_scheme_that_loses_least_of_what_fits() -> None:
                 assert not any(each.memory.fits for each in advice.estimates)
 
 
+@pytest.mark.parametrize(("room", "chosen"), [(100, "int8"), (70, "lut6"), (60, "int4"), (50, "lut4"), (40, None)])
+def test_schemes_are_taken_in_the_order_of_what_they_lose(
+    half: Sizes, room: int, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/compression.md: int8 loses least, then lut6, int4, lut4; whatever needs more than `room` does not fit."""
+    needs = {"fp16": 200, "int8": 100, "lut6": 70, "int4": 60, "lut4": 50}
+    plain = estimate
+
+    def measured(*asked: object, **more: object) -> Estimate:
+        found = plain(*asked, **more)  # type: ignore[arg-type]
+        fits = "yes" if needs[found.scheme] <= room else "no"
+        return replace(found, memory=replace(found.memory, verdict=fits))
+
+    monkeypatch.setattr("validation.fit.advice.estimate", measured)
+    best = advise(half, device(PHONE)).best
+    assert (None if best is None else best.scheme) == chosen
+
+
 def test_what_is_too_large_for_an_app_is_a_download() -> None:
     advice = advise(sizes_of("7b"), device("iPhone 17 Pro"))
     assert advice.best is not None
@@ -256,6 +314,41 @@ def test_the_command_can_be_typed(half: Sizes) -> None:
     assert "no such folder" in refused.stderr  # every option is one
 
 
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("apple/FastVLM-0.5B", "FastVLM-0.5B-int8"),
+        ("apple/FastVLM-0.5B@0123abc", "FastVLM-0.5B-int8"),
+        ("me/model@refs/pr/1", "model-int8"),
+        (".", "FastVLM-int8"),
+        ("..", "FastVLM-int8"),
+    ],
+)
+def test_an_export_is_named_after_its_checkpoint(half: Sizes, name: str, output: str) -> None:
+    words = export_command(replace(half, checkpoint=name), estimate(half, PHONE, "int8"), (1024,)).split()
+    assert words[2:5] == [name, "-o", output]
+
+
+@pytest.mark.parametrize(
+    ("source", "checkpoint"),
+    [
+        ({"id": "tiny", "revision": None}, "tiny"),
+        ({"id": "FastVLM-0.5B", "revision": None}, None),
+        ({"id": "apple/FastVLM-0.5B", "revision": None}, "apple/FastVLM-0.5B"),
+        ({"id": "apple/FastVLM-0.5B", "revision": "0123abc"}, "apple/FastVLM-0.5B@0123abc"),
+        ({"id": "me/adapter", "revision": "0123abc", "base": {"id": "apple/FastVLM-0.5B"}}, None),
+    ],
+)
+def test_a_build_names_the_very_checkpoint_it_was_made_from(
+    tiny_build: Path, source: dict[str, object], checkpoint: str | None
+) -> None:
+    manifest = tiny_build / "manifest.json"
+    content = json.loads(manifest.read_bytes())
+    content["source"] |= source
+    manifest.write_text(json.dumps(content))
+    assert sizes_of(tiny_build).checkpoint == checkpoint
+
+
 def test_a_checkpoint_is_quoted_for_the_shell(tiny: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny, tmp_path / "my model")
     advice = advise(sizes_of(folder), device(PHONE))
@@ -274,6 +367,10 @@ def test_a_build_that_fits_needs_no_export_and_one_that_does_not_is_told_which(e
     assert advice.why.startswith("this build does not fit")
     assert advice.command is not None
     assert "--quantize int8" in advice.command
+    # embeddings are mapped, so that they weigh in an app and not in its memory
+    heavy = replace(built.built.files, embeddings=APP_LIMIT)
+    told = advise(replace(built, built=replace(built.built, files=heavy)), device(PHONE)).why
+    assert told.startswith("this build does not fit: 4.01 GB of files (an app may have 4.00 GB). ")
 
 
 def test_classes_are_the_table() -> None:

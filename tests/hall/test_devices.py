@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from fastvlm import devices
-from fastvlm.devices import CHIPS, DEVICES, ENGINES, Figure, device
+from fastvlm.devices import CHIPS, DEVICES, ENGINES, Figure, device, known_names
 from fastvlm.errors import UsageError
+
+LINES = ("iPhone", "iPad", "MacBook Air", "MacBook Pro", "Mac mini", "iMac", "Mac Studio")
 
 
 @pytest.mark.parametrize("name", [each.name for each in DEVICES])
@@ -32,17 +34,49 @@ def test_names_are_told_apart() -> None:
         ("iphone15promax2", "iPhone 15 Pro Max"),
         ("macbook air", "MacBook Air M2"),
         ("M4", "iPad Pro M4"),
-        ("toaster", "such as iPhone 15 Pro"),
-        ("", "such as iPhone 15 Pro"),
-        ("x" * 10_000, "such as iPhone 15 Pro"),
+        ("toaster", "iPhone 12 mini, 12, 12 Pro"),
+        ("", "Mac Studio M1 Max, M2 Max, M4 Max"),
+        ("x" * 10_000, "iPad 10, Air 4, A16"),
     ],
 )
-def test_an_unknown_name_lists_what_is_near(typed: str, near: str) -> None:
+def test_an_unknown_name_lists_what_is_near_and_all_that_are_known(typed: str, near: str) -> None:
     with pytest.raises(UsageError) as refused:
         device(typed)
     assert near in str(refused.value)
     assert f"table of {len(DEVICES)} devices" in str(refused.value)
-    assert len(str(refused.value)) < 300
+    assert str(refused.value).endswith(f"known: {known_names()}")
+    assert len(str(refused.value)) < 1200
+
+
+def test_the_known_names_are_the_table() -> None:
+    """Each line's word before each of its names gives every device, and nothing else."""
+    found = []
+    for line in known_names().split("; "):
+        (word,) = [word for word in LINES if line.startswith(f"{word} ")]
+        found += [f"{word} {name}" for name in line.removeprefix(f"{word} ").split(", ")]
+    assert found == [each.name for each in DEVICES]
+
+
+# TOPS as Apple says, GB/s of engine and memory: the numbers that `fit` reckons with, written down a second time
+SPEEDS = {
+    "A14": (11, None, 34), "A15": (15.8, None, 34), "A16": (17, None, 51.2), "A17 Pro": (35, None, 51.2),
+    "A18": (35, None, 60), "A18 Pro": (35, None, 60), "A19": (None, None, 68.3), "A19 Pro": (None, None, 76.8),
+    "M1": (11, 60.87, 68), "M1 Pro": (11, 54.90, 200), "M1 Max": (11, 54.62, 400),
+    "M2": (15.8, 60.45, 100), "M2 Pro": (15.8, 61.93, 200), "M2 Max": (15.8, 62.01, 400),
+    "M3": (18, 63.10, 100), "M3 Pro": (18, None, 150), "M3 Max": (18, 120.22, 400),
+    "M4": (38, 64.18, 120), "M4 Pro": (38, 126.36, 273), "M4 Max": (38, 118.88, 546), "M5": (None, 70.21, 154),
+}  # fmt: skip
+
+
+def test_the_chips_speeds_are_the_published_ones() -> None:
+    def value(figure: Figure | None) -> float | None:
+        return None if figure is None else figure.value
+
+    assert {chip.name: tuple(map(value, (chip.tops, chip.engine_gbs, chip.memory_gbs))) for chip in CHIPS} == SPEEDS
+    limits = {each.name: each.app_memory for each in DEVICES if each.app_memory is not None}
+    assert {name: (app.default.value, app.increased.value) for name, app in limits.items()} == {
+        "iPhone 12 mini": (2.1, 2.4), "iPhone 13 Pro": (3.1, 4.2), "iPhone 15 Pro": (3.0, 6.0),
+    }  # fmt: skip
 
 
 def figures() -> list[tuple[str, Figure]]:

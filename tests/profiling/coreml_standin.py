@@ -9,6 +9,9 @@ loop that loaded it. What COREML_STANDIN names goes wrong, one fault at a time:
     "kill predict NAME"   running that function ends the process (coremltools#2758)
     "refuse load NAME"    that function cannot be loaded
     "refuse predict NAME" it fails when it runs
+    "refuse state"        no state is made
+    "untold"              no duration is told
+    "no signing"          Xcode does not build the app that measures on a device
     "cpu OP"              the plan puts ops of that kind on the CPU
     "noise"               what it computes is off by a tenth
 """
@@ -32,6 +35,7 @@ import numpy as np
 ENGINE_REFUSES = {"int32"}  # element types that the stand-in's plan keeps off the Neural Engine
 SYSCTL = {"hw.model": "Mac14,2", "machdep.cpu.brand_string": "Apple M2"}
 opened: list[tuple[str, str, str]] = []  # package, function, compute units of every model so far
+planned: list[str] = []  # compute units of every plan so far
 
 
 class ComputeUnit(enum.Enum):
@@ -49,6 +53,11 @@ def fault(kind: str) -> str | None:
     return planted.removeprefix(kind).strip() if planted.startswith(kind) else None
 
 
+def told(nanoseconds: int) -> int | None:
+    """A duration, as far as it is told."""
+    return None if fault("untold") is not None else nanoseconds
+
+
 class MLModel:
     """coremltools.models.MLModel, loaded from the path of a package."""
 
@@ -59,6 +68,7 @@ class MLModel:
 
         assert isinstance(model, str)
         assert isinstance(compute_units, ComputeUnit)
+        self._takes = _inputs_of(model, function_name)
         self.compute_unit, self.function_name, self._path = compute_units, function_name, model
         self.__proxy__: Any = object()
         if fault("refuse load") == function_name:
@@ -73,6 +83,11 @@ class MLModel:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault("refuse predict") == self.function_name:
             raise RuntimeError("Unable to compute the prediction using ML Program.")
+        unknown = [name for name in data if name not in self._takes]
+        if unknown:
+            raise KeyError(
+                f'Provided key "{unknown[0]}", in the input dict, does not match any of the model input names'
+            )
         for name, value in data.items():
             if isinstance(value, np.ndarray) and value.dtype == np.float16:
                 data[name] = value.astype(np.float32)
@@ -81,17 +96,35 @@ class MLModel:
 
     def make_state(self) -> Any:
         """A fresh state."""
+        if fault("refuse state") is not None:
+            raise RuntimeError("Failed to create the state.")
         return self._model.make_state()
 
     @property
-    def load_duration_in_nano_seconds(self) -> int:
+    def load_duration_in_nano_seconds(self) -> int | None:
         """As Core ML tells it."""
-        return 2_000_000
+        return told(2_000_000)
 
     @property
     def last_predict_duration_in_nano_seconds(self) -> int:
         """As Core ML tells it."""
         return 3_000_000
+
+
+def _inputs_of(model: str, function: str | None) -> set[str]:
+    """What a function takes; raises what coremltools does where it reads a package (a test compares the two)."""
+    from validation.mil.schema import model_message
+
+    if not Path(model).exists():
+        raise FileNotFoundError(2, "No such file or directory", model)
+    if not (Path(model) / "Manifest.json").is_file():
+        raise RuntimeError(f"A valid manifest does not exist at path: {model}/Manifest.json")
+    spec = model_message()
+    spec.ParseFromString((Path(model) / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
+    described = {each.name: each.input for each in spec.description.functions} or {"main": spec.description.input}
+    if function is not None and function not in described:
+        raise ValueError(f"function_name {function} not found in the model.")
+    return {each.name for each in described.get(function or spec.description.defaultFunctionName, ())}
 
 
 def _noisy(value: np.ndarray) -> np.ndarray:
@@ -152,6 +185,7 @@ class MLComputePlan:
         """A plan of a compiled model; aborts as coremltools 9.0 does where it is none."""
         if fault("abort plan") is not None or not (Path(path) / "coremldata.bin").is_file():
             os.abort()
+        planned.append(compute_units.name)
         return cls(Path(path), compute_units)
 
     def get_compute_device_usage_for_mlprogram_operation(self, operation: Operation) -> Any:
@@ -193,6 +227,13 @@ class DeviceCtlError(Exception):
     """remote_device._DeviceCtlError."""
 
 
+class AppBuilder:
+    """remote_device._AppBuilder, which reports a failed build of Xcode's by an error of its own."""
+
+    class Error(Exception):
+        """remote_device._AppBuilder.Error."""
+
+
 @dataclass(frozen=True)
 class AppSigningCredentials:
     """remote_device.AppSigningCredentials."""
@@ -224,6 +265,8 @@ class Device:
     async def prepare_for_model_debugging(self, credentials: Any = None, **_: Any) -> Device:
         """The phone with its app running; refuses a team that is none."""
         await asyncio.sleep(0)
+        if fault("no signing") is not None:
+            raise AppBuilder.Error("[Error Code 65] None")
         if credentials.development_team != "TEAM":
             raise ValueError("Signing requires a development team.")
         return Device(self.udid, self.type, self.os_version, self.state, session=object())
@@ -264,12 +307,12 @@ class RemoteMLModelAsyncWrapper:
     @property
     def load_duration_in_nano_seconds(self) -> int | None:
         """As the device tells it."""
-        return None if self._model is None else 5_000_000
+        return None if self._model is None else told(5_000_000)
 
     @property
     def last_predict_duration_in_nano_seconds(self) -> int | None:
         """As the device tells it."""
-        return None if self._model is None else 7_000_000
+        return None if self._model is None else told(7_000_000)
 
 
 LIBRARY = SimpleNamespace(
@@ -285,7 +328,12 @@ LIBRARY = SimpleNamespace(
     ),
 )  # fmt: skip
 REMOTE = (
-    SimpleNamespace(Device=Device, AppSigningCredentials=AppSigningCredentials, _DeviceCtlError=DeviceCtlError),
+    SimpleNamespace(
+        Device=Device,
+        AppSigningCredentials=AppSigningCredentials,
+        _DeviceCtlError=DeviceCtlError,
+        _AppBuilder=AppBuilder,
+    ),
     SimpleNamespace(RemoteMLModelAsyncWrapper=RemoteMLModelAsyncWrapper),
 )
 

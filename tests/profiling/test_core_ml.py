@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
+import stat
+import tempfile
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import coreml_standin
@@ -17,8 +22,11 @@ from fastvlm.errors import ExecutionError, MissingDependency, PackageError, Proc
 from fastvlm.hashes import list_tree, sha256_file
 from fastvlm_ref.samples import shipped_samples
 from validation import validate
+from validation.backends import open_package
 from validation.coreml import here
-from validation.coreml.plan import plans_of, with_default
+from validation.coreml.placement import FunctionPlan, OpPlace
+from validation.coreml.plan import plans_of, rows_of, with_default
+from validation.coreml.predictor import CoreMLPredictor
 from validation.coreml.remote import DeviceBench, connected_devices
 from validation.coreml.units import NAMES
 from validation.engine import PackageEngine
@@ -108,6 +116,7 @@ def test_compute_units_are_core_ml_s(mac: Any, tiny: Path, exported_tiny: Path, 
     [
         ("refuse load encode_256", PackageError, "cannot load encode_256 of VisionEncoder.mlpackage on cpuAndNeural"),
         ("refuse predict encode_256", ExecutionError, "cannot run encode_256 .* Unable to compute the prediction"),
+        ("refuse state", ExecutionError, "makes no state for decode .* Failed to create the state"),
     ],
 )
 def test_what_core_ml_refuses_is_a_named_error(
@@ -117,6 +126,47 @@ def test_what_core_ml_refuses_is_a_named_error(
     sample = shipped_samples()[0]
     with pytest.raises(error, match=says):
         open_session(exported_tiny, "coreml").answer(sample.picture, sample.prompt, 1)
+
+
+def without_files(package: Path) -> str:
+    shutil.rmtree(package)
+    return "encode_256"
+
+
+def without_manifest(package: Path) -> str:
+    (package / "Manifest.json").unlink()
+    return "encode_256"
+
+
+def cut(package: Path) -> str:
+    os.truncate(package / "Data/com.apple.CoreML/model.mlmodel", 1000)
+    return "encode_256"
+
+
+def asked_for_another_function(package: Path) -> str:
+    return "encode_512"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # on a Mac it warns first
+@pytest.mark.parametrize("damage", [without_files, without_manifest, cut, asked_for_another_function])
+def test_what_coremltools_cannot_open_is_a_named_error(mac: Any, tiny_build: Path, damage: Any) -> None:
+    """The stand-in raises what the real class does, which reads a package on any system."""
+    from coremltools.models import MLModel
+
+    package = tiny_build / "VisionEncoder.mlpackage"
+    function = damage(package)
+    with pytest.raises(Exception) as real:
+        MLModel(str(package), function_name=function)
+    with pytest.raises(type(real.value)):
+        coreml_standin.MLModel(str(package), function_name=function)
+    with pytest.raises(PackageError, match=f"cannot open {function} of VisionEncoder.mlpackage on all: .*; export"):
+        CoreMLPredictor(package, function, "all")
+
+
+def test_an_input_that_a_package_does_not_take_is_a_named_error(mac: Any, exported_tiny: Path) -> None:
+    predictor = CoreMLPredictor(exported_tiny / "VisionEncoder.mlpackage", "encode_256", "all")
+    with pytest.raises(ExecutionError, match=r"cannot run encode_256 .* does not match"):
+        predictor.predict({"picture": None})
 
 
 def test_what_is_handed_in_stays_as_it_is(mac: Any, exported_app: Path) -> None:
@@ -143,6 +193,54 @@ def test_a_plan_tells_of_every_function(mac: Any, in_process: None, exported_tin
     assert decode.as_json()["ops"] == 275
 
 
+@pytest.mark.parametrize(
+    ("units", "device"),
+    [("cpuOnly", "cpu"), ("cpuAndGPU", "gpu"), ("cpuAndNeuralEngine", "neuralEngine"), ("all", "neuralEngine")],
+)
+def test_a_plan_is_asked_for_with_the_units(
+    mac: Any, in_process: None, exported_tiny: Path, units: str, device: str
+) -> None:
+    (plan,) = plans_of(exported_tiny / "VisionEncoder.mlpackage", ["encode_256"], units)
+    assert {op.device for op in plan.ops} == {device}
+    assert coreml_standin.planned == [NAMES[units]]
+
+
+def test_shares_are_of_what_the_plan_tells() -> None:
+    places = (("neuralEngine", 0.2), ("neuralEngine", 0.1), ("cpu", 0.3), ("gpu", None), (None, 0.4))
+    plan = FunctionPlan("a", "b", tuple(OpPlace("conv", "x", device, cost) for device, cost in places))
+    assert plan.told == 4
+    assert plan.op_percent == {"neuralEngine": 50.0, "gpu": 25.0, "cpu": 25.0}
+    assert plan.cost_percent == {"neuralEngine": pytest.approx(50), "gpu": 0, "cpu": pytest.approx(50)}
+    untold = FunctionPlan("a", "b", (OpPlace("conv", "x", None, None),))
+    assert (untold.op_percent, untold.cost_percent) == ({}, {})
+
+
+def test_ops_inside_an_op_are_told_and_constants_are_not() -> None:
+    def op(kind: str, name: str, *inner: Any) -> Any:
+        outputs = [SimpleNamespace(name=name)] if name else []
+        return SimpleNamespace(operator_name=f"ios18.{kind}", outputs=outputs, blocks=list(inner))
+
+    inside = SimpleNamespace(operations=[op("const", "c"), op("add", "y")])
+    block = SimpleNamespace(operations=[op("constexpr_lut_to_dense", "w"), op("cond", "x", inside), op("write", "")])
+    program = SimpleNamespace(functions={"main": SimpleNamespace(block=block)})
+    preferred = SimpleNamespace(preferred_compute_device=coreml_standin.MLGPUComputeDevice())
+    plan = SimpleNamespace(
+        model_structure=SimpleNamespace(program=program),
+        get_compute_device_usage_for_mlprogram_operation=lambda op: None if op.blocks else preferred,
+        get_estimated_cost_for_mlprogram_operation=lambda op: SimpleNamespace(weight=0.5) if op.blocks else None,
+    )
+    assert list(rows_of(plan, "main", coreml_standin.LIBRARY.models.compute_device)) == [
+        ["cond", "x", None, 0.5], ["write", "write", "gpu", None], ["add", "y", "gpu", None],
+    ]  # fmt: skip
+
+
+def test_a_package_for_the_gpu_is_opened_there(mac: Any, exported_tiny: Path) -> None:
+    package = language_package(exported_tiny)
+    for given in ({"target": "gpu"}, {"target": "ane"}, {"target": "gpu", "compute_units": "all"}):
+        open_package(package, "decode", "coreml", **given)
+    assert [units for _, _, units in coreml_standin.opened] == ["CPU_AND_GPU", "CPU_AND_NE", "ALL"]
+
+
 def test_a_plan_of_the_default_function_alone_is_no_plan_of_the_other(mac: Any, exported_tiny: Path) -> None:
     """Why each function is asked for in a package of its own."""
     package = language_package(exported_tiny)
@@ -161,18 +259,35 @@ def test_the_copy_s_default_is_the_function(exported_tiny: Path, tmp_path: Path)
     assert (copy / weights).samefile(package / weights) or (copy / weights).stat().st_dev != package.stat().st_dev
 
 
+def test_a_copy_of_what_may_not_be_written_can_be_changed(tiny_build: Path, tmp_path: Path) -> None:
+    package = language_package(tiny_build)
+    inner = "Data/com.apple.CoreML"
+    (package / inner).chmod(0o500)
+    try:
+        copy = with_default(package, "prefill", tmp_path)
+        assert os.access(copy / inner, os.W_OK)
+        assert (copy / inner).stat().st_mode & stat.S_IWUSR
+    finally:
+        (package / inner).chmod(0o700)
+        (tmp_path / package.name / inner).chmod(0o700)
+
+
 def test_a_plan_without_the_function_is_an_error(mac: Any, in_process: None, exported_tiny: Path) -> None:
     with pytest.raises(ExecutionError, match="no function encode_512"):
         plans_of(language_package(exported_tiny), ["encode_512"], "all")
 
 
-def test_a_plan_that_aborts_ends_its_child_alone(mac: pytest.MonkeyPatch, exported_tiny: Path) -> None:
+def test_a_plan_that_aborts_ends_its_child_alone(mac: pytest.MonkeyPatch, exported_tiny: Path, tmp_path: Path) -> None:
+    """And nothing of what it compiled stays behind: gigabytes, of a large build."""
     mac.setenv("COREML_STANDIN", "abort plan")
+    mac.setenv("TMPDIR", str(tmp_path))
+    mac.setattr(tempfile, "tempdir", None)
     with pytest.raises(
         ProcessError, match=r"the compute plan of LanguageModel\.mlpackage on all ended .*2757"
     ) as caught:
         plans_of(language_package(exported_tiny), ["decode"], "all")
     assert (caught.value.ended, caught.value.stage) == ("SIGABRT", "planning decode")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_devices_are_listed_without_their_owners(mac: pytest.MonkeyPatch) -> None:
@@ -184,7 +299,7 @@ def test_devices_are_listed_without_their_owners(mac: pytest.MonkeyPatch) -> Non
 
 
 def device_bench(build: Path, team: str = "TEAM", udid: str = "00008130-STANDIN") -> DeviceBench:
-    return DeviceBench(lambda stage: None, str(build), "all", None, udid, team)
+    return DeviceBench(lambda stage: None, str(build), "cpuAndGPU", None, udid, team)
 
 
 def test_a_device_gives_what_its_tools_offer(mac: Any, exported_tiny: Path, exported_app: Path) -> None:
@@ -194,6 +309,7 @@ def test_a_device_gives_what_its_tools_offer(mac: Any, exported_tiny: Path, expo
     assert bench.memory() == {}
     plan = {function: len(rows) for _, function, rows in bench.plan()}
     assert plan == {"encode_256": 203, "prefill": 236, "decode": 275}
+    assert {units for _, _, units in coreml_standin.opened} == {"CPU_AND_GPU"}
     bench.close()
     app = device_bench(exported_app)
     assert app.load() == [["load_encoder_core_ml", None, 0.005]]
@@ -201,11 +317,33 @@ def test_a_device_gives_what_its_tools_offer(mac: Any, exported_tiny: Path, expo
     app.close()
 
 
-def test_a_device_that_cannot_be_measured_is_a_named_error(mac: Any, exported_tiny: Path) -> None:
+def test_a_device_drops_what_it_has_loaded_before_it_loads_again(mac: Any, exported_app: Path) -> None:
+    bench = device_bench(exported_app)
+    bench.load()
+    first = weakref.ref(next(iter(bench._loaded.values())))
+    heard = []
+    bench._tell = lambda stage: heard.append((stage, first()))
+    bench.load()
+    assert heard == [("load main", None)]
+    bench.close()
+
+
+def test_what_a_device_does_not_tell_is_no_zero(mac: pytest.MonkeyPatch, exported_app: Path) -> None:
+    mac.setenv("COREML_STANDIN", "untold")
+    bench = device_bench(exported_app)
+    assert bench.load() == []
+    assert bench.run() == []
+    bench.close()
+
+
+def test_a_device_that_cannot_be_measured_is_a_named_error(mac: pytest.MonkeyPatch, exported_tiny: Path) -> None:
     with pytest.raises(UsageError, match="is not connected"):
         device_bench(exported_tiny, udid="another")
     with pytest.raises(ExecutionError, match="Signing requires a development team"):
         device_bench(exported_tiny, team="NONE")
+    mac.setenv("COREML_STANDIN", "no signing")
+    with pytest.raises(ExecutionError, match="Error Code 65"):
+        device_bench(exported_tiny)
 
 
 def parameters(function: Any) -> set[str]:
@@ -242,5 +380,6 @@ def test_the_stand_in_is_called_as_coremltools_is(exported_tiny: Path) -> None:
     }  # fmt: skip
     assert hasattr(remote_device, "AppSigningCredentials")
     assert hasattr(remote_device, "_DeviceCtlError")
+    assert issubclass(remote_device._AppBuilder.Error, Exception)
     for name in ("MLCPUComputeDevice", "MLGPUComputeDevice", "MLNeuralEngineComputeDevice"):
         assert hasattr(coremltools.models.compute_device, name)

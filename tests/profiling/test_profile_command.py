@@ -85,7 +85,7 @@ def check_nameless(text: str, folder: Path) -> None:
 def test_a_table_and_its_json_in_real_processes(typed: Typed, exported_tiny: Path, tmp_path: Path) -> None:
     """Two processes, one run: what a user types."""
     other = Path(shutil.copytree(exported_tiny, tmp_path / "second"))
-    shown = typed(exported_tiny, other, "--runs", 1, "--json")
+    shown = typed(exported_tiny, other, "--backend", "mil", "--runs", 1, "--json")
     assert shown.exit_code == 0
     content = json.loads(shown.stdout)
     assert [each["name"] for each in content["contenders"]] == ["tiny, mil", "second, mil"]
@@ -156,6 +156,7 @@ def test_a_plan_that_aborts_leaves_the_latencies(
     assert content["failures"] == [
         {"contender": "tiny, coreml all", "stage": "planning encode_256", "kind": "SIGABRT"}
     ]  # fmt: skip
+    assert "Error: tiny, coreml all, at stage planning encode_256: the compute plan of VisionEnc" in shown.stderr
     assert content["contenders"][0]["plan"] is None
     assert {row["stage"] for row in content["contenders"][0]["stages"]} == set(STAGES)
 
@@ -194,8 +195,10 @@ def test_devices_are_listed(mac: pytest.MonkeyPatch, typed: Typed) -> None:
     ("words", "says"),
     [
         ([], "no build was named"),
-        (["BUILD", "--runs", "0"], "--runs is 0"),
-        (["BUILD", "--runs", "-3"], "--runs is -3"),
+        ([""], "it is empty, expected a name"),
+        (["BUILD", "--runs", "0"], "0 is not in the range 1<=x<=10000"),
+        (["BUILD", "--runs", "-3"], "-3 is not in the range"),
+        (["BUILD", "--runs", "9" * 400], "is not in the range"),
         (["BUILD", "--image-size", "512"], "no encoder of that size, it has [256]"),
         (["BUILD", "--compute-units", "all"], "add --backend coreml"),
         (["BUILD", "--team", "TEAM"], "name the device with --device-udid"),
@@ -224,8 +227,9 @@ def test_a_device_that_is_not_there_and_a_team_that_is_missing(mac: Any, typed: 
 
 
 def test_python_says_the_same(exported_tiny: Path) -> None:
-    with pytest.raises(UsageError, match="at least one run"):
-        profile([exported_tiny], runs=0)
+    for runs in (0, 10**400):
+        with pytest.raises(UsageError, match="expected 1 to 10000"):
+            profile([exported_tiny], runs=runs)
     with pytest.raises(UsageError, match="no build to profile"):
         profile([])
     with pytest.raises(UsageError, match="unknown backend 'cuda'"):
@@ -239,10 +243,10 @@ def test_what_takes_long_or_swaps_or_is_busy_is_told(
     monkeypatch.setattr(measuring, "memory_bytes", lambda: 2_000_000)
     monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 3.0, 3.0))
     with pytest.raises(ExecutionError):
-        profile([exported_tiny] * 2, runs=5000, progress=heard)
+        profile([exported_tiny] * 2, backends=["mil"], runs=5000, progress=heard)
     assert [re.sub(r"[\d.]+", "N", note)[:40] for note in heard.notes] == [
         "this takes up to N minutes on the MIL ru", "all contenders are loaded at once, about",
-        "this machine is busy (load N): times wil",
+        "this machine is busy (load N): times wil", "tiny (N), mil, at stage start: not today",
     ]  # fmt: skip
 
 

@@ -17,6 +17,17 @@ OUTSIDE = """[...document.querySelectorAll('body *')]
  .filter(each => each.getBoundingClientRect().right > innerWidth + 0.5 && !each.closest('.scroll, svg, .hidden, .skip'))
  .map(each => each.tagName + '.' + each.className)"""
 LOADED = "[...document.images].every(each => each.complete && each.naturalWidth > 0)"
+# tokens that stand out of their list on the left, numbers of tiles that take two lines, columns that crowd the others
+LEFT = """[...document.querySelectorAll('.tokens li')]
+ .filter(each => each.getBoundingClientRect().left < each.parentElement.getBoundingClientRect().left - 0.5)
+ .map(each => each.textContent)"""
+LINES = """(each => { const own = document.createRange(); own.selectNodeContents(each.lastChild);
+ return new Set([...own.getClientRects()].map(box => Math.round(box.top))).size })"""
+BROKEN = f"""[...document.querySelectorAll('.tiles dd, .steps th, .steps td.amount')]
+ .filter(each => {LINES}(each) > 1).map(each => each.textContent)"""
+CROWDING = """[...document.querySelectorAll('.card table .amount')]
+ .filter(each => !each.closest('.scroll') && each.offsetWidth > 0.5 * each.closest('table').offsetWidth)
+ .map(each => each.textContent)"""
 COLOUR = "getComputedStyle(document.body).backgroundColor"
 FONT = "Math.min(...[...document.querySelectorAll('.drawing text')].map(each => each.getBoundingClientRect().height))"
 
@@ -31,6 +42,9 @@ def problems(shown: Browser, page: Path, width: int, *, dark: bool = False) -> d
         "complaints": shown.complaints(),
         "asked for": [url for url in shown.requests() if not url.startswith("data:image/")],
         "a picture is not shown": not shown.ask(LOADED),
+        "tokens that stand out": shown.ask(LEFT),
+        "numbers in two lines": shown.ask(BROKEN),
+        "columns that crowd": shown.ask(CROWDING),
         "small letters in plots": shown.ask(f"{FONT} < 11"),
     }
     return {name: value for name, value in found.items() if value}

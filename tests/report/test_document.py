@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markup import parsed
 from PIL import Image
 
 from fastvlm_ref.samples import shipped_samples
 from validation import validate
 from validation.html_report import pictures, read_report
+from validation.html_report.page import html_page
 
 
 def report(build: Path, **asked: Any) -> dict[str, Any]:
@@ -65,6 +67,20 @@ def test_blocks_and_ranges_reach_the_limits_worst_values(whole: dict[str, Any]) 
     assert max(peaks["prefill"] + peaks["decode"]) < 1000, "the mask's −10,000 is no activation"
     blocks = [row["block"] for row in whole["blocks"][2]["blocks"]]
     assert [row["block"] for row in whole["ranges"]["runs"][2]["blocks"]] == [*blocks, "head"]
+
+
+def test_a_reference_of_other_files_is_told(tiny: Path, tiny_build: Path, tmp_path: Path) -> None:
+    """Only what the build was made from can prove it: a file that is another is marked, in the data and on the page."""
+    other = shutil.copytree(tiny, tmp_path / "other")
+    with (other / "generation_config.json").open("a") as file:
+        file.write("\n")
+    found = report(tiny_build, reference=other, other_reference=True, steps=1)
+    assert found["verdict"] == "compared"
+    assert [row["file"] for row in found["build"]["reference_files"] if row["differs"]] == ["generation_config.json"]
+    page = parsed(html_page(found))
+    (marked,) = [row for row in page.all("tr") if "differs from the build's source" in row.text]
+    assert marked.attributes["class"] == "missed"
+    assert "Not the checkpoint that this build was made from." in page.text
 
 
 def test_sizes_are_the_files(whole: dict[str, Any], reported: Path) -> None:
@@ -139,4 +155,6 @@ def test_a_build_that_fails_is_reported_too(
         mine, theirs = step["pytorch"]["probability"], step["coreml"]["probability"]
         assert mine["pytorch"] > mine["coreml"], "each side prefers its own token"
         assert theirs["coreml"] > theirs["pytorch"]
-    assert len([row for row in found["differing_steps"] if row["of"] == "answer"]) == len(apart)
+    listed = [row["of"] for row in found["differing_steps"]]
+    assert listed.count("answer") == len(apart)
+    assert listed.count("language") > 0, "and those of the decoder alone"

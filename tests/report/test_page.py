@@ -154,5 +154,27 @@ def test_the_numbers_of_the_document_are_on_the_page(whole: dict[str, Any]) -> N
     assert "No benchmark" in text
 
 
+def test_a_block_of_which_nothing_is_right_is_not_exact(failed: dict[str, Any]) -> None:
+    rows = [" ".join(row.text.split()) for row in parsed(html_page(failed)).all("tr")]
+    (row,) = [row for row in rows if "misses its limit" in row]
+    assert row.endswith("∞ dB")
+    assert "exact" not in row
+
+
+def test_tiles_hold_values_to_the_documents_own_limits(document: dict[str, Any]) -> None:
+    document["ranges"] |= {"limit": 300, "ceiling": 448}  # as of fp8
+    document["ranges"]["largest"][0]["peak"] = 371
+    tiles = [" ".join(each.text.split()) for each in next(parsed(html_page(document)).all("dl")).all("div")]
+    assert "largest activation, fp16 ends at 448 missed: 371" in tiles
+
+
+@pytest.mark.parametrize(("ties", "words"), [(1, "besides 1 tie"), (2, "besides 2 ties")])
+def test_ties_are_counted_apart(document: dict[str, Any], ties: int, words: str) -> None:
+    for step in document["questions"][0]["transcript"]["steps"][:ties]:
+        step["coreml"], step["tie"] = {"id": 9, "text": "x", "probability": None}, True
+    tiles = [" ".join(each.text.split()) for each in next(parsed(html_page(document)).all("dl")).all("div")]
+    assert [tile for tile in tiles if "tokens differ" in tile] == [f"of 48 tokens differ, {words} 0"]
+
+
 def test_three_pictures_stay_small(reported: Any) -> None:
     assert reported.stat().st_size < 600_000, "243 kB; the limit for three pictures is 2 MB"

@@ -64,3 +64,40 @@ def test_a_build_is_estimated_for_every_device_of_the_table(whole: dict[str, Any
     named = [name for row in whole["devices"]["rows"] for name in row["devices"]]
     assert sorted(named) == sorted(device.name for device in DEVICES)
     assert all(row["first_token"] > 0 and row["need_bytes"] > 10**6 for row in whole["devices"]["rows"])
+
+
+def test_a_row_is_what_fit_says_in_three_digits(whole: dict[str, Any], reported: Path) -> None:
+    from validation.fit import estimate, sizes_of
+
+    for row in whole["devices"]["rows"][::5]:
+        found = estimate(sizes_of(reported.parent / "build"), row["devices"][0])
+        for name in ("first_token", "tokens_per_second"):
+            assert row[name] == float(f"{getattr(found, name):.3g}")
+        memory = found.memory
+        assert (row["need_bytes"], row["limit_bytes"], row["increased_bytes"]) == (
+            memory.weights + memory.state + memory.maps, memory.limit, memory.increased,
+        )  # fmt: skip
+        assert (row["fits"], row["basis"], row["assumed"]) == (memory.verdict, memory.basis, list(found.assumed))
+
+
+def test_what_was_assumed_is_on_the_page_once(document: dict[str, Any]) -> None:
+    rows = [ROW | {"assumed": ["34 GB/s stand in", "half of 35 TOPS"]}, ROW | {"assumed": ["half of 35 TOPS"]}]
+    document["devices"] = {"note": "checked", "rows": rows}
+    top = parsed(html_page(check(document, "it")))
+    assert "Such estimates were checked." in " ".join(top.text.split())
+    assert [each.text for each in top.all("li") if each.text in rows[0]["assumed"]] == rows[0]["assumed"]
+
+
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [((1_420_000_000,), "1.42 GB (weights"), ((920_000_000, 1_420_000_000), "920 MB to 1.42 GB, by device (weights")],
+)
+def test_memory_stands_beside_size(document: dict[str, Any], needs: tuple[int, ...], words: str) -> None:
+    document["devices"] = {"note": "checked", "rows": [ROW | {"need_bytes": need} for need in needs]}
+    text = " ".join(parsed(html_page(check(document, "it"))).text.split())
+    assert f"Held while it answers, estimated: {words}" in text
+
+
+def test_memory_sizes_are_told_as_people_say_them(document: dict[str, Any]) -> None:
+    document["devices"] = {"note": "checked", "rows": [ROW | {"memory_gb": [36, 48, 64]}]}
+    assert "36, 48 or 64 GB" in " ".join(parsed(html_page(check(document, "it"))).text.split())

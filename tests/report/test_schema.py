@@ -83,6 +83,32 @@ def test_problems_are_listed_with_their_places(document: dict[str, Any]) -> None
         check(document, "it")
 
 
+@pytest.mark.parametrize("value", ["inf", "nan", -0.1, 1e10, True, "1"])
+def test_times_are_seconds_that_can_be_drawn(document: dict[str, Any], value: Any) -> None:
+    for place in (document["times"]["contenders"][0]["stages"][0], document["devices"]["rows"][0]):
+        put(place, ("median",) if "median" in place else ("first_token",), value)
+    with pytest.raises(ReportError, match=r"first_token is .*, expected seconds, 0 at least; .*\.median is"):
+        check(document, "it")
+
+
+@pytest.mark.parametrize(
+    ("value", "good"), [(0, True), (1, True), ("nan", True), (1.01, False), (-0.1, False), ("inf", False)]
+)
+def test_probabilities_are_from_0_to_1(failed: dict[str, Any], value: Any, good: bool) -> None:
+    failed["differing_steps"][0]["coreml"]["probability"]["pytorch"] = value
+    if good:
+        html_page(check(failed, "it"))
+    else:
+        with pytest.raises(ReportError, match="expected a probability from 0 to 1"):
+            check(failed, "it")
+
+
+def test_a_picture_has_all_that_shows_it_or_nothing(document: dict[str, Any]) -> None:
+    document["pictures"][1] |= {"height": None, "type": None}
+    with pytest.raises(ReportError, match=r"pictures\.1 has data and no height, type"):
+        check(document, "it")
+
+
 @pytest.mark.parametrize(
     ("schema", "words"),
     [("1.0", "reads up to 0.1; install a newer"), ("x", "no report"), (None, "no report"), ("0.1" * 9, "no report")],

@@ -11,6 +11,7 @@ from fastvlm.errors import UsageError
 from validation.html_report import with_profile
 from validation.html_report.bars import sizes, waterfalls
 from validation.html_report.page import html_page
+from validation.html_report.schema import check
 from validation.html_report.times import taken
 
 
@@ -28,8 +29,8 @@ def profile(sha256: str, **changes: Any) -> dict[str, Any]:
     ]
     stages.append({"stage": "decode", "position": 9, "first": 1.0, "runs": None})
     own = {
-        "name": "coreml, CPU_AND_NE", "build": {"manifest_sha256": sha256}, "stages": stages,
-        "memory_bytes": {"before_load": 1, "peak": 10**9},
+        "name": "tiny on a Mac", "build": {"manifest_sha256": sha256}, "stages": stages,
+        "compute_units": "cpuAndNeuralEngine", "memory_bytes": {"before_load": 1, "peak": 10**9},
     }  # fmt: skip
     other = {**own, "name": "another build", "build": {"manifest_sha256": "0" * 64}}
     return {"schema": "0.1", "machine": {"chip": "M4", "cores": 10}, "contenders": [other, own], **changes}
@@ -41,7 +42,7 @@ def test_a_profile_takes_the_place_of_the_validations_times(document: dict[str, 
     assert found["times"]["measured_by"] == "profile"
     assert found["times"]["machine"] == "M4"
     (contender,) = found["times"]["contenders"]
-    assert (contender["name"], contender["peak_bytes"]) == ("coreml, CPU_AND_NE", 10**9)
+    assert (contender["name"], contender["peak_bytes"]) == ("tiny on a Mac", 10**9)
     (fall,) = waterfalls(found["times"])
     assert fall["total"] == pytest.approx(0.1)
     assert fall["speed"] == pytest.approx(100), "at the shortest context"
@@ -49,7 +50,38 @@ def test_a_profile_takes_the_place_of_the_validations_times(document: dict[str, 
     text = " ".join(parsed(html_page(found)).text.split())
     assert "100 ms to the first token, then 100 tokens a second" in text
     assert "Peak memory of the process: 1 GB" in text
+    assert contender["compute_units"] == "cpuAndNeuralEngine"
+    assert "Where Core ML was allowed to run: cpuAndNeuralEngine." in text
+    assert "to the first token, tiny on a Mac 100 ms" in text, "among the facts at the top"
     assert "No benchmark" not in text
+
+
+@pytest.mark.parametrize(
+    ("stages", "caption"),
+    [
+        (("encode", "prefill", "first_token", "decode"), "it: 3 s to the first token, then 1 tokens a second. "),
+        (("encode", "prefill", "first_token"), "it: 3 s to the first token. "),
+        (("prefill", "first_token"), "it: 2 s to the first token, of a picture that is encoded already. "),
+        (("preprocess", "encode"), "it: 2 s in all, without a first token. "),
+        (("decode",), "it: 1 tokens a second. "),
+        (("load_encoder",), "it: no stage of an answer was timed. "),
+        ((), "it: no stage of an answer was timed. "),
+    ],
+)
+def test_the_sum_is_called_what_it_is(document: dict[str, Any], stages: tuple[str, ...], caption: str) -> None:
+    """Of an encoder alone nothing leads to a token."""
+    rows = [{"stage": stage, "position": None, "median": 1.0, "count": 1} for stage in stages]
+    contender = {"name": "it", "compute_units": None, "peak_bytes": None, "stages": rows}
+    document["times"] = {"measured_by": "profile", "machine": None, "contenders": [contender]}
+    text = " ".join(parsed(html_page(check(document, "it"))).text.split())
+    assert caption in text
+    tile = "first_token" in stages or "encode" in stages
+    assert (", it" in text.partition("Answers")[0]) == tile, "and so in the tiles"
+
+
+def test_a_profile_of_nobody_is_a_page(document: dict[str, Any]) -> None:
+    document["times"] = {"measured_by": "profile", "machine": None, "contenders": []}
+    html_page(check(document, "it"))
 
 
 def test_bars_begin_where_the_one_before_ends(document: dict[str, Any]) -> None:
@@ -85,7 +117,7 @@ def test_a_profile_of_something_else_is_refused(document: dict[str, Any], change
 def test_stages_that_are_none_are_left_out(document: dict[str, Any], stages: Any) -> None:
     own = {"build": {"manifest_sha256": document["build"]["manifest_sha256"]}, "stages": stages, "memory_bytes": 7}
     found = with_profile(document, {"contenders": [own]}, "p.json")
-    assert found["times"]["contenders"] == [{"name": "None", "stages": [], "peak_bytes": None}]
+    assert found["times"]["contenders"] == [{"name": "None", "compute_units": None, "stages": [], "peak_bytes": None}]
     html_page(found)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Write
+from specs import Write
 
 from validation.sweep.rows import BUILDS, ROWS
 
@@ -95,6 +95,8 @@ def test_a_worker_is_killed_and_every_case_has_one_row(
     assert [(row["scheme"], row["images"], row["status"]) for row in rows] == [
         (scheme, images, "passed") for scheme in ("fp16", "int8") for images in ("reds", "blues")
     ]
+    sizes = {row["scheme"]: row["bytes"] for row in rows}
+    assert sizes["int8"] < 0.9 * sizes["fp16"]
     assert sorted(entry.name for entry in (out / ROWS).iterdir()) == sorted(f"{row['case']}.json" for row in rows)
     assert len({row["case"] for row in rows}) == 4
     assert list((out / BUILDS).iterdir()) == []

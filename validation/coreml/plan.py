@@ -2,7 +2,8 @@
 
 It can abort the process that asks (coremltools#2757), so `plans_of` asks a `PlanReader` in a child. A plan is made for
 one function: coremltools passes no function's name on, Core ML then takes the package's default. So each function is
-asked for in a copy of the package whose default it is; weights are linked, not copied.
+asked for in a copy of the package whose default it is; weights are linked, not copied. What a plan is made from lies in
+a folder of the one who asks: a process that is aborted removes nothing.
 """
 
 from __future__ import annotations
@@ -32,26 +33,28 @@ def plans_of(package: Path, functions: list[str], units: str) -> tuple[FunctionP
     process that asked.
     """
     here.need_mac("a compute plan", "`fastvlm lint` says by rules what it would be", here.PLANS)
-    reader = Child(SERVES, f"the compute plan of {package.name} on {units}", package=str(package), units=units)
-    try:
-        return tuple(
-            FunctionPlan(package.name, function, tuple(OpPlace(*row) for row in reader.call("read", function=function)))
-            for function in functions
-        )
-    finally:
-        reader.close()
+    name = f"the compute plan of {package.name} on {units}"
+    with tempfile.TemporaryDirectory() as folder:
+        reader = Child(SERVES, name, package=str(package), units=units, folder=folder)
+        try:
+            rows = {function: reader.call("read", function=function) for function in functions}
+        finally:
+            reader.close()
+    return tuple(
+        FunctionPlan(package.name, function, tuple(OpPlace(*row) for row in found)) for function, found in rows.items()
+    )
 
 
 class PlanReader:
-    """Reads the plans of one package; lives in a child."""
+    """Reads the plans of one package; lives in a child. folder: where what it compiles lies for a while."""
 
-    def __init__(self, tell: Tell, package: str, units: str) -> None:
-        self.package, self.units, self._tell = Path(package), units, tell
+    def __init__(self, tell: Tell, package: str, units: str, folder: str) -> None:
+        self.package, self.units, self.folder, self._tell = Path(package), units, folder, tell
         self._library = here.library()
 
     def read(self, function: str) -> list[list[Any]]:
         """Returns the ops of a function as rows of `OpPlace`."""
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             self._tell(f"compiling {function}")
             package = with_default(self.package, function, Path(folder))
             try:
@@ -73,6 +76,7 @@ def with_default(package: Path, function: str, folder: Path) -> Path:
     spec = parse_spec(file)
     if spec.description.defaultFunctionName not in ("", function):
         spec.description.defaultFunctionName = function
+        file.parent.chmod(0o700)  # a copied folder may be as read-only as the build's
         file.unlink()  # a link: the original must stay as it is
         file.write_bytes(spec.SerializeToString())
     return copy

@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from fastvlm.errors import ExecutionError, PackageError
 from validation.coreml import here
 from validation.coreml.units import NAMES
@@ -23,9 +25,12 @@ class CoreMLPredictor:
         library = here.library()
         with warnings.catch_warnings(record=True) as told:  # it warns where it cannot load, and fails at the first run
             warnings.simplefilter("always")
-            self._model = library.models.MLModel(
-                str(package), compute_units=library.ComputeUnit[NAMES[units]], function_name=function
-            )
+            try:
+                self._model = library.models.MLModel(
+                    str(package), compute_units=library.ComputeUnit[NAMES[units]], function_name=function
+                )
+            except (OSError, DecodeError, RuntimeError, ValueError) as error:  # no files, damaged, no such function
+                raise PackageError(f"coremltools cannot open {self._title}: {error}; export the build again") from error
         if self._model.__proxy__ is None:
             said = " ".join(str(each.message) for each in told) or "it gives no reason"
             raise PackageError(f"Core ML cannot load {self._title}: {said}")
@@ -37,10 +42,13 @@ class CoreMLPredictor:
         try:
             # a copy: coremltools puts float32 in the place of fp16 inputs
             outputs: dict[str, Any] = self._model.predict(dict(data), state)
-        except RuntimeError as error:
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:  # the last three are coremltools' own
             raise ExecutionError(f"Core ML cannot run {self._title}: {error}") from error
         return outputs
 
     def make_state(self) -> Any:
-        """Returns a fresh, zeroed state."""
-        return self._model.make_state()
+        """Returns a fresh, zeroed state; ExecutionError where Core ML makes none."""
+        try:
+            return self._model.make_state()
+        except RuntimeError as error:
+            raise ExecutionError(f"Core ML makes no state for {self._title}: {error}") from error

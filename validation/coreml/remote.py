@@ -71,7 +71,7 @@ def _listed(tools: Any) -> list[Any]:
 class DeviceBench:
     """A build on a connected device, as `validation.profiling.bench.PackageBench` is one here; lives in a child.
 
-    Durations are those that the device tells, in seconds: no transfer is in them.
+    Durations are those that the device tells, in seconds: no transfer is in them. One that it does not tell has no row.
     """
 
     def __init__(self, tell: Tell, build: str, compute_units: str | None, image_size: int | None, udid: str, team: str):
@@ -99,9 +99,10 @@ class DeviceBench:
 
     def _done(self, started: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """The result of a coroutine; ExecutionError for what the tools raise where a device or Xcode refuses."""
+        tools = self._tools
         try:
             return self._runner.run(started())
-        except (ValueError, RuntimeError, OSError, self._tools._DeviceCtlError) as error:
+        except (ValueError, RuntimeError, OSError, tools._DeviceCtlError, tools._AppBuilder.Error) as error:
             raise ExecutionError(f"the device's tools failed: {error}; unlock it, and check Xcode's signing") from error
 
     def close(self) -> None:
@@ -109,8 +110,9 @@ class DeviceBench:
         self._runner.close()
 
     def load(self) -> list[list[Any]]:
-        """Loads every function; rows as `PackageBench.load` gives them."""
-        seconds = {"load_encoder": 0.0, "load_language": 0.0}
+        """Loads every function, after what was loaded before is dropped; rows as `PackageBench.load` gives them."""
+        self._loaded.clear()
+        durations: dict[str, list[int | None]] = {}
         for part, package, function in self._functions():
             self._tell(f"load {function}")
             model = self._wrappers.RemoteMLModelAsyncWrapper(
@@ -119,8 +121,8 @@ class DeviceBench:
             )  # fmt: skip
             self._done(model.load)
             self._loaded[package, function] = model
-            seconds[part] += (model.load_duration_in_nano_seconds or 0) / 1e9
-        return [[f"{part}_core_ml", None, found] for part, found in seconds.items() if found]
+            durations.setdefault(part, []).append(model.load_duration_in_nano_seconds)
+        return [row for part, found in durations.items() for row in _row(f"{part}_core_ml", found)]
 
     def run(self) -> list[list[Any]]:
         """Runs what takes arrays and keeps no state: the encoder for Apple's app; nothing else."""
@@ -131,7 +133,7 @@ class DeviceBench:
         self._tell("encode")
         pixels = np.zeros((self.side, self.side, 3), np.uint8)
         self._done(lambda: model.predict(form.inputs(pixels)))
-        return [["encode", None, (model.last_predict_duration_in_nano_seconds or 0) / 1e9]]
+        return list(_row("encode", [model.last_predict_duration_in_nano_seconds]))
 
     def memory(self) -> dict[str, int]:
         """Nothing: the tools do not tell."""
@@ -156,3 +158,10 @@ class DeviceBench:
         for stage in self.build.language:
             for function in ("prefill", "decode") if stage.prefill else ("decode",):
                 yield "load_language", stage.package, function
+
+
+def _row(stage: str, nanoseconds: list[int | None]) -> Iterator[list[Any]]:
+    """One row with the sum of durations; none where the device keeps one of them to itself."""
+    known = [each for each in nanoseconds if each is not None]
+    if len(known) == len(nanoseconds):
+        yield [stage, None, sum(known) / 1e9]

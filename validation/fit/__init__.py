@@ -8,7 +8,7 @@ work.py, tower.py, decoder.py           FLOPs and bytes per op, in closed form; 
 stored.py, files.py, memory.py          how weights are stored, what files that makes, what is held in memory
 chips.py, timing.py                     what a chip does in a second, and what an op takes of it
 published.py, check.py                  figures that others measured, and how far the estimate is from them
-estimating.py, advice.py                all of it together, and what to export for a device
+estimating.py, advice.py                all of it together, and what to export for a device; words.py: in which units
 
 Nothing here was measured by this project. For a size no torch is imported and no model made.
 """

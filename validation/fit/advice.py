@@ -22,12 +22,13 @@ from fastvlm.errors import UsageError
 from validation.fit.estimating import ANSWER, CONTEXT, Estimate, estimate, target_of
 from validation.fit.memory import FITS
 from validation.fit.sizes import Sizes
+from validation.fit.words import size
 
 CHOICES = (
     (FP16, "ane"), ("int8", "ane"), ("lut6", "ane"), ("lut4", "ane"), (FP16, "gpu"), ("int8", "gpu"), ("int4", "gpu")
 )  # fmt: skip
 LOSING = ("int8", "lut6", "int4", "lut4", FP16)  # the first that fits is taken
-SOONER = 1.33  # times, by which the GPU must be sooner: the check's errors are about as large
+SOONER = 1.33  # times, by which the GPU must be sooner: about the engine's errors; the GPU's are larger (check.py)
 PLACES = {"ane": "the Neural Engine", "gpu": "the GPU"}
 UNKNOWN = "CHECKPOINT"  # stands in a command for what nobody can know: where the weights are
 DISTRUSTED = "4-bit palettes beside a state are reported to crash or to compute wrong numbers: try lut4 on the device"
@@ -92,13 +93,19 @@ def classes() -> tuple[tuple[Device, ...], ...]:
 def export_command(sizes: Sizes, best: Estimate, sides: Sequence[int]) -> str:
     """Returns the command that makes what was estimated; `CHECKPOINT` where only the user knows it."""
     checkpoint = sizes.checkpoint or UNKNOWN
-    stem = Path(sizes.checkpoint or sizes.name).name or "FastVLM"
+    stem = _stem(sizes.checkpoint or sizes.name)
     words = ["fastvlm", "export", checkpoint, "-o", f"{stem}-{Path(best.scheme).stem}"]
     words += ["--quantize", best.scheme] if best.scheme != FP16 else []
     words += ["--target", best.target] if best.target != "ane" else []
     words += [word for side in sides for word in ("--image-size", str(side))]
     words += ["--context", str(best.context)] if best.context != CONTEXT else []
     return " ".join(map(quoted, words))
+
+
+def _stem(name: str) -> str:
+    """What an export is named after: the folder, or a Hub id without its owner and revision."""
+    path = Path(name) if Path(name).exists() else Path(name.partition("@")[0])
+    return path.name.strip(".") or "FastVLM"
 
 
 def quoted(word: str) -> str:
@@ -175,15 +182,15 @@ def _in_words(same: Sequence[Estimate], how: str) -> Iterator[str]:
 
 
 def _sizes_in_words(each: Estimate) -> str:
-    return f"{_gb(each.files.total)} of files (an app may have {_gb(each.app_limit)}), {_memory_in_words(each)}"
+    return f"{size(each.files.total)} of files (an app may have {size(each.app_limit)}), {_memory_in_words(each)}"
 
 
 def _memory_in_words(each: Estimate) -> str:
     memory = each.memory
     if memory.limit is None or memory.increased is None:
-        return f"{_gb(memory.need)} of memory"
-    more = f", {_gb(memory.increased)} with the entitlement" if memory.increased != memory.limit else ""
-    return f"{_gb(memory.need)} of memory (it gets {_gb(memory.limit)}{more})"
+        return f"{size(memory.need)} of memory"
+    more = f", {size(memory.increased)} with the entitlement" if memory.increased != memory.limit else ""
+    return f"{size(memory.need)} of memory (it gets {size(memory.limit)}{more})"
 
 
 def _problems(each: Estimate) -> Iterator[str]:
@@ -192,8 +199,4 @@ def _problems(each: Estimate) -> Iterator[str]:
         tight = each.memory.verdict in FITS
         yield f"{_memory_in_words(each)}{', too little beside it for the app itself' if tight else ''}"
     if not each.fits_app:
-        yield f"{_gb(each.files.total)} of files (an app may have {_gb(each.app_limit)})"
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.3g} GB" if count >= 10e9 else f"{count / 1e9:.2f} GB"
+        yield f"{size(each.files.total)} of files (an app may have {size(each.app_limit)})"

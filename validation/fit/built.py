@@ -52,8 +52,17 @@ def read_built(folder: Path) -> Sizes:
         str(compression), build.target, build.image_sizes, build.context, build.query, _files(build), _state(build),
         _works(build),
     )  # fmt: skip
-    known = build.source_id == EMBEDDED or "/" in build.source_id
-    return Sizes(str(folder), "build", vision, text, build.source_id if known else None, (), built)
+    return Sizes(str(folder), "build", vision, text, _checkpoint(build), (), built)
+
+
+def _checkpoint(build: Build) -> str | None:
+    """What `fastvlm export` takes for the checkpoint that a build was made from; None where only the user knows it."""
+    source, stated = build.source_id, build.manifest["source"]
+    if source == EMBEDDED:
+        return source
+    if "/" not in source or stated.get("base") is not None:  # a folder somewhere; an adapter, with a base
+        return None
+    return f"{source}@{stated['revision']}" if isinstance(stated.get("revision"), str) else source
 
 
 def _config(folder: Path, kind: type[Any], stated: Any) -> Any:

@@ -2,10 +2,13 @@
 
 The Neural Engine:
 - peak: Apple's TOPS. Up to A16 and M3 they are taken as fp16 operations (M1 was measured at 12 TFLOP/s, Apple says
-  11); from A17 Pro and M4 on Apple counts int8, and fp16 is half of it (M4 was measured at 19, Apple says 38);
+  11); from A17 Pro and M4 on Apple counts int8, and fp16 is half of it (M4 was measured at 19, Apple says 38). Where
+  somebody measured less (M3 10 to 16.8 by the size of the ops, M4 Pro 12.6 with small ones: maderix/ANE#3) the peak
+  stays: which part of it is reached is the efficiency, and that is fitted to Apple's number of an M1 Max;
 - bandwidth: what the engine was measured to read weights with; else the smaller of M1's share of its memory's
   bandwidth (90 %) and what the engines of base chips were measured to read (63 GB/s, the median);
-- on the chip: what a generation was measured to hold, else the nearest older one;
+- on the chip: what a generation was measured to hold, else the nearest older one; of M1 Pro and Max twice M1's, which
+  nobody measured (`check.encoder_if` says what hangs on it);
 - a call: the floor that was measured on M1 and M5. Ops inside a program cost nothing beside it;
 - which compressed weights it reads as they are stored and which it makes fp16 first (ane-guide, chapter 7).
 The GPU: its cores' fp16 rate, the memory's bandwidth, and a time for each decoder layer and call (`check.py`).
@@ -18,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from fastvlm.devices import CHIPS, ENGINES, GUIDE, UNVERIFIED, Chip, Figure
+from fastvlm.devices import CHIPS, ENGINES, GUIDE, PREDICTED, UNVERIFIED, Chip, Figure
 
 COUNTS_INT8 = ("H16", "H17", "H18")  # whose TOPS Apple counts in int8
 CALL_SECONDS = {"H13": 0.23e-3, "H17": 0.11e-3}  # of one call, by the first engine that has it: GUIDE, chapter 18
@@ -112,9 +115,13 @@ def _cap() -> float:
 def _memory(chip: Chip, assumed: list[str]) -> float:
     figure = chip.memory_gbs
     assert figure is not None, chip.name  # of every chip of the table, as a test says
-    if figure.source == UNVERIFIED:
-        assumed.append(f"{figure.value:g} GB/s of {chip.name}'s memory stand in the table unverified")
+    _tell_unverified(figure, chip, "GB/s", "memory", assumed)
     return figure.value
+
+
+def _tell_unverified(figure: Figure, chip: Chip, what: str, part: str, assumed: list[str]) -> None:
+    if figure.source == UNVERIFIED:
+        assumed.append(f"{figure.value:g} {what} of {chip.name}'s {part} stand in the table unverified")
 
 
 def _figure(chip: Chip, of: Callable[[Chip], Figure | None], what: str, part: str, assumed: list[str]) -> float:
@@ -123,6 +130,7 @@ def _figure(chip: Chip, of: Callable[[Chip], Figure | None], what: str, part: st
     for each in reversed(line[: line.index(chip) + 1]):
         figure = of(each)
         if figure is not None and (each is chip or _same_tier(each, chip)):
+            _tell_unverified(figure, each, what, part, assumed)
             if each is not chip:
                 assumed.append(
                     f"nobody published {what} of {chip.name}'s {part}: {each.name}'s {figure.value:g} stand in"
@@ -138,7 +146,10 @@ def _same_tier(before: Chip, chip: Chip) -> bool:
 
 def _on_chip(chip: Chip, assumed: list[str]) -> int:
     if chip.working_set is not None:
-        return int(chip.working_set.value)
+        own = chip.working_set
+        if own.source.endswith(PREDICTED):
+            assumed.append(f"nobody measured what stays in {chip.name}'s engine: {own.value / 1e6:.1f} MB predicted")
+        return int(own.value)
     if chip.engine.working_set is not None:
         return chip.engine.working_set
     known = [each for each in ENGINES[: _ORDER[chip.engine.name]] if each.working_set is not None]

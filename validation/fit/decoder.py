@@ -1,7 +1,8 @@
 """The decoder in closed form: each op of `prefill` and `decode`, over all packages of the language model.
 
 Notable choices: the ops are those of `export.decoder_ane` and `export.decoder_gpu`, layer for layer; `prefill` does of
-the last layer nothing but keys and values, and has no head; attention is over all C positions, however few are filled.
+the last layer nothing but keys and values, of which it returns one number, and has no head; attention is over all C
+positions, however few are filled.
 What is left out (the shift of keys that a checkpoint may ask for, hidden states that one package hands to the next) is
 a few per mille. Tests hold FLOPs and bytes against packages.
 It knows no chips and no packages.
@@ -9,6 +10,7 @@ It knows no chips and no packages.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -24,7 +26,7 @@ NORM_FLOPS = 5  # of layer_norm by element; its gain is one more
 def prefill_work(text: TextConfig, query: int, context: int, target: str, stores: Stores = dense) -> list[Work]:
     """Returns the ops of one call of `prefill`: `query` rows over a state of `context` positions."""
     layers, last = _Layers(text, query, context, target, stores), text.layers - 1
-    return gathered([*layers.whole(last), *layers.norm(), *layers.write(last)])
+    return gathered([*layers.whole(last), *layers.norm(), *layers.write(last), *layers.done()])
 
 
 def decode_work(text: TextConfig, context: int, target: str, stores: Stores = dense) -> list[Work]:
@@ -58,9 +60,27 @@ class _Layers:
         return self.query * self.text.hidden_size
 
     def whole(self, count: int) -> Iterator[Work]:
-        """The first `count` layers."""
-        for number in range(count):
-            yield from (*self.norm(), *self.write(number), *self.attend(number), *self.norm(), *self.mlp(number))
+        """The first `count` layers; those that are stored alike are walked through once, however many they are."""
+        first: dict[tuple[Weights, ...], int] = {}
+        alike = Counter(first.setdefault(self.stored(number), number) for number in range(count))
+        for number, times in alike.items():
+            layer = (*self.norm(), *self.write(number), *self.attend(number), *self.norm(), *self.mlp(number))
+            yield from (work.times(times) for work in layer)
+
+    def stored(self, number: int) -> tuple[Weights, ...]:
+        """How the weights of a layer are stored, which is all that tells one layer from another."""
+        return tuple(self.stores(f"language.layers.{number}.{name}", shape) for name, shape in self.shapes())
+
+    def shapes(self) -> Iterator[tuple[str, Shape]]:
+        """The projections of a layer: name, and shape (outputs, inputs)."""
+        text, queries = self.text, self.text.heads * self.text.head_dim
+        yield "self_attn.q_proj", (queries, text.hidden_size)
+        yield "self_attn.k_proj", (text.kv_width, text.hidden_size)
+        yield "self_attn.v_proj", (text.kv_width, text.hidden_size)
+        yield "self_attn.o_proj", (text.hidden_size, queries)
+        yield "mlp.gate_proj", (text.intermediate_size, text.hidden_size)
+        yield "mlp.up_proj", (text.intermediate_size, text.hidden_size)
+        yield "mlp.down_proj", (text.hidden_size, text.intermediate_size)
 
     def linear(self, name: str, inputs: int, outputs: int, bias: bool = False) -> Work:
         """A projection of Q rows; for a GPU it reads a bias in any case."""
@@ -114,11 +134,21 @@ class _Layers:
         yield Work("concat", 0, tensors=(rows, rows))
         yield Work("slice_update", 0, state=rows, tensors=(rows,))
 
+    @property
+    def held(self) -> int:
+        """Bytes of the keys, or of the values, of one layer."""
+        return HALF * self.text.kv_width * self.context
+
+    def done(self) -> Iterator[Work]:
+        """What makes a call of prefill complete: one number, cut out of the last layer's state step by step."""
+        head = self.held // self.text.kv_heads
+        yield Work("slice_by_index", 0, state=self.held, tensors=(self.held,))
+        yield Work("slice_by_index", 0, tensors=(head, head))
+
     def attend(self, number: int) -> Iterator[Work]:
         """Attention over all positions of the state, projected, and added to the stream."""
         text, queries = self.text, self.text.heads * self.text.head_dim
-        held = HALF * text.kv_width * self.context  # keys, or values, of one layer
-        yield Work("slice_by_index", 0, state=held, tensors=(held,), count=2)
+        yield Work("slice_by_index", 0, state=self.held, tensors=(self.held,), count=2)
         yield self.linear(f"{number}.self_attn.q_proj", text.hidden_size, queries, text.qkv_bias)
         yield from self.rotary(queries)
         yield from self.scores()

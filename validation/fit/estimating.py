@@ -101,9 +101,10 @@ def estimate(
     found = named_device(device) if isinstance(device, str) else device
     if sizes.built is not None:
         scheme, target, context = _own(sizes, scheme, target, context)
-    scheme, context = scheme or FP16, context or CONTEXT
-    target = target or target_of(scheme)
-    side = image_size or (sizes.built.image_sizes[0] if sizes.built else sizes.vision.image_size)
+    scheme, context = FP16 if scheme is None else scheme, CONTEXT if context is None else context
+    target = target_of(scheme) if target is None else target
+    own = sizes.built.image_sizes[0] if sizes.built else sizes.vision.image_size
+    side = own if image_size is None else image_size
     _check(sizes, side, context, target, text_tokens)
     engine = engine_speeds(found.chip)
     speeds = engine if target == "ane" else gpu_speeds(found.chip, gpu_layer())
@@ -112,7 +113,7 @@ def estimate(
     return Estimate(
         sizes.name, found.name, found.chip.name, target, scheme, side, tokens, context,
         text_tokens, sizes.built is not None, parts.files, app_limit(found),
-        memory_of(found, parts.held(speeds.folded), parts.state, maps),
+        memory_of(found, parts.held(engine.folded, speeds.folded), parts.state, maps),
         _stages(parts, engine, speeds, target, prompt=tokens + text_tokens, layers=sizes.text.layers),
         tuple(dict.fromkeys((*engine.assumed, *speeds.assumed))),
     )  # fmt: skip
@@ -145,6 +146,10 @@ def _check(sizes: Sizes, side: int, context: int, target: str, text_tokens: int)
         raise UsageError(f"--image-size is {side}, and {sizes.name} has {held}; leave it out, or export that size")
     check_options((side,), context, built.query if built else QUERY, None, target)
     tokens = sizes.vision.tokens_at(side)
+    if text_tokens < 1:
+        raise UsageError(
+            f"text_tokens is {text_tokens}, expected 1 at least: the first token comes from the last of them"
+        )
     if tokens + text_tokens >= context:
         raise UsageError(
             f"an image of {side} pixels takes {tokens} tokens and the text {text_tokens}, --context {context} leaves "

@@ -46,8 +46,8 @@ class Files:
         return self.weights + self.embeddings + self.other
 
 
-def files_of(vision: VisionConfig, text: TextConfig, stored: Stored, target: str, images: int = 1) -> Files:
-    """Returns the files of a build with `images` image sizes, which share the encoder's weights.
+def files_of(vision: VisionConfig, text: TextConfig, stored: Stored, target: str) -> Files:
+    """Returns the files of a build with one image size; each further one is a program of 0.3 MB over the same weights.
 
     Raises UsageError where a single layer is larger than a file for `target` may be.
     """
@@ -57,7 +57,7 @@ def files_of(vision: VisionConfig, text: TextConfig, stored: Stored, target: str
     chain, parts = chunks(text, plan, sizes), head_split(text, target).count
     language = tuple(_package(sizes, chunk, parts) for chunk in chain)
     layered = sum(chunk.layers > 0 for chunk in chain)
-    other = LAYER_PROGRAM * text.layers + BLOCK_PROGRAM * sum(vision.depths) * images + TOKEN_BYTES * text.vocab_size
+    other = LAYER_PROGRAM * text.layers + BLOCK_PROGRAM * sum(vision.depths) + TOKEN_BYTES * text.vocab_size
     return Files(encoder, language, layered, table_bytes(text, stored.embeddings), other)
 
 

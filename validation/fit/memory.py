@@ -15,6 +15,8 @@ from fastvlm.devices import Device
 from fastvlm_ref.config import VisionConfig
 
 MAC_SHARE = 2 / 3  # of a Mac's memory that one app is taken to have; the rest is the system's and everybody else's
+CROWDED = 4  # GB of memory, with which Apple's own app is reported to crash
+REPORTED = "0.5B in fp16 is reported to crash there in Apple's own app (apple/ml-fastvlm#8, #24)"
 ROOM = 0.9  # of the most that an app gets: a tenth is left to the app itself, its pictures and its camera
 FITS = ("yes", "with increased-memory-limit")
 
@@ -71,11 +73,14 @@ def memory_of(device: Device, weights: int, state: int, maps: int) -> Memory:
 
 
 def _basis(device: Device, stand_in: Device) -> str:
+    """Where a limit comes from; of the smallest phones also what is reported of them."""
+    report = f"; {REPORTED}" if min(device.memory_gb) <= CROWDED else ""
     if device is stand_in:
         assert device.app_memory is not None
-        return f"measured on it: {device.app_memory.default.source}"
+        return f"measured on {device.name}: {device.app_memory.default.source}{report}"
     more = "at least " if min(device.memory_gb) > stand_in.memory_gb[0] else ""
-    return f"unknown for {device.name}; {more}what {stand_in.name} with {stand_in.memory_gb[0]} GB was measured to give"
+    what = f"{more}what {stand_in.name} with {stand_in.memory_gb[0]} GB was measured to give"
+    return f"unknown for {device.name}; {what}{report}"
 
 
 def maps_of(vision: VisionConfig, side: int) -> int:

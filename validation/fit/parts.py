@@ -32,14 +32,9 @@ class Parts:
     decode: Works
     query: int
 
-    def held(self, folded: frozenset[str]) -> int:
-        """Bytes of all weights as an engine holds them that makes the forms `folded` fp16."""
-        more = sum(
-            work.count * (weights.read(folded) - weights.stored)
-            for work in (*self.encode, *self.decode)
-            for weights in work.weights
-        )
-        return self.files.weights + more
+    def held(self, encoder: frozenset[str], language: frozenset[str]) -> int:
+        """Bytes of all weights where encoder and language model run on engines that make those forms fp16."""
+        return self.files.weights + _unfolded(self.encode, encoder) + _unfolded(self.decode, language)
 
 
 def parts_of(sizes: Sizes, side: int, context: int, scheme: str | Path, target: str) -> Parts:
@@ -52,6 +47,11 @@ def parts_of(sizes: Sizes, side: int, context: int, scheme: str | Path, target: 
         return _planned(sizes.vision, sizes.text, side, context, scheme, target)
     works = built.works
     return Parts(built.files, built.state, works[f"encode_{side}"], works["prefill"], works["decode"], built.query)
+
+
+def _unfolded(works: Works, folded: frozenset[str]) -> int:
+    """Bytes by which the weights of ops grow when the forms `folded` become fp16."""
+    return sum(work.count * (weights.read(folded) - weights.stored) for work in works for weights in work.weights)
 
 
 @lru_cache(maxsize=256)

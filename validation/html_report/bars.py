@@ -13,7 +13,7 @@ FITS = {  # what `fit` says: in words, and which badge
     "yes": ("fits", "good"), "with increased-memory-limit": ("fits with increased-memory-limit", "tie"),
     "no": ("does not fit", "bad"), "unknown": ("its limit is unknown", "tie"),
 }  # fmt: skip
-DECODE, WHOLE = "decode", "to_first_token"
+FIRST, DECODE, WHOLE = "first_token", "decode", "to_first_token"
 STAGES = (
     ("preprocess", "Picture", "to a square of pixels"),
     ("encode", "Encoder", "pixels to image tokens"),
@@ -53,12 +53,23 @@ def _waterfall(contender: dict[str, Any], longest: float) -> dict[str, Any]:
     token = next((_seconds(row) for row in answer if row["stage"] == DECODE), None)
     return {
         "name": contender["name"],
+        "units": contender["compute_units"],
         "total": before,
+        "until": _until({row["stage"] for row in answer}),
         "speed": 1 / token if token else None,
         "rows": [*_bars(answer, longest)],
         "others": [*_others([row for row in contender["stages"] if row not in answer])],
         "peak": contender["peak_bytes"],
     }
+
+
+def _until(stages: set[str]) -> str | None:
+    """What the stages before further tokens lead to, in words; None where there are none."""
+    if FIRST in stages:
+        return (
+            "to the first token" if "encode" in stages else "to the first token, of a picture that is encoded already"
+        )
+    return "in all, without a first token" if stages - {DECODE} else None
 
 
 def _bars(answer: list[dict[str, Any]], longest: float) -> Iterator[dict[str, Any]]:

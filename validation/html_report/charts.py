@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from itertools import repeat
 from typing import Any
 
 from validation.html_report.plot import Chart, Point, Rule, Scale, Series, bands, places
-from validation.html_report.words import as_float, decibel, number
+from validation.html_report.words import as_float, decibel, loss, number
 
 STEP_LABELS = 8  # steps from one label to the next
 
@@ -57,11 +58,17 @@ def block_chart(run: dict[str, Any]) -> Chart:
 
 def _furthest(rows: list[dict[str, Any]], limit: float) -> str:
     """Which block is furthest behind fp16 alone, in words."""
-    worst = max(rows, key=lambda row: as_float(row["loss_db"]))
-    loss, name = as_float(worst["loss_db"]), short(worst["block"])
-    if loss <= 0:
-        return f"No block is behind that; nearest to it is {name}, {decibel(-loss)} better."
-    return f"Furthest behind that is {name}, by {decibel(loss)}; {number(limit)} dB are allowed."
+    worst = max(rows, key=lambda row: _as_bad(row["loss_db"]))
+    behind, name = as_float(worst["loss_db"]), short(worst["block"])
+    if behind <= 0:
+        return f"No block is behind that; nearest to it is {name}, {loss(-behind)} better."
+    return f"Furthest behind that is {name}, by {loss(behind)}; {number(limit)} dB are allowed."
+
+
+def _as_bad(value: Any) -> float:
+    """A number for comparing: what is none is worse than any."""
+    found = as_float(value)
+    return math.inf if math.isnan(found) else found
 
 
 def range_chart(run: dict[str, Any], ranges: dict[str, Any]) -> Chart:
@@ -69,7 +76,7 @@ def range_chart(run: dict[str, Any], ranges: dict[str, Any]) -> Chart:
     rows, limit, ceiling = run["blocks"], as_float(ranges["limit"]), as_float(ranges["ceiling"])
     peaks = [as_float(row["peak"]) for row in rows]
     scale = Scale([*peaks, 1.0, 1e5], powers=True)
-    largest = max(rows, key=lambda row: as_float(row["peak"]))
+    largest = max(rows, key=lambda row: _as_bad(row["peak"]))
     points = _points(places(len(rows)), map(scale.y, peaks), [not peak <= limit for peak in peaks])
     return Chart(
         f"range-{run['function']}",
@@ -96,7 +103,7 @@ def step_chart(transcript: dict[str, Any], identity: str) -> Chart:
     errors = [2 * as_float(step["logit_error"]) for step in steps]
     scale, across = Scale([*margins, *errors], powers=True), places(len(steps))
     flags = [step["pytorch"]["id"] != step["coreml"]["id"] for step in steps]
-    closest = min(range(len(steps)), key=lambda place: margins[place] - errors[place])
+    closest = max(range(len(steps)), key=lambda place: _as_bad(errors[place] - margins[place]))
     return Chart(
         f"steps-{identity}",
         "How sure PyTorch was of each token, and how far off the package is",

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastvlm.build import Build
 from validation.fit import advice, check, sizes
+from validation.limits import storable
 
 PARTLY = "estimated for whole builds alone; this one was exported with --only, or for somebody else's app"
 
@@ -39,7 +40,7 @@ def _row(group: Sequence[Any], answer: Any) -> dict[str, Any]:
         "limit_bytes": memory.limit,
         "increased_bytes": memory.increased,
         "basis": memory.basis,
-        "first_token": own.first_token,
-        "tokens_per_second": own.tokens_per_second,
+        "first_token": storable(own.first_token),
+        "tokens_per_second": storable(own.tokens_per_second),
         "assumed": list(own.assumed),
     }

@@ -53,7 +53,8 @@ def _environment() -> Environment:
         differing=views.differing, missed_block=missed_block, beyond=beyond, differ_by_blanks=words.differ_by_blanks,
     )  # fmt: skip
     made.filters.update(
-        number=words.number, decibel=words.decibel, share=words.share, size=words.size, seconds=words.seconds,
+        number=words.number, decibel=words.decibel, loss=words.loss, either=words.either, share=words.share,
+        size=words.size, seconds=words.seconds,
         bound=words.bound, token=words.token, pieces=words.pieces, short=charts.short,
         groupby_rung=by_rung,
     )  # fmt: skip

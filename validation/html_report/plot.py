@@ -7,9 +7,9 @@ without being scaled, and its letters keep their size. `FIELD` is the narrowest 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
 
 from validation.html_report.words import raised
 
@@ -17,6 +17,7 @@ HEIGHT, TOP, FOOT = 232, 16, 24  # pixels: of a plot, above its field, below it
 MANY = 32  # points beyond which markers are small
 LARGEST = 1e12  # that a scale reaches; NaN and infinities are beyond it
 FIELD, LETTER = 250, 6.6  # pixels: of the narrowest field, of a letter
+STRIDES = (1, 2, 4, 5, 10, 20, 50)  # places from one label to the next
 
 
 @dataclass(frozen=True)
@@ -159,20 +160,37 @@ def bands(groups: Sequence[str]) -> list[Band]:
 
     Where every place has a name of its own, no stripe is drawn.
     """
-    found: list[Band] = []
     striped = any(one == two for one, two in pairwise(groups))
-    each, start, free = 100 / len(groups), 0, 0.0
-    while start < len(groups):
-        end = start
-        while end < len(groups) and groups[end] == groups[start]:
-            end += 1
-        wide = 100 * LETTER * len(groups[start]) / FIELD
-        left = each * (start + end) / 2 - wide / 2
-        fits = left >= max(free, 0) and left + wide <= 100
-        free = left + wide + 100 * LETTER / FIELD if fits else free
-        label = groups[start] if fits else ""
-        found.append(
-            Band(round(start * each, 3), round((end - start) * each, 3), label, striped and len(found) % 2 == 0)
-        )
-        start = end
-    return found
+    each, start = 100 / len(groups), 0
+    found: list[Band] = []
+    for name, run in groupby(groups):
+        count = len(list(run))
+        even = striped and len(found) % 2 == 0
+        found.append(Band(round(start * each, 3), round(count * each, 3), name, even))
+        start += count
+    shown = _fitting(found, range(len(found))) if striped else _evenly(found)
+    return [band if place in shown else replace(band, label="") for place, band in enumerate(found)]
+
+
+def _fitting(found: Sequence[Band], asked: Iterable[int]) -> set[int]:
+    """Those of the bands `asked` for whose labels fit, one after the other."""
+    shown, free = set(), -50 * LETTER / FIELD  # half a letter may stand out
+    for place in asked:
+        wide = 100 * LETTER * len(found[place].label) / FIELD
+        left = found[place].middle - wide / 2
+        if free <= left and left + wide <= 100:
+            shown.add(place)
+            free = left + wide + 100 * LETTER / FIELD
+    return shown
+
+
+def _evenly(found: Sequence[Band]) -> set[int]:
+    """Every second, fourth, fifth … of numbered places, in equal steps, and names behind them where they fit."""
+    numbered = [place for place, band in enumerate(found) if band.label.isdigit()]
+    named = {place for place, band in enumerate(found) if not band.label.isdigit()}
+    for step in STRIDES:
+        asked = numbered[::step]
+        shown = _fitting(found, sorted({*asked, *named}))
+        if shown.issuperset(asked):
+            return shown
+    return _fitting(found, range(len(found)))

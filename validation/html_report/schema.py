@@ -21,6 +21,7 @@ from validation.html_report.pictures import TYPES
 SCHEMA, TOOL = "0.1", "fastvlm"
 NOT_FINITE = ("inf", "-inf", "nan")
 LARGEST = 1e300  # JSON has whole numbers that no float holds
+LONGEST = 1e9  # seconds, thirty years: what a page can draw
 LISTED = 10  # problems that one error names
 
 
@@ -49,6 +50,14 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
+def _is_seconds(value: Any) -> bool:
+    return not isinstance(value, str) and _is_number(value) and 0 <= value <= LONGEST
+
+
+def _is_chance(value: Any) -> bool:
+    return value == "nan" or (not isinstance(value, str) and _is_number(value) and 0 <= value <= 1)
+
+
 def _is_base64(value: Any) -> bool:
     try:
         return isinstance(value, str) and bool(base64.b64decode(value, validate=True))
@@ -64,10 +73,12 @@ TEXT = Kind("text", lambda value: isinstance(value, str))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number", _is_count)
 NUMBER = Kind("a number", _is_number)
+SECONDS = Kind("seconds, 0 at least", _is_seconds)
+CHANCE = Kind("a probability from 0 to 1", _is_chance)
 BASE64 = Kind("base64", _is_base64)
 PART = _one_of("encoder", "language")
 
-_CHANCES = Maybe({"coreml": NUMBER, "pytorch": NUMBER})  # of the package's token, of the reference's
+_CHANCES = Maybe({"coreml": CHANCE, "pytorch": CHANCE})  # of the package's token, of the reference's
 _TOKEN = {"id": COUNT, "text": TEXT, "probability": _CHANCES}
 _STEP = {
     "pytorch": _TOKEN, "coreml": _TOKEN, "margin": NUMBER, "logit_error": NUMBER, "kl": NUMBER, "tie": FLAG,
@@ -146,7 +157,7 @@ FIELDS: dict[str, Any] = {
                     "devices": [TEXT], "kind": _one_of("phone", "tablet", "mac"), "chip": TEXT, "memory_gb": [COUNT],
                     "image_size": COUNT, "fits": _one_of("yes", "with increased-memory-limit", "no", "unknown"),
                     "leaves_room": FLAG, "fits_app": FLAG, "need_bytes": COUNT, "limit_bytes": Maybe(COUNT),
-                    "increased_bytes": Maybe(COUNT), "basis": TEXT, "first_token": NUMBER,
+                    "increased_bytes": Maybe(COUNT), "basis": TEXT, "first_token": SECONDS,
                     "tokens_per_second": NUMBER, "assumed": [TEXT],
                 }
             ],
@@ -157,8 +168,8 @@ FIELDS: dict[str, Any] = {
             "measured_by": _one_of("validation", "profile"), "machine": Maybe(TEXT),
             "contenders": [
                 {
-                    "name": TEXT, "peak_bytes": Maybe(COUNT),
-                    "stages": [{"stage": TEXT, "position": Maybe(COUNT), "median": NUMBER, "count": COUNT}],
+                    "name": TEXT, "compute_units": Maybe(TEXT), "peak_bytes": Maybe(COUNT),
+                    "stages": [{"stage": TEXT, "position": Maybe(COUNT), "median": SECONDS, "count": COUNT}],
                 }
             ],
         }
@@ -209,7 +220,11 @@ def _checked(value: Any, kind: Any, path: str, problems: list[str]) -> Any:
 
 
 def _outside(document: dict[str, Any]) -> Iterator[str]:
-    """Numbers that point at nothing."""
+    """Numbers that point at nothing, and copies of pictures that nothing says how to show."""
+    for place, picture in enumerate(document["pictures"]):
+        absent = [key for key in ("width", "height", "type") if picture["data"] is not None and picture[key] is None]
+        if absent:
+            yield f"pictures.{place} has data and no {', '.join(absent)}"
     for place, question in enumerate(document["questions"]):
         if question["picture"] >= len(document["pictures"]):
             yield f"questions.{place}.picture is {question['picture']}, there are {len(document['pictures'])} pictures"

@@ -1,8 +1,8 @@
 """Where the time of an answer goes: as the validation took it, or as `fastvlm profile` measured it.
 
 Both become the same rows, medians in seconds by stage. What a validation took is no benchmark and says so
-(`validation.stopwatch`); a profile names its machine and how often it ran. Of a profile those contenders count that
-ran the report's own build.
+(`validation.stopwatch`); a profile names its machine, how often it ran, and where Core ML was allowed to run. Of a
+profile those contenders count that ran the report's own build.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def taken(seconds: Mapping[str, list[float]], backend: str) -> dict[str, Any] | 
     stages = [_row(stage, None, median(values), len(values)) for stage, values in seconds.items() if values]
     if not stages:
         return None
-    contender = {"name": backend, "stages": stages, "peak_bytes": None}
+    contender = {"name": backend, "compute_units": None, "stages": stages, "peak_bytes": None}
     return {"measured_by": VALIDATION, "machine": None, "contenders": [contender]}
 
 
@@ -70,9 +70,10 @@ def _machine(profile: Mapping[str, Any]) -> str | None:
 def _contender(row: Mapping[str, Any]) -> dict[str, Any]:
     memory = row.get("memory_bytes")
     peak = memory.get("peak") if isinstance(memory, dict) else None
-    stages = row.get("stages")
+    stages, units = row.get("stages"), row.get("compute_units")
     return {
         "name": text(row.get("name")),
+        "compute_units": text(units) if units else None,
         "stages": [*_stages(stages if isinstance(stages, list) else [])],
         "peak_bytes": peak if _is_count(peak) else None,
     }

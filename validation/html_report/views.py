@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from validation.html_report.bars import waterfalls
-from validation.html_report.words import bound, decibel, number, plain, seconds, size
+from validation.html_report.words import as_float, bound, decibel, number, plain, seconds, size
 
 HEADS = {
     "passed": "Passed: every limit holds",
@@ -68,7 +68,7 @@ def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
         divergences = sum(not step["tie"] for step in apart)
         ties = len(apart) - divergences
         yield (
-            f"of {len(steps)} tokens differ{f', besides {ties} ties' if ties else ''}",
+            f"of {len(steps)} tokens differ{f', besides {ties} {_ties(ties)}' if ties else ''}",
             str(divergences),
             divergences > 0,
         )
@@ -81,13 +81,18 @@ def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
             row = limits[key]
             yield f"{label}, {bound(row)}", shown(row["value"]), not row["passed"]
     if report["ranges"]:
-        row = report["ranges"]["largest"][0] if report["ranges"]["largest"] else None
-        if row:
-            yield "largest activation, fp16 ends at 65,504", number(row["peak"]), not float(row["peak"]) <= 32768
+        ranges = report["ranges"]
+        for row in ranges["largest"][:1]:
+            beyond = not as_float(row["peak"]) <= as_float(ranges["limit"])
+            yield f"largest activation, fp16 ends at {number(ranges['ceiling'])}", number(row["peak"]), beyond
     yield "the whole build", size(report["sizes"]["total_bytes"]), False
     if report["times"] and report["times"]["measured_by"] == "profile":
-        fall = waterfalls(report["times"])[0]
-        yield f"to the first token, {plain(fall['name'])}", seconds(fall["total"]), False
+        for fall in [each for each in waterfalls(report["times"]) if each["until"]][:1]:
+            yield f"{fall['until']}, {plain(fall['name'])}", seconds(fall["total"]), False
+
+
+def _ties(count: int) -> str:
+    return "tie" if count == 1 else "ties"
 
 
 def answers(report: dict[str, Any]) -> dict[str, str]:
@@ -145,11 +150,15 @@ def _facts(build: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
     yield "Conversation", build["template"]
     yield (
         "Context",
-        f"{build['context']} positions, prefill in chunks of {build['query_length']}" if build["context"] else None,
+        f"{build['context']} positions{_chunks(build['query_length'])}" if build["context"] else None,
     )
     yield "Scaled for fp16", "yes, by exact powers of two" if build["protected"] else "no"
     yield "Saturated weights", f"of {build['saturated']} tensors" if build["saturated"] else None
     yield "Made by", f"fastvlm {build['made_by']}, manifest {build['manifest_schema']}"
+
+
+def _chunks(rows: int | None) -> str:
+    return f", prefill in chunks of {rows}" if rows else ""
 
 
 def _compression(record: dict[str, Any]) -> str:

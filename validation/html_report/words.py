@@ -7,6 +7,7 @@ import re
 import unicodedata
 from typing import Any
 
+COUNTED = 1e9  # below it a number is written out
 _SEEN = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
 
 
@@ -16,15 +17,15 @@ def as_float(value: Any) -> float:
 
 
 def number(value: Any) -> str:
-    """Returns three digits, a count as a count, and ∞ for what no number says."""
+    """Returns three digits, a count as a count, and ∞ for what no number says; powers of ten where they must be."""
     found = as_float(value)
     if math.isnan(found):
         return "no number"
     if math.isinf(found):
         return "∞" if found > 0 else "−∞"
-    if found.is_integer() and abs(found) < 1e9:
-        return f"{found:,.0f}".replace("-", "−")
     text = f"{found:.3g}"
+    if abs(found) < COUNTED and (found.is_integer() or abs(found) >= 1000):
+        return f"{found if found.is_integer() else float(text):,.0f}".replace("-", "−")
     mantissa, _, exponent = text.partition("e")
     if exponent:
         text = f"{mantissa}×10{raised(int(exponent))}"
@@ -44,6 +45,18 @@ def decibel(value: Any) -> str:
     if found == math.inf:
         return "exact"
     return f"{found:.1f} dB".replace("-", "−")
+
+
+def loss(value: Any) -> str:
+    """Returns how many dB worse something is; ∞ where nothing of it is right, which `decibel` would call exact."""
+    found = as_float(value)
+    return decibel(found) if math.isfinite(found) or math.isnan(found) else f"{number(found)} dB"
+
+
+def either(counts: list[int]) -> str:
+    """Returns numbers of which one holds: "8 or 16", "36, 48 or 64"."""
+    *others, last = [str(count) for count in counts] or ["?"]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def share(value: Any) -> str:

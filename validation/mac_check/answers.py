@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from fastvlm.build import Build
-from fastvlm.errors import BuildError
+from fastvlm.errors import BuildError, ImageError
 from fastvlm_ref.image import open_image, preprocess
 from fastvlm_ref.samples import shipped_samples
 from validation.metrics import kl_divergence, max_error, psnr_db, snr_db
@@ -25,6 +24,7 @@ from validation.profiling.bench import PackageBench
 from validation.selftest import FOLDER
 
 STEPS = 16
+PICTURE = "picture.png"
 SERVES = "validation.mac_check.answers:AnswerBench"
 
 
@@ -78,7 +78,8 @@ def selftest(build: Build) -> dict[str, Any] | None:
         for key in ("ids_before_image", "ids_after_image", "greedy_ids"):
             if not all(isinstance(i, int) and 0 <= i < build.vocab_size for i in known[key]):
                 raise ValueError(f"{key} holds what is no id")
-    except (ValueError, KeyError, TypeError) as error:
+        open_image(build.folder / FOLDER / PICTURE)
+    except (ImageError, OSError, ValueError, KeyError, TypeError) as error:
         raise BuildError(f"{file} is damaged ({error}); run `fastvlm validate` on the build again") from error
     return dict(known)
 
@@ -86,7 +87,7 @@ def selftest(build: Build) -> dict[str, Any] | None:
 def _pixels(build: Build, side: int, known: dict[str, Any] | None) -> NDArray[np.uint8]:
     """RGB bytes (N, N, 3) of the self-test's picture where it has the side, else of the first shipped one."""
     if known is not None:
-        pixels = np.asarray(Image.open(build.folder / FOLDER / "picture.png").convert("RGB"))
+        pixels = np.asarray(open_image(build.folder / FOLDER / PICTURE))
         if pixels.shape == (side, side, 3):
             return pixels
     return preprocess(open_image(shipped_samples()[0].picture), side, build.image_rule)
@@ -96,7 +97,7 @@ def _pixels(build: Build, side: int, known: dict[str, Any] | None) -> NDArray[np
 class Difference:
     """How far Core ML is from the MIL runtime. tokens, logits: metrics by name, None where the build has no such part.
 
-    differing_steps: at which steps (from 1) the best id is another than the one that leads; steps: how many there are.
+    differing_steps: at which steps (from 1) Core ML's best id is another than the MIL runtime's; steps: how many.
     """
 
     tokens: dict[str, float] | None
@@ -105,8 +106,8 @@ class Difference:
     differing_steps: tuple[int, ...]
 
 
-def difference(mil: Path, core_ml: Path, led: Sequence[int], best: Sequence[int]) -> Difference:
-    """Compares two files of `AnswerBench.answer`; `led` are the ids that led both, `best` those of Core ML."""
+def difference(mil: Path, core_ml: Path, expected_ids: Sequence[int], ids: Sequence[int]) -> Difference:
+    """Compares two answers, each with its file and its best ids: the MIL runtime's and Core ML's."""
     with np.load(mil) as expected, np.load(core_ml) as found:
         metrics = {
             part: {
@@ -119,5 +120,5 @@ def difference(mil: Path, core_ml: Path, led: Sequence[int], best: Sequence[int]
         if "logits" in metrics:
             rows = zip(expected["logits"], found["logits"], strict=True)
             metrics["logits"]["kl"] = max(kl_divergence(mine, theirs) for mine, theirs in rows)
-    other = tuple(step for step, (a, b) in enumerate(zip(led, best, strict=False), 1) if a != b)
-    return Difference(metrics.get("tokens"), metrics.get("logits"), len(best), other)
+    other = tuple(step for step, (a, b) in enumerate(zip(expected_ids, ids, strict=True), 1) if a != b)
+    return Difference(metrics.get("tokens"), metrics.get("logits"), len(ids), other)

@@ -75,3 +75,10 @@ def beside_lint(
                 for rule in each.rules if each.verdict == "leaves" else (STAYS,) if each.verdict == STAYS else ():
                     rows.setdefault(rule, Beside(rule)).add(each, place)
     return list(rows.values()), dict(edge)
+
+
+def engine_ops(plans: Iterable[FunctionPlan]) -> int:
+    """Returns how many ops plans put on the Neural Engine. None at all: it does not answer there, as on a virtual
+    machine, and where ops are says nothing of any rule.
+    """
+    return sum(op.device == ENGINE for plan in plans for op in plan.ops)

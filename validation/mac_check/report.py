@@ -7,7 +7,8 @@ name of a build or a checkpoint. `read_report` reads one back (docs/generate_dev
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib import metadata
@@ -16,7 +17,7 @@ from typing import Any
 
 from fastvlm import __version__
 from fastvlm.build import Build
-from fastvlm.errors import BuildError
+from fastvlm.errors import BuildError, OutputError
 from fastvlm.hashes import sha256_file
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import dump
@@ -33,7 +34,11 @@ FILE = "device-report.json"
 
 @dataclass(frozen=True)
 class Checked:
-    """One build on this Mac. differences: by compute units, of those that ran; lint_device: whose limits judged."""
+    """One build on this Mac.
+
+    differences: by compute units, of those that ran; lint_device: whose limits judged; engine_ops: how many ops the
+    plans put on the Neural Engine that were held beside the rules.
+    """
 
     build: Build
     profile: Profile
@@ -41,11 +46,12 @@ class Checked:
     rules: Sequence[Beside]
     edge: dict[str, int]
     lint_device: str | None
+    engine_ops: int
 
     @property
     def problems(self) -> list[str]:
-        """What is not as it should be, in words: what failed, and ids that are not the self-test's."""
-        found = [f"{failure.contender}: {failure.kind} at stage {failure.stage}" for failure in self.profile.failures]
+        """What is not as it should be, in words for this Mac's owner: what failed, and ids that differ."""
+        found = [failure.told for failure in self.profile.failures]
         for units, each in self.differences.items():
             if each.differing_steps:
                 steps = ", ".join(map(str, each.differing_steps))
@@ -66,6 +72,7 @@ class Checked:
             "differences": {units: _difference(each) for units, each in self.differences.items()},
             "placement": {
                 "judged_for": self.lint_device,
+                "engine_ops": self.engine_ops,
                 "rules": [row.as_json() for row in self.rules],
                 "edge": self.edge,
             },
@@ -106,6 +113,22 @@ def report_of(machine: Machine, checked: Sequence[Checked]) -> dict[str, Any]:
     }
 
 
+def check_place(path: Path) -> None:
+    """Raises OutputError, before any work, for a place that cannot be written or holds something else than a report."""
+    folder = path.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        found = "may not be written by this user" if folder.is_dir() else "is no folder"
+        raise OutputError(f"-o {path}: {folder} {found}; choose another place")
+    if not path.exists():
+        return
+    try:
+        read_report(path)
+    except BuildError as error:
+        raise OutputError(
+            f"-o {path} is there and no device report; choose another name, or remove it yourself"
+        ) from error
+
+
 def write_report(path: Path, content: dict[str, Any]) -> None:
     """Writes device-report.json, whole or not at all."""
     replace_file(path, dump(content))
@@ -116,11 +139,36 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
         major = int(content["schema"].partition(".")[0])
-        machine, rules = content["machine"], [row for each in content["builds"] for row in each["placement"]["rules"]]
-        good = all(isinstance(machine[key], str) for key in ("chip", "system")) and isinstance(content["date"], str)
-        good &= all(isinstance(row["rule"], str) and isinstance(row["agree"] + row["differ"], int) for row in rules)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BuildError(f"{path} is no device report ({error}); make one with `make mac-check`") from error
-    if major > int(SCHEMA.partition(".")[0]) or not good:
+    if major > int(SCHEMA.partition(".")[0]):
         raise BuildError(f"{path} is a device report of schema {content['schema']}, expected {SCHEMA}; update fastvlm")
+    try:
+        wrong = [name for name, holds in _fields(content) if not holds]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BuildError(f"{path} lacks a field of a device report ({error}); run `make mac-check` again") from error
+    if wrong:
+        raise BuildError(f"{path} is a damaged device report ({', '.join(wrong)}); run `make mac-check` again")
     return dict(content)
+
+
+def _fields(content: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """What docs/device-truth.md is made of, each with whether it is of its type; KeyError and the like where not."""
+    for key in ("chip", "system"):
+        yield f"machine.{key}", isinstance(content["machine"][key], str)
+    yield "date", isinstance(content["date"], str)
+    for build in content["builds"]:
+        yield "what", build["what"].keys() >= {"layers", "hidden_size", "target", "compression"}
+        for row in build["placement"]["rules"]:
+            yield "placement.rules", isinstance(row["rule"], str) and isinstance(row["agree"] + row["differ"], int)
+        yield "placement.engine_ops", isinstance(build["placement"]["engine_ops"], int)
+        for found in build["differences"].values():
+            yield "differences.steps", isinstance(found["steps"] - len(found["differing_steps"]), int)
+            told = [
+                values[name] for values, name in ((found["tokens"], "psnr_db"), (found["logits"], "snr_db")) if values
+            ]
+            yield "differences", all(isinstance(value, (int, float, str)) for value in told)
+        for contender in build["profile"]["contenders"]:
+            yield "profile", contender["compute_units"] is None or isinstance(contender["compute_units"], str)
+            medians = [row["runs"]["median"] for row in contender["stages"] if row["stage"] and row["runs"]]
+            yield "profile.stages", all(isinstance(median, (int, float)) for median in medians)

@@ -10,8 +10,9 @@ from validation.mac_check.report import Checked
 
 def lines(checked: Checked) -> Iterator[str]:
     """One line for each choice of compute units, then one for each rule."""
-    text = checked.build.manifest["model"]["text"]
-    yield f"\n{checked.build.target} build, {text.get('num_hidden_layers')} layers of {text.get('hidden_size')}:"
+    build, text = checked.build, checked.build.manifest["model"]["text"]
+    sizes = f"{text.get('layers')} layers of {text.get('hidden_size')}"
+    yield f"\n{build.folder.resolve().name}: {build.target} build, {sizes}:"
     for result in checked.profile.results:
         contender = result.contender
         units = contender.compute_units or contender.backend
@@ -21,13 +22,15 @@ def lines(checked: Checked) -> Iterator[str]:
         yield f"  {units:<20} {times or 'not measured'}{_beside(checked.differences.get(units))}"
         for plan in result.plan or ():
             shares = ", ".join(f"{device} {share:.4g} %" for device, share in plan.op_percent.items() if share)
-            yield f"  {'':<20} {plan.function}: ops {shares or 'not told'}"
+            yield f"  {'':<20} {plan.package} {plan.function}: ops {shares or 'not told'}"
     judged = checked.lint_device or "every device of the table"
     yield f"  Core ML's plan beside the rules (for {judged}):"
     for row in checked.rules:
         other = ", ".join(f"{op} {count}" for op, count in sorted(row.differing.items()))
         differ = f"{row.differ} ({other})" if other else "0"
         yield f"    {row.rule:<16} agree {row.agree}, differ {differ}, untold {row.untold}"
+    if any(row.agree or row.differ for row in checked.rules) and not checked.engine_ops:
+        yield "    no op is on the Neural Engine: it does not answer here, and this confirms no rule"
 
 
 def _beside(found: Difference | None) -> str:
@@ -38,5 +41,7 @@ def _beside(found: Difference | None) -> str:
         for name, values in (("tokens", found.tokens), ("logits", found.logits))
         if values is not None
     ]
-    same = "same ids" if not found.differing_steps else f"{len(found.differing_steps)} of {found.steps} ids differ"
-    return f"; {', '.join(parts)}; {same}"
+    if found.steps:
+        differ = len(found.differing_steps)
+        parts.append(f"{differ} of {found.steps} ids differ" if differ else "same ids")
+    return f"; {', '.join(parts)}"

@@ -11,6 +11,7 @@ from typing import Any
 from fastvlm.build import COMPUTE_UNITS, Build, read_build
 from fastvlm.errors import UsageError
 from validation.backends import check_backend
+from validation.coreml import here
 from validation.coreml.remote import ConnectedDevice, connected_devices
 from validation.coreml.units import OF_TARGET, check_units
 from validation.profiling.workload import Workload, workload_of
@@ -51,7 +52,7 @@ class Contender:
 class Asked:
     """What a user asks for: backends, compute units (none: every choice), an image size, a connected device."""
 
-    backends: Sequence[str] = ()  # none: the MIL runtime, or the device alone where one is named
+    backends: Sequence[str] = ()  # none: the device alone where one is named, else Core ML on a Mac, or the MIL runtime
     compute_units: Sequence[str] = ()
     image_size: int | None = None
     device_udid: str | None = None
@@ -60,7 +61,8 @@ class Asked:
     @property
     def runtimes(self) -> tuple[str, ...]:
         """The backends on this machine."""
-        return tuple(dict.fromkeys(self.backends or (() if self.device_udid else ("mil",))))
+        usual = "coreml" if here.system() == "darwin" else "mil"
+        return tuple(dict.fromkeys(self.backends or (() if self.device_udid else (usual,))))
 
 
 def contenders_of(builds: Sequence[str | Path], asked: Asked) -> list[Contender]:
@@ -88,6 +90,8 @@ def contenders_of(builds: Sequence[str | Path], asked: Asked) -> list[Contender]
             for there in asked.compute_units or (OF_TARGET[build.target],):
                 label = f"{name}, {_label(device.kind, there)}"
                 found.append(Contender(label, build, "coreml", there, *common, device, asked.team or "", DEVICE_BENCH))
+    if "coreml" in asked.runtimes:
+        here.library()  # last: it takes seconds where it is there
     return found
 
 

@@ -26,6 +26,7 @@ from validation.profiling.workload import TOKENS
 STARTING = 3.0  # seconds for a process and its libraries
 LOADING = 1.0  # seconds; the MIL runtime maps a package's weights
 WORTH_SAYING = 20.0
+MOST_RUNS = 10_000
 BUSY = 0.8  # processes that want to run besides; two threads that wait for each other then wait for a third one too
 
 
@@ -42,29 +43,38 @@ def profile(
 ) -> Profile:
     """Measures every build on every backend, each in a process of its own, one run of each in turn.
 
-    `backends` none: the MIL runtime, or the device alone where `device_udid` names one that is connected to this Mac
-    (`team` is the developer team that signs the app for it). `compute_units` are Core ML's (none: every choice),
-    `image_size` is one of the build's (None: its first). Raises UsageError (runs, size, units), MissingDependency (a
-    backend that this machine lacks), BuildError and PromptError before anything starts. A contender that fails later is
-    in `failures`, and the others go on; where none is left, its error is raised.
+    `backends` none: Core ML on a Mac, the MIL runtime elsewhere, or the device alone where `device_udid` names one that
+    is connected to this Mac (`team` is the developer team that signs the app for it). `compute_units` are Core ML's
+    (none: every choice), `image_size` is one of the build's (None: its first), `runs` are 1 to MOST_RUNS. Raises
+    UsageError (runs, size, units), MissingDependency (a backend that this machine lacks), BuildError and PromptError
+    before anything starts. A contender that fails later is in `failures`, and the others go on; where none is left, the
+    first error is raised, and `progress` is told the others.
     """
-    if runs < 1:
-        raise UsageError(f"--runs is {runs}; at least one run is needed for a figure")
+    if not 1 <= runs <= MOST_RUNS:
+        raise UsageError(f"--runs is {runs}; expected 1 to {MOST_RUNS}")
     contenders = contenders_of(builds, Asked(backends, compute_units, image_size, device_udid, team))
     announce(contenders, runs, progress)
-    load = os.getloadavg()[0]
-    if load > BUSY:
-        progress.note(f"this machine is busy (load {load:.1f}): times will be longer than on one that is idle")
+    load = load_told(progress)
     with started(contenders, progress) as race:
         run_rounds(race, runs, progress)
     return profile_of(race.all, runs, load, progress)
 
 
+def load_told(progress: Progress) -> float:
+    """Returns the load average of the last minute, and tells a listener where it is too high to measure."""
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        progress.note(f"this machine is busy (load {load:.1f}): times will be longer than on one that is idle")
+    return load
+
+
 def profile_of(measured: Sequence[Measured], runs: int, load: float, progress: Progress) -> Profile:
-    """Returns what was measured with Core ML's plans beside it; raises the first error where all have failed."""
-    if all(each.error is not None for each in measured):
-        raise next(each.error for each in measured if each.error is not None)
+    """Returns what was measured with Core ML's plans beside it; raises as `profile` where all have failed."""
     failures = [Failure.of(each.contender.name, each.stage, each.error) for each in measured if each.error]
+    if len(failures) == len(measured):
+        for failure in failures[1:]:
+            progress.note(failure.told)
+        raise next(each.error for each in measured if each.error)
     results = []
     for each in measured:
         plan = None
@@ -108,7 +118,7 @@ def announce(contenders: Sequence[Contender], runs: int, progress: Progress) -> 
     seconds = sum(_seconds(contender, runs) for contender in mil)
     if seconds > WORTH_SAYING:
         progress.note(f"this takes up to {in_words(seconds)} on the MIL runtime, reckoned from the builds' operations")
-    if len(mil) < len(contenders):
+    if any(contender.backend == "coreml" and contender.device is None for contender in contenders):
         progress.note("the first load by Core ML compiles for this Mac, which can take minutes for a large build")
     together = sum(map(_weights, contenders))
     if len(contenders) > 1 and together > memory_bytes() / 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,12 @@ class Failure:
         kind = error.ended if isinstance(error, ProcessError) else type(error).__name__
         return cls(contender, stage, kind, str(error))
 
+    @property
+    def told(self) -> str:
+        """In one sentence, with the contender's name: where several run, an error alone does not tell whose it is."""
+        text = " ".join(self.message.split())
+        return text if text.startswith(self.contender) else f"{self.contender}, at stage {self.stage}: {text}"
+
     def as_json(self) -> dict[str, str]:
         """The same as plain data."""
         return {"contender": self.contender, "stage": self.stage, "kind": self.kind}
@@ -125,6 +131,11 @@ class Profile:
     failures: tuple[Failure, ...]
 
     @property
+    def keys(self) -> list[Key]:
+        """Stage and position of all that was measured of any contender, in the order of an answer."""
+        return in_order({(stage.name, stage.position) for result in self.results for stage in result.stages})
+
+    @property
     def ratios(self) -> list[dict[Key, float]]:
         """For each contender and stage, its median over the first contender's; nothing where one of them has none."""
         first = self.results[0]
@@ -165,12 +176,15 @@ def _ratios(first: Result, other: Result) -> Iterator[tuple[Key, float]]:
 
 def stages_of(measured: Measured) -> tuple[Stage, ...]:
     """The stages of one contender, in the order of an answer."""
-    keys = sorted({*measured.first, *measured.runs}, key=lambda key: (STAGES.index(key[0]), key[1] or 0))
     return tuple(
-        Stage(name, position, measured.first.get(key), _spread(measured.runs.get(key, ())))
-        for key in keys
-        for name, position in [key]
+        Stage(*key, measured.first.get(key), _spread(measured.runs.get(key, ())))
+        for key in in_order({*measured.first, *measured.runs})
     )
+
+
+def in_order(keys: Iterable[Key]) -> list[Key]:
+    """Returns stages, each with its position, in the order of an answer."""
+    return sorted(keys, key=lambda key: (STAGES.index(key[0]), key[1] or 0))
 
 
 def _spread(seconds: Sequence[float]) -> Spread | None:

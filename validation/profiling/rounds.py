@@ -108,8 +108,8 @@ def started(contenders: Sequence[Contender], progress: Progress) -> Iterator[Rac
         race.close()
 
 
-def run_rounds(race: Race, runs: int, progress: Progress) -> None:
-    """First load and first run of each, `runs` rounds, peaks of memory, then packages opened again, all in turn."""
+def run_rounds(race: Race, runs: int, progress: Progress, again: int = LOADS) -> None:
+    """First load and first run of each, `runs` rounds, peaks of memory, then packages opened `again`, all in turn."""
     with progress.stage("Loading", len(race.all)) as advance:
         for measured, rows in race.ask("load"):
             measured.keep_first(rows)
@@ -127,6 +127,6 @@ def run_rounds(race: Race, runs: int, progress: Progress) -> None:
     for measured, plan in race.ask("plan"):
         measured.plan = plan
     with progress.stage("Loading again"):
-        for turn in range(min(runs, LOADS)):
+        for turn in range(min(runs, again)):
             for measured, rows in race.ask("load", turn):
                 measured.keep(rows)
