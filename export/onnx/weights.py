@@ -31,7 +31,6 @@ from export.onnx.forms import DTYPES
 from export.onnx.graph import Dimension, Graph
 from export.onnx.schemes import ACCURACY, BLOCK
 from export.parameters import GraphWeight
-from export.weights import saturate
 from fastvlm_ref.checkpoint.tensors import own_memory
 
 
@@ -68,17 +67,12 @@ class Matrices:
         dtype = DTYPES[self.floats]
         held = own_memory(-(-count * width * dtype.itemsize // 4)).numpy().view(dtype)[: count * width]
         whole, first = held.reshape(width, count), 0
-        for rows in row_blocks(self._checked(weight), width):
+        halves = self.floats == TensorProto.FLOAT16
+        for rows in weight.blocks(self.clamped) if halves else row_blocks(weight.checked(), width):
             whole[:, first : first + len(rows)] = rows.numpy().T
             first += len(rows)
         step = max(1, (1 << 24) // (count * dtype.itemsize))
         yield from (whole[start : start + step].tobytes() for start in range(0, width, step))
-
-    def _checked(self, weight: GraphWeight) -> Iterator[Tensor]:
-        """Its pieces as they are, or as fp16 can hold them."""
-        if self.floats == TensorProto.FLOAT16:
-            return (rows.reshape(-1) for rows in weight.blocks(self.clamped))
-        return (piece for piece in weight.pieces() if saturate(weight.name, piece))
 
     def _coded(
         self, x: str, weight: GraphWeight, bias: GraphWeight | None, bits: int, rows: Dimension
