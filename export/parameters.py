@@ -59,6 +59,17 @@ class GraphWeight:
         for values in self._saturated(clamped):
             yield np.ascontiguousarray(values.half().numpy()).tobytes()
 
+    def singles(self) -> Iterator[bytes]:
+        """Its values as float32 bytes, none of which is too large; TensorError as said."""
+        for values in self.checked():
+            yield np.ascontiguousarray(values.float().numpy()).tobytes()
+
+    def checked(self) -> Iterator[Tensor]:
+        """Its values as they are, piece by piece; TensorError as said."""
+        for piece in self.pieces():
+            saturate(self.name, piece)  # for what it refuses
+            yield piece
+
     def _saturated(self, clamped: dict[str, int]) -> Iterator[Tensor]:
         total = 0
         for piece in self.pieces():

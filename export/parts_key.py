@@ -57,11 +57,11 @@ def _key(
     }  # fmt: skip
 
 
-def code_digest() -> str:
-    """Returns the SHA-256 of the source of `ROOMS` and `HALL`; without sources a random one, as nothing is told."""
+def code_digest(rooms: Iterable[str] = ROOMS) -> str:
+    """Returns the SHA-256 of the source of `rooms` and `HALL`; without sources a random one, as nothing is told."""
     root, digest, found = Path(__file__).resolve().parent.parent, hashlib.sha256(), 0
-    rooms = (path for room in ROOMS for path in sorted((root / room).rglob("*.py")))
-    for path in (*rooms, *(root / name for name in HALL if (root / name).is_file())):
+    sources = (path for room in rooms for path in sorted((root / room).rglob("*.py")))
+    for path in (*sources, *(root / name for name in HALL if (root / name).is_file())):
         content, found = path.read_bytes(), found + 1
         digest.update(f"{path.relative_to(root).as_posix()}:{len(content)}\n".encode() + content)
     return digest.hexdigest() if found else secrets.token_hex(32)

@@ -63,6 +63,8 @@ def check_pictures(samples: Iterable[Sample]) -> None:
     problems = []
     for picture in dict.fromkeys(sample.picture for sample in samples):
         try:
+            if any("\ud800" <= sign <= "\udfff" for sign in picture.name):  # what Python makes of other bytes
+                raise ImageError(f"{picture}: its name is not UTF-8, and reports name it; rename the file")
             check_header(picture)
         except ImageError as error:
             problems.append(str(error))

@@ -105,7 +105,7 @@ class Child:
 
     def _ended(self) -> ProcessError:
         """How it ended, in words; the other end of the line is closed."""
-        code = self._process.wait()
+        code = self._code()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         reason = REASONS.get(how) or self._last_line() or "it said nothing"
         return ProcessError(f"{self.name} ended by itself ({how}) at stage {self.stage}: {reason}", self.stage, how)
@@ -122,12 +122,16 @@ class Child:
         for end in (self._asks, self._hears, self._line):
             with suppress(OSError):  # what was not yet sent has no reader any more
                 end.close()
+        self._code()
+        self._said.close()
+
+    def _code(self) -> int:
+        """Waits for its end, by force where it says no more and does not end, and returns how it ended."""
         try:
-            self._process.wait(PATIENCE)
+            return self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._said.close()
+            return self._process.wait()
 
 
 def _error(kind: str, text: str) -> FastVLMError:

@@ -41,8 +41,11 @@ def read_text(path: Path, kind: str = "recipe") -> str:
         raise UsageError(f"{kind} {path}: cannot be read: {error.strerror}") from error
 
 
-def load_mapping(text: str, title: str) -> dict[Any, Any]:
-    """Returns the mapping that the YAML text stands for, empty for no text; UsageError with the lines at fault."""
+def load_mapping(text: str, title: str, example: str = "language: lut4") -> dict[Any, Any]:
+    """Returns the mapping that the YAML text stands for, empty for no text; UsageError with the lines at fault.
+
+    `example` is a line as messages show one.
+    """
     try:
         problems = list(_refused(text))
         node = None if problems else yaml.compose(text, Loader=yaml.SafeLoader)
@@ -53,7 +56,7 @@ def load_mapping(text: str, title: str) -> dict[Any, Any]:
     except (ValueError, OverflowError) as error:  # a date or number that looks like one and is none
         problems = [str(error)]
     if not problems and not isinstance(found, (dict, type(None))):
-        problems = [f"holds {shown(found)}, expected lines of the form `language: lut4`"]
+        problems = [f"holds {shown(found)}, expected lines of the form `{example}`"]
     if problems:
         raise UsageError(f"{title}: {'; '.join(problems)}")
     return found or {}

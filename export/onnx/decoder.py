@@ -17,34 +17,21 @@ floats: float32, in fp16 float16. Notable choices:
 - behind the attention of the last layer only the last row goes on;
 - q, k and v, gate and up are products of their own, named after the checkpoint's tensors: measured, one product of all
   their rows is not faster.
-In fp16 the residual stream is float32, so that what a layer adds to large numbers is not rounded away, and a
-scan's exponents (`export.protection`) keep in range what is float16:
-
-| tensor | is the checkpoint's times |
-|---|---|
-| `q_proj` | 2^−scores; the attention's scale has 2^scores |
-| `v_proj`, `o_proj` | 2^−values, 2^(values − residual) |
-| `up_proj`, `down_proj` | 2^−mlp, 2^(mlp − residual) |
-
-The residual stream is then x · 2^−residual, and eps of its norms eps · 4^−residual.
+In fp16 the residual stream and its norms are float32, so that what a layer adds to large numbers is not rounded away.
+A scan's exponents keep the rest in range (`export.onnx.folded`): the residual stream is then x · 2^−residual and eps of
+its norms eps · 4^−residual, and the attention's scale takes 2^scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 import numpy as np
-import torch
 from onnx import TensorProto
-from torch import Tensor
 
-from export.key_shift import k_bias, key_shift
 from export.onnx.attention import ROWS, AttentionOps
+from export.onnx.folded import DecoderNumbers
 from export.onnx.graph import MICROSOFT, Dimension, Graph
 from export.onnx.schemes import Variant
-from export.onnx.weights import Matrices, scaled
-from export.parameters import GraphWeight, tensor_weight
+from export.onnx.weights import Matrices
 from export.protection import PROTECTED, Protection
 from fastvlm_ref.model.decoder import Decoder
 
@@ -57,9 +44,9 @@ class DecoderWriter:
     def __init__(
         self, graph: Graph, decoder: Decoder, variant: Variant, context: int, protection: Protection = PROTECTED
     ) -> None:  # fmt: skip
-        self.graph, self.decoder, self.text = graph, decoder, decoder.config
-        self.variant, self.context = variant, context
-        self.protection = protection if variant.halves else PROTECTED
+        self.graph, self.text, self.variant, self.context = graph, decoder.config, variant, context
+        self.numbers = DecoderNumbers(decoder, variant.halves, context, protection)
+        self.residual = self.numbers.protection.residual
         self.matrices = Matrices(graph, variant.floats)
         self.rows: Dimension = ROWS
 
@@ -82,7 +69,7 @@ class DecoderWriter:
 
     def _enter(self, embeds: str) -> str:
         x = self._wide(embeds)
-        power = 2.0**-self.protection.residual
+        power = 2.0**-self.residual
         return x if power == 1 else self.graph.op("Mul", x, self.graph.constant(np.array(power, np.float32)))
 
     def _layer(self, index: int, x: str, update: str) -> tuple[str, str]:
@@ -102,22 +89,13 @@ class DecoderWriter:
 
     def _attention(self, index: int, x: str) -> str:
         """Returns the mixed values (1, S, heads · D) of a normed x; writes the cache of the layer."""
-        prefix = f"layers.{index}.self_attn"
-        q, k, v = (self._product(f"{prefix}.{name}_proj", x, self.variant.bits) for name in "qkv")
-        shift = self._shift(f"{prefix}.k_proj.bias")
-        exponent = self.protection.scores
+        q, k, v = (self._product(f"layers.{index}.self_attn.{name}_proj", x, self.variant.bits) for name in "qkv")
+        shift, exponent = self.numbers.shift(index), self.numbers.protection.scores
         with self.graph.scope("self_attn"):
             if shift is not None:
                 q, k = self._attend.rotated(q, k, index, shift)
             scale = 2.0**exponent * self.text.head_dim**-0.5 if exponent else None
-            return self._attend.mixed(index, q, k, v, shift is None, scale)
-
-    def _shift(self, name: str) -> Tensor | None:
-        """The part of a bias of keys that fp16 should not add, float32 (kv_heads, D); None where there is none."""
-        if not (self.variant.halves and self.text.qkv_bias):
-            return None
-        shift = key_shift(k_bias(self.decoder, int(name.split(".")[1])), self.text, self.context)
-        return shift if bool(shift.any()) else None
+            return self._attend.mixed(index, q, k, v, rotate=shift is None, scale=scale)
 
     def _mlp(self, prefix: str, x: str) -> str:
         bits, op = self.variant.bits, self.graph.op
@@ -128,8 +106,8 @@ class DecoderWriter:
 
     def _norm(self, name: str, x: str, update: str) -> tuple[str, str]:
         """Returns the norm of x + update in the graph's floats, and x + update; no update is ""."""
-        gain = self.matrices.vector(tensor_weight(self.decoder, name), TensorProto.FLOAT)
-        eps = self.text.rms_norm_eps * 4.0**-self.protection.residual
+        gain = self.matrices.vector(self.numbers.weight(name), TensorProto.FLOAT)
+        eps = self.text.rms_norm_eps * 4.0**-self.residual
         with self.graph.scope(name.removesuffix(".weight").rpartition(".")[2]):
             if not update:
                 return self._narrow(self._plain_norm(x, gain, eps)), x
@@ -150,34 +128,8 @@ class DecoderWriter:
         return op("Mul", op("Div", x, root), gain)
 
     def _product(self, module: str, x: str, bits: int | None) -> str:
-        weight, bias = (self._weight(f"{module}.{leaf}") for leaf in ("weight", "bias"))
-        assert weight is not None
+        weight, bias = self.numbers.weight(f"{module}.weight"), self.numbers.bias(module)
         return self.matrices.product(x, weight, bias, bits, self.rows)
-
-    def _weight(self, name: str) -> GraphWeight | None:
-        """The checkpoint's tensor with what is folded into it; None for a bias that this model does not have."""
-        if name.endswith(".bias") and not (
-            self.text.qkv_bias and name.split(".")[-2] in ("q_proj", "k_proj", "v_proj")
-        ):
-            return None
-        weight = scaled(tensor_weight(self.decoder, name), self._power(name))
-        shift = self._shift(name) if name.endswith("k_proj.bias") else None
-        if shift is None:
-            return weight
-        return replace(weight, pieces=lambda: iter([torch.cat(list(weight.pieces())) - shift.reshape(-1)]))
-
-    def _power(self, name: str) -> int:
-        """The exponent that is folded into a tensor."""
-        parts: Sequence[str] = name.split(".")
-        if parts[0] != "layers":
-            return 0
-        protection, layer = self.protection, int(parts[1])
-        mlp, values = protection.mlp_of(layer), protection.values_of(layer)
-        powers = {
-            "q_proj": -protection.scores, "v_proj": -values, "o_proj": values - protection.residual,
-            "up_proj": -mlp, "down_proj": mlp - protection.residual,
-        }  # fmt: skip
-        return powers.get(parts[-2], 0)
 
     def _wide(self, x: str) -> str:
         """x in float32."""

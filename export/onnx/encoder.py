@@ -39,6 +39,7 @@ from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.config import VisionConfig
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.samples import Sample, shipped_samples
+from fastvlm_ref.threads import one_thread
 
 NAME = "VisionEncoder"
 IMAGE, FEATURES = "image", "imageFeatures"
@@ -107,6 +108,7 @@ def encoder_function(vision: VisionConfig, hidden: int, side: int, form: Encoder
     return FunctionSpec(f"encode_{side}", (image,), (features,))
 
 
+@one_thread()
 def write_encoders(
     model: FastVLM,
     sides: Sequence[int],

@@ -19,6 +19,7 @@ It knows neither files nor how the powers were found.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 
 import numpy as np
 import torch
@@ -62,29 +63,31 @@ class Int8EncoderWriter(EncoderWriter):
     def dynamic(self, x: str, conv: nn.Conv2d) -> str:
         """A 1×1 convolution of rows (1, P, C) in eight bits, activations with one scale for all rows."""
         with self.at(conv):
-            coded = compress(SCHEMES["int8"], conv.weight.flatten(1))
-            codes = self.stored("codes", TensorProto.INT8, coded.codes.t())  # (inputs, outputs)
-            scale = self.stored("scale", TensorProto.FLOAT, coded.tables["scale"].flatten().float())
+            outputs, inputs = conv.weight.shape[:2]
+            coded = cache(lambda: compress(SCHEMES["int8"], conv.weight.flatten(1)))
+            codes = self.stored("codes", TensorProto.INT8, (inputs, outputs), lambda: coded().codes.t())
+            scale = self.stored("scale", TensorProto.FLOAT, (outputs,), lambda: coded().tables["scale"].float())
             return self.graph.microsoft("DynamicQuantizeMatMul", x, codes, scale, "", *self.bias(conv))
 
     def linear(self, x: str, conv: nn.Conv2d) -> str:
         """A 1×1 convolution of rows (1, P, C) in eight bits, activations with a scale for each 32 of a row."""
         with self.at(conv):
             outputs, inputs = conv.weight.shape[:2]
-            codes, scales = blocks(conv.weight.flatten(1))
+            coded, count = cache(lambda: blocks(conv.weight.flatten(1))), -(-inputs // BLOCK)
+            codes = self.stored("codes", TensorProto.UINT8, (outputs, count, BLOCK), lambda: coded()[0])
+            scales = self.stored("scale", TensorProto.FLOAT, (outputs, count), lambda: coded()[1])
             return self.graph.microsoft(
-                "MatMulNBits", x, self.stored("codes", TensorProto.UINT8, codes),
-                self.stored("scale", TensorProto.FLOAT, scales), "", "", *self.bias(conv),
+                "MatMulNBits", x, codes, scales, "", "", *self.bias(conv),
                 K=inputs, N=outputs, bits=8, block_size=BLOCK, accuracy_level=EIGHT_BITS,
             )  # fmt: skip
 
-    def stored(self, kind: str, dtype: int, values: Tensor) -> str:
-        """A part of the weight at the current path, in the dtype that it has."""
+    def stored(self, kind: str, dtype: int, shape: tuple[int, ...], values: Callable[[], Tensor]) -> str:
+        """A part of the weight at the current path; `values` are made where no earlier model has them."""
 
         def pieces() -> Iterable[bytes]:
-            yield np.ascontiguousarray(values.numpy()).tobytes()
+            yield np.ascontiguousarray(values().numpy()).tobytes()
 
-        return self.graph.weight(f"{PART}.{self._at}.{kind}", dtype, values.shape, pieces)
+        return self.graph.weight(f"{PART}.{self._at}.{kind}", dtype, shape, pieces)
 
 
 def blocks(weight: Tensor) -> tuple[Tensor, Tensor]:

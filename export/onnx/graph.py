@@ -81,7 +81,7 @@ class Graph:
         self, kind: str, *inputs: str, count: int, domain: str = "", into: Sequence[str] | None = None,
         **attributes: Any,
     ) -> list[str]:  # fmt: skip
-        """Adds an op with `count` outputs and returns their names; `into` gives them."""
+        """Adds an op with `count` outputs and returns their names; `into` gives them, "" for one that is left out."""
         node = self._unique("/".join((".".join(self._scope), kind)))
         outputs = (
             list(into) if into is not None else [node if not place else f"{node}:{place}" for place in range(count)]

@@ -10,8 +10,8 @@
 Notable choices, measured on a CPU with AVX-512 VNNI (docs/onnx.md):
 - int8 is not `DynamicQuantizeMatMul`, which has one scale for all rows of a call: the answer would depend on how a
   prompt is cut into calls, and one token of large values would take the bits of all others;
-- activations are quantised inside the product (accuracy level 4), for each row and 32 inputs by themselves: level 1
-  takes twice as long.
+- activations are quantised inside the product (accuracy level 4), for each row and 32 inputs by themselves; in float32
+  (level 1) a token takes twice as long.
 It knows shapes, no values.
 """
 

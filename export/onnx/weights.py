@@ -15,7 +15,6 @@ It knows no graph's structure.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -32,7 +31,6 @@ from export.onnx.forms import DTYPES
 from export.onnx.graph import Dimension, Graph
 from export.onnx.schemes import ACCURACY, BLOCK
 from export.parameters import GraphWeight
-from export.weights import saturate
 from fastvlm_ref.checkpoint.tensors import own_memory
 
 
@@ -61,12 +59,7 @@ class Matrices:
 
     def numbers(self, weight: GraphWeight, dtype: int) -> Iterator[bytes]:
         """A weight's values in order; TensorError for NaN or infinity."""
-        if dtype == TensorProto.FLOAT16:
-            yield from weight.halves(self.clamped)
-            return
-        for piece in weight.pieces():
-            saturate(weight.name, piece)  # for what it refuses: float32 holds all else
-            yield piece.float().numpy().astype(DTYPES[dtype], copy=False).tobytes()
+        return weight.halves(self.clamped) if dtype == TensorProto.FLOAT16 else weight.singles()
 
     def _turned(self, weight: GraphWeight) -> Iterator[bytes]:
         """Its values (N, K) in the order (K, N)."""
@@ -74,17 +67,12 @@ class Matrices:
         dtype = DTYPES[self.floats]
         held = own_memory(-(-count * width * dtype.itemsize // 4)).numpy().view(dtype)[: count * width]
         whole, first = held.reshape(width, count), 0
-        for rows in row_blocks(self._checked(weight), width):
+        halves = self.floats == TensorProto.FLOAT16
+        for rows in weight.blocks(self.clamped) if halves else row_blocks(weight.checked(), width):
             whole[:, first : first + len(rows)] = rows.numpy().T
             first += len(rows)
         step = max(1, (1 << 24) // (count * dtype.itemsize))
         yield from (whole[start : start + step].tobytes() for start in range(0, width, step))
-
-    def _checked(self, weight: GraphWeight) -> Iterator[Tensor]:
-        """Its pieces as they are, or as fp16 can hold them."""
-        if self.floats == TensorProto.FLOAT16:
-            return (rows.reshape(-1) for rows in weight.blocks(self.clamped))
-        return (piece for piece in weight.pieces() if saturate(weight.name, piece))
 
     def _coded(
         self, x: str, weight: GraphWeight, bias: GraphWeight | None, bits: int, rows: Dimension
@@ -146,10 +134,3 @@ def _packed_rows(codes: Tensor) -> bytes:
 
 def _name(weight: GraphWeight) -> str:
     return weight.name.removeprefix("decoder.")
-
-
-def scaled(weight: GraphWeight, power: int) -> GraphWeight:
-    """Returns a weight times 2^power, exact."""
-    if power == 0:
-        return weight
-    return replace(weight, pieces=lambda: (piece.float() * 2.0**power for piece in weight.pieces()))

@@ -62,13 +62,14 @@ def sweep(spec: str, output: str, workers: int, ray: str | None, parquet: bool, 
         show_rows(swept.rows, Console(width=_WIDE, soft_wrap=True, highlight=False, markup=False, emoji=False))
     for file in swept.files:
         click.echo(f"written: {file}", err=as_json)
-    _end(swept, spec, output)
+    more = [*(["--workers", str(workers)] if workers != 1 else []), *(["--ray", ray] if ray else [])]
+    _end(swept, ["fastvlm", "sweep", spec, "-o", output, *more, *(["--parquet"] if parquet else [])])
 
 
-def _end(swept: Swept, spec: str, output: str) -> None:
+def _end(swept: Swept, typed: list[str]) -> None:
     if swept.lacking:
         click.echo(f"Error: {swept.lacking} of {len(swept.rows)} cases could not be measured (status error)", err=True)
-        options.next_step(f"fastvlm sweep {shlex.quote(spec)} -o {shlex.quote(output)}, which tries these again")
+        options.next_step(f"{shlex.join(typed)}, which tries these again")
         raise click.exceptions.Exit(1)
     options.next_step(
         "look at pareto.svg, then fastvlm export CHECKPOINT --quantize SCHEME -o BUILD for the one chosen"
@@ -109,7 +110,7 @@ def show_rows(rows: list[Row], console: Console) -> None:
 def cells(row: Row) -> list[str]:
     """Returns what the table shows of a row."""
     case = [row["checkpoint"], str(row["image_size"]), row["scheme"], row["target"], row["images"], row["status"]]
-    if row["bytes"] is None:
+    if row["bytes"] is None or row["first_token"] is None:
         return case
     kl = "no number" if row["kl"] is None else f"{row['kl']:.2g}"
     right = "" if not row["answered"] else f"{row['build_right']}/{row['answered']}"

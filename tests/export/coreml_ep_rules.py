@@ -3,7 +3,8 @@
 Ops are those of the table that the installed onnxruntime carries (coreml_supported_mlprogram_ops.md). What holds for
 all of them is in the provider's source (core/providers/coreml/builders: helper.cc, impl/base_op_builder.cc/.h,
 impl/cast_op_builder.cc), of releases up to 1.2x: shapes known, no axis beyond 16,384, at most five axes; float or
-float16 in front; an op's version at most 20; no weight in external data; a Cast has an op before it.
+float16 in front; an op's version at most 20; no weight in external data; a Cast has an op before it. Releases since mid
+2026 read external data (microsoft/onnxruntime#28062 for what goes into the package as it is, #29394 for the rest).
 """
 
 from __future__ import annotations
@@ -28,14 +29,19 @@ def documented() -> set[str]:
     return set(re.findall(r"^\|ai\.onnx:(\w+)\|", TABLE.read_text("utf-8"), re.MULTILINE))
 
 
-def refused(model: ModelProto) -> dict[str, list[str]]:
-    """Node -> why the provider would leave it to the CPU; nodes that it takes are not there."""
+def refused(model: ModelProto, kernels_outside: bool = False) -> dict[str, list[str]]:
+    """Node -> why the provider would leave it to the CPU; nodes that it takes are not there.
+
+    kernels_outside: whether convolutions may have their weights in external data, as releases since #28062 allow.
+    """
     inferred = shape_inference.infer_shapes(model, strict_mode=True)
     weights = {each.name: each for each in inferred.graph.initializer}
     types = {each.name: (each.data_type, tuple(each.dims)) for each in weights.values()}
     values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     types |= {each.name: _type(each) for each in values}
     external = {name for name, each in weights.items() if each.data_location == TensorProto.EXTERNAL}
+    if kernels_outside:
+        external -= {node.input[1] for node in inferred.graph.node if node.op_type == "Conv"}
     opset = next(each.version for each in inferred.opset_import if not each.domain)
     known = documented()
     inputs = {each.name for each in inferred.graph.input}

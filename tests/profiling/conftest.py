@@ -23,6 +23,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """coremltools' stand-in, here and in child processes; COREML_STANDIN plants a fault."""
     monkeypatch.delenv("COREML_STANDIN", raising=False)
     coreml_standin.opened.clear()
+    coreml_standin.planned.clear()
     coreml_standin.install(monkeypatch.setattr)
     return monkeypatch
 

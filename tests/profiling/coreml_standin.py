@@ -35,6 +35,7 @@ import numpy as np
 ENGINE_REFUSES = {"int32"}  # element types that the stand-in's plan keeps off the Neural Engine
 SYSCTL = {"hw.model": "Mac14,2", "machdep.cpu.brand_string": "Apple M2"}
 opened: list[tuple[str, str, str]] = []  # package, function, compute units of every model so far
+planned: list[str] = []  # compute units of every plan so far
 
 
 class ComputeUnit(enum.Enum):
@@ -184,6 +185,7 @@ class MLComputePlan:
         """A plan of a compiled model; aborts as coremltools 9.0 does where it is none."""
         if fault("abort plan") is not None or not (Path(path) / "coremldata.bin").is_file():
             os.abort()
+        planned.append(compute_units.name)
         return cls(Path(path), compute_units)
 
     def get_compute_device_usage_for_mlprogram_operation(self, operation: Operation) -> Any:

@@ -67,6 +67,12 @@ class Clerk:
         os.write(int(sys.argv[2]), b'{"gave": [1, 2')
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def hang_up(self) -> None:
+        """Says no more, and does not end."""
+        self._tell("hanging up")
+        os.close(int(sys.argv[2]))
+        time.sleep(60)
+
     def sleep(self) -> None:
         """Does not come back for long."""
         self._tell("sleeping")

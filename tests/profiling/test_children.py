@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastvlm.errors import BuildError, FastVLMError, ProcessError
+from validation import children
 from validation.children import Child
 
 SERVES = "served:Clerk"
@@ -89,7 +90,17 @@ def test_half_an_answer_is_none() -> None:
     child.close()
 
 
-def test_a_child_at_work_is_ended_when_its_caller_is_interrupted() -> None:
+def test_a_child_that_hangs_up_and_stays_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "PATIENCE", 0.1)
+    child = Child(SERVES, "the clerk")
+    with pytest.raises(ProcessError, match=r"\(SIGKILL\) at stage hanging up"):
+        child.call("hang_up")
+    child.close()
+
+
+def test_a_child_at_work_is_ended_when_its_caller_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "PATIENCE", 90)  # longer than its work: nobody waits for that
+
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 

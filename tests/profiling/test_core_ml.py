@@ -9,6 +9,7 @@ import stat
 import tempfile
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import coreml_standin
@@ -21,8 +22,10 @@ from fastvlm.errors import ExecutionError, MissingDependency, PackageError, Proc
 from fastvlm.hashes import list_tree, sha256_file
 from fastvlm_ref.samples import shipped_samples
 from validation import validate
+from validation.backends import open_package
 from validation.coreml import here
-from validation.coreml.plan import plans_of, with_default
+from validation.coreml.placement import FunctionPlan, OpPlace
+from validation.coreml.plan import plans_of, rows_of, with_default
 from validation.coreml.predictor import CoreMLPredictor
 from validation.coreml.remote import DeviceBench, connected_devices
 from validation.coreml.units import NAMES
@@ -144,6 +147,7 @@ def asked_for_another_function(package: Path) -> str:
     return "encode_512"
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # on a Mac it warns first
 @pytest.mark.parametrize("damage", [without_files, without_manifest, cut, asked_for_another_function])
 def test_what_coremltools_cannot_open_is_a_named_error(mac: Any, tiny_build: Path, damage: Any) -> None:
     """The stand-in raises what the real class does, which reads a package on any system."""
@@ -187,6 +191,54 @@ def test_a_plan_tells_of_every_function(mac: Any, in_process: None, exported_tin
     assert decode.op_percent == {"neuralEngine": 96.0, "gpu": 0.0, "cpu": 4.0}
     assert sum(decode.cost_percent.values()) == pytest.approx(100)
     assert decode.as_json()["ops"] == 275
+
+
+@pytest.mark.parametrize(
+    ("units", "device"),
+    [("cpuOnly", "cpu"), ("cpuAndGPU", "gpu"), ("cpuAndNeuralEngine", "neuralEngine"), ("all", "neuralEngine")],
+)
+def test_a_plan_is_asked_for_with_the_units(
+    mac: Any, in_process: None, exported_tiny: Path, units: str, device: str
+) -> None:
+    (plan,) = plans_of(exported_tiny / "VisionEncoder.mlpackage", ["encode_256"], units)
+    assert {op.device for op in plan.ops} == {device}
+    assert coreml_standin.planned == [NAMES[units]]
+
+
+def test_shares_are_of_what_the_plan_tells() -> None:
+    places = (("neuralEngine", 0.2), ("neuralEngine", 0.1), ("cpu", 0.3), ("gpu", None), (None, 0.4))
+    plan = FunctionPlan("a", "b", tuple(OpPlace("conv", "x", device, cost) for device, cost in places))
+    assert plan.told == 4
+    assert plan.op_percent == {"neuralEngine": 50.0, "gpu": 25.0, "cpu": 25.0}
+    assert plan.cost_percent == {"neuralEngine": pytest.approx(50), "gpu": 0, "cpu": pytest.approx(50)}
+    untold = FunctionPlan("a", "b", (OpPlace("conv", "x", None, None),))
+    assert (untold.op_percent, untold.cost_percent) == ({}, {})
+
+
+def test_ops_inside_an_op_are_told_and_constants_are_not() -> None:
+    def op(kind: str, name: str, *inner: Any) -> Any:
+        outputs = [SimpleNamespace(name=name)] if name else []
+        return SimpleNamespace(operator_name=f"ios18.{kind}", outputs=outputs, blocks=list(inner))
+
+    inside = SimpleNamespace(operations=[op("const", "c"), op("add", "y")])
+    block = SimpleNamespace(operations=[op("constexpr_lut_to_dense", "w"), op("cond", "x", inside), op("write", "")])
+    program = SimpleNamespace(functions={"main": SimpleNamespace(block=block)})
+    preferred = SimpleNamespace(preferred_compute_device=coreml_standin.MLGPUComputeDevice())
+    plan = SimpleNamespace(
+        model_structure=SimpleNamespace(program=program),
+        get_compute_device_usage_for_mlprogram_operation=lambda op: None if op.blocks else preferred,
+        get_estimated_cost_for_mlprogram_operation=lambda op: SimpleNamespace(weight=0.5) if op.blocks else None,
+    )
+    assert list(rows_of(plan, "main", coreml_standin.LIBRARY.models.compute_device)) == [
+        ["cond", "x", None, 0.5], ["write", "write", "gpu", None], ["add", "y", "gpu", None],
+    ]  # fmt: skip
+
+
+def test_a_package_for_the_gpu_is_opened_there(mac: Any, exported_tiny: Path) -> None:
+    package = language_package(exported_tiny)
+    for given in ({"target": "gpu"}, {"target": "ane"}, {"target": "gpu", "compute_units": "all"}):
+        open_package(package, "decode", "coreml", **given)
+    assert [units for _, _, units in coreml_standin.opened] == ["CPU_AND_GPU", "CPU_AND_NE", "ALL"]
 
 
 def test_a_plan_of_the_default_function_alone_is_no_plan_of_the_other(mac: Any, exported_tiny: Path) -> None:
@@ -247,7 +299,7 @@ def test_devices_are_listed_without_their_owners(mac: pytest.MonkeyPatch) -> Non
 
 
 def device_bench(build: Path, team: str = "TEAM", udid: str = "00008130-STANDIN") -> DeviceBench:
-    return DeviceBench(lambda stage: None, str(build), "all", None, udid, team)
+    return DeviceBench(lambda stage: None, str(build), "cpuAndGPU", None, udid, team)
 
 
 def test_a_device_gives_what_its_tools_offer(mac: Any, exported_tiny: Path, exported_app: Path) -> None:
@@ -257,6 +309,7 @@ def test_a_device_gives_what_its_tools_offer(mac: Any, exported_tiny: Path, expo
     assert bench.memory() == {}
     plan = {function: len(rows) for _, function, rows in bench.plan()}
     assert plan == {"encode_256": 203, "prefill": 236, "decode": 275}
+    assert {units for _, _, units in coreml_standin.opened} == {"CPU_AND_GPU"}
     bench.close()
     app = device_bench(exported_app)
     assert app.load() == [["load_encoder_core_ml", None, 0.005]]

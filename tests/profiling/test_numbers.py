@@ -10,17 +10,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fastvlm.build import COMPUTE_UNITS, Build, read_build
 from fastvlm.errors import ExecutionError, MissingDependency, ProcessError, PromptError
 from fastvlm.manifest import NAME, read_manifest, write_manifest
 from fastvlm.progress import SILENT
+from fastvlm_ref.image import preprocess
 from validation.children import Child
 from validation.coreml import here
 from validation.machine import Machine
 from validation.profiling.bench import PackageBench, _core_ml_share
 from validation.profiling.contender import Asked, Contender, contenders_of
-from validation.profiling.result import Profile, Result, Stage, stages_of
+from validation.profiling.result import Failure, Profile, Result, Stage, stages_of
 from validation.profiling.rounds import Measured, Race, run_rounds
 from validation.profiling.spread import Spread
 from validation.profiling.workload import PHOTO, TOKENS, photo, workload_of
@@ -69,13 +71,13 @@ def test_every_stage_is_timed_alone(exported_tiny: Path) -> None:
     assert [row[0] for row in clerk.load()] == ["load_encoder", "load_language"], "again"
 
 
-def test_a_run_does_the_work_that_its_stages_name(exported_tiny: Path) -> None:
+def test_a_run_does_the_work_that_its_stages_name(exported_tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each stage: what is called, with how many rows or pixels, behind how many positions."""
     heard: list[str] = []
     clerk = bench(exported_tiny, itertools.count(), heard)
     clerk.load()
     assert clerk.engine is not None
-    done = []
+    done: list[Any] = []
 
     def watch(name: str) -> None:
         call = getattr(clerk.engine, name)
@@ -87,9 +89,15 @@ def test_a_run_does_the_work_that_its_stages_name(exported_tiny: Path) -> None:
 
         setattr(clerk.engine, name, watched)
 
+    def prepared(picture: Image.Image, side: int, rule: str) -> Any:
+        done.append((heard[-1], rule, side, picture.size))
+        return preprocess(picture, side, rule)
+
+    monkeypatch.setattr("validation.profiling.bench.preprocess", prepared)
     for name in ("encode_image", "prefill", "decode"):
         watch(name)
     clerk.run()
+    assert done.pop(0) == ("preprocess", "pad", 256, PHOTO)
     answer = [("encode", "encode_image", 256, 0), ("prefill", "prefill", 39, 0), ("first_token", "decode", 1, 39)]
     tokens = [(f"decode at {at}", "decode", 1, at) for at in (40, 512, 1024, 2047) for _ in range(TOKENS)]
     assert done == answer + tokens
@@ -223,6 +231,13 @@ def test_one_that_fails_is_out_and_the_others_go_on(three: list[Contender], at: 
     assert running.all[0].error is None
     running.close()
     assert players["A"].closed
+
+
+def test_a_failure_says_whose_it_is() -> None:
+    refused = Failure.of("tiny, mil", "prefill", ExecutionError("an input\nis wrong"))
+    assert refused.told == "tiny, mil, at stage prefill: an input is wrong"
+    ended = Failure.of("tiny, mil", "prefill", ProcessError("tiny, mil ended by itself", "prefill", "SIGKILL"))
+    assert ended.told == "tiny, mil ended by itself"
 
 
 def test_an_error_that_tells_no_stage_has_the_last_one(three: list[Contender]) -> None:

@@ -11,11 +11,21 @@ from typing import Any
 
 from fastvlm.errors import OutputError
 from validation.sweep.rows import Row, measured, write_row
+from validation.sweep.served import Worker
 
-DEADLY = ".deadly"  # a file NAME.deadly with a number: how many workers die at the build of scheme NAME
+DEADLY = ".deadly"  # a file NAME.deadly with a number: how many workers die at the build of scheme NAME;
+# or the name of pictures: every worker dies at these
 EARLY = ".early"  # the same, before any row
 PATIENT = ".patient"  # a file of that ending: this build takes longer than anybody waits
 TOLD = "attempts"
+
+
+class Sleeper(Worker):
+    """The worker that is served, at a build without end."""
+
+    def work(self, **given: Any) -> None:
+        """Waits for whatever ends it."""
+        time.sleep(600)
 
 
 class Clerk:
@@ -34,6 +44,8 @@ class Clerk:
         self._die(folder / f"{making['scheme']}{EARLY}")
         done = measured(folder, [case["id"] for case in making["cases"]])
         for case in making["cases"]:
+            if (folder / f"{case['images']}{DEADLY}").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
             if case["id"] not in done:
                 write_row(folder, result(making, case))
             self._die(folder / f"{making['scheme']}{DEADLY}")

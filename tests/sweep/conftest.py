@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,8 @@ HERE = Path(__file__).parent
 for folder in (HERE, HERE.parent / "cli"):  # for child processes too: they take this one's path
     sys.path.insert(0, str(folder))
 
+from specs import Write  # noqa: E402
 from typed import Run, typed  # noqa: E402
-
-Write = Callable[..., Path]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Write
+from specs import Write
 
 from validation.sweep.rows import BUILDS, ROWS
 

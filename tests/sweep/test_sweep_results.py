@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,20 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from clerks import result
-from conftest import Write
 from hypothesis import given
+from specs import Write
 
 from fastvlm.build import read_build
 from fastvlm.commands.sweep import cells
 from fastvlm.errors import OutputError
 from fastvlm.manifest import find_changes
+from fastvlm.progress import Progress
 from validation.fit.estimating import estimate
 from validation.fit.sizes import sizes_of
+from validation.sweep import working
 from validation.sweep.cases import planned
 from validation.sweep.front import family, front, nearest, rightest, task
-from validation.sweep.plot import FILE, panels, write_plot
+from validation.sweep.plot import FILE, _Looks, panels, write_plot
 from validation.sweep.rows import BUILDS, ERROR, Row, open_folder, read_row
 from validation.sweep.spec import read_spec
 from validation.sweep.table import COLUMNS, PARQUET, document, tabled, write_tables
@@ -115,6 +118,37 @@ def test_the_plot_shows_every_result_and_is_the_same_each_time(rows: list[Row], 
     assert "lut4" not in drawn
 
 
+def test_names_are_drawn_as_they_are_and_the_legend_takes_no_room_from_the_panels(tmp_path: Path) -> None:
+    long = f"/models/{'a-long-name/' * 9}FastVLM-7B"
+    odd = [_case(scheme, images=images, checkpoint=checkpoint, bytes=size)
+           for size, (scheme, images, checkpoint) in enumerate((("_own.yaml", "$x^2$ $\\foo$", "_tiny"),
+                                                               ("int8", "\u5199\u771f", long)), 1)]  # fmt: skip
+    write_plot(tmp_path, tabled(odd, PHONE), PHONE)
+    drawn = (tmp_path / FILE).read_text()
+    for text in ("$x^2$ $\\foo$: 1 build<", "_own.yaml", "_tiny at 256", "\u5199\u771f", "FastVLM-7B at 256"):
+        assert text in drawn
+    assert long not in drawn
+    panel = re.search(r'id="patch_2">\s*<path d="M ([\d.]+) [\d.]+ \s*L ([\d.]+)', drawn)
+    assert panel is not None
+    assert float(panel[2]) - float(panel[1]) > 250  # points, of 720 that the plot is wide
+
+
+def test_an_axis_of_powers_has_plain_numbers(tmp_path: Path) -> None:
+    write_plot(tmp_path, tabled([_case(bytes=size * 10**6) for size in (1, 7)], PHONE), PHONE)
+    assert "2<" in (tmp_path / FILE).read_text().replace("</", "<")
+    assert "times" not in (tmp_path / FILE).read_text()
+    assert "\u00d7" not in (tmp_path / FILE).read_text()
+
+
+def test_many_models_and_schemes_look_different(tmp_path: Path) -> None:
+    rows = [_case(f"s{place % 15}", checkpoint=f"m{place}", bytes=place + 1) for place in range(20)]
+    looks = _Looks(rows)
+    marks = [looks.mark(row) for row in rows]
+    assert len({(mark["marker"], mark["fillstyle"]) for mark in marks}) == 20
+    assert len({mark["color"] for mark in marks}) == 15
+    write_plot(tmp_path, tabled(rows, PHONE), PHONE)
+
+
 def test_a_build_whose_values_are_no_numbers_is_a_result_without_an_error(tmp_path: Path) -> None:
     (row,) = tabled([_case(status="failed", kl=None, answered=2, build_right=0)], PHONE)
     assert (row["status"], row["kl"], row["front"], row["wrong"], row["task_front"]) == ("failed", None, False, 1, True)
@@ -128,7 +162,16 @@ def test_without_a_result_there_is_no_plot(rows: list[Row], tmp_path: Path) -> N
     assert not (tmp_path / FILE).exists()
 
 
-def test_a_case_is_exported_validated_and_estimated(spec: Write, exported_tiny: Path, tmp_path: Path) -> None:
+def test_a_case_is_exported_validated_and_estimated(
+    spec: Write, exported_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noting(*words: Any, progress: Progress, **given: Any) -> Any:
+        progress.note("two lines\nwere said")
+        progress.note("two lines\nwere said")
+        return validate(*words, progress=progress, **given)
+
+    validate = working.validate
+    monkeypatch.setattr(working, "validate", noting)
     (making,) = planned(read_spec(spec("checkpoints: [tiny]", "images: [reds]", "steps: 2")))
     out = tmp_path / "out"
     name = open_folder(out)
@@ -142,6 +185,11 @@ def test_a_case_is_exported_validated_and_estimated(spec: Write, exported_tiny: 
     assert (row["status"], row["pictures"], row["steps"], row["missed"]) == ("passed", 1, 2, [])
     assert row["bytes"] == sum(path.stat().st_size for path in exported_tiny.rglob("*") if path.is_file())
     assert 0 < row["kl"] < 1e-4
+    assert row["notes"].count("two lines were said") == 1
+    assert (build / "validation.json").exists()
+    assert working._sizes(sizes_of(build), build)["bytes"] == row["bytes"], (
+        "what validation wrote counts as the build's"
+    )
     assert not find_changes(build, read_build(build).manifest)
     (flat,) = tabled([row], PHONE)
     assert flat["first_token"] == estimate(sizes_of(build), PHONE).first_token

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Write
+from specs import Write
 from typed import Run
 
 from fastvlm.errors import UsageError
@@ -89,7 +89,10 @@ def test_everything_wrong_is_told_at_once(spec: Write) -> None:
         (["checkpoints: [tiny]", "image_sizes: [100]"], "--image-size is 100, expected a multiple of 64"),
         (["checkpoints: [tiny]", "context: 100"], "--context is 100"),
         (["checkpoints: [tiny]", "images: [nowhere]"], "images: entry nowhere is not a folder"),
-        (["checkpoints: [tiny]", "images: [reds, ./reds]"], "hold the same pictures"),
+        (
+            ["checkpoints: [tiny]", "images: [reds, ./reds]"],
+            "tiny at 256, fp16, reds and tiny at 256, fp16, ./reds are the same",
+        ),
         (["checkpoints: [tiny]", "schemes: [own.yaml]"], "tiny at 256, own.yaml: recipe: layers: 'no.such.layer' fits"),
     ],
 )

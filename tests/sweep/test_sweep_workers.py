@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clerks import DEADLY, EARLY, PATIENT, TOLD
-from conftest import Write
+from clerks import DEADLY, EARLY, PATIENT, TOLD, result
+from specs import Write
 from typed import Run
 
 from fastvlm.errors import OutputError
@@ -173,14 +173,19 @@ def test_a_cluster_that_does_not_answer_is_told_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def _result(case: str, **more: Any) -> dict[str, Any]:
+    making = {"folder": "b", "checkpoint": "tiny", "image_size": 256, "scheme": "fp16", "target": "ane", "context": 64}
+    return result(making, {"id": case, "images": "reds"}, **more)
+
+
 def test_a_row_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_folder(tmp_path)
-    write_row(tmp_path, {"schema": "0.1", "case": "aa", "status": "passed", "kl": 1})
-    write_row(tmp_path, {"schema": "0.1", "case": "aa", "status": "passed", "kl": 2})
+    write_row(tmp_path, _result("aa", kl=1))
+    write_row(tmp_path, _result("aa", kl=2))
     assert [entry.name for entry in (tmp_path / ROWS).iterdir()] == ["aa.json"]
     monkeypatch.setattr("os.replace", _full)
     with pytest.raises(OutputError):
-        write_row(tmp_path, {"schema": "0.1", "case": "aa", "status": "passed", "kl": 3})
+        write_row(tmp_path, _result("aa", kl=3))
     row = read_row(tmp_path, "aa")
     assert row is not None
     assert row["kl"] == 2
@@ -193,8 +198,8 @@ def _full(*_: object) -> None:
 
 def test_an_error_is_no_result_and_a_row_under_another_name_none_of_this_case(tmp_path: Path) -> None:
     open_folder(tmp_path)
-    write_row(tmp_path, {"schema": "0.1", "case": "aa", "status": ERROR})
-    write_row(tmp_path, {"schema": "0.1", "case": "bb", "status": "failed"})
+    write_row(tmp_path, _result("aa", status=ERROR, error="no space"))
+    write_row(tmp_path, _result("bb", status="failed"))
     (tmp_path / ROWS / "cc.json").write_bytes((tmp_path / ROWS / "bb.json").read_bytes())
     assert measured(tmp_path, ["aa", "bb", "cc", "dd"]).keys() == {"bb"}
 

@@ -1,16 +1,11 @@
 """What is to be done: builds to make, and on each of them cases to measure, with ids that say when two are the same.
 
-An id is made of all that a result depends on: the checkpoint's files by name, size and time of change (hashing 15 GB
-takes longer than asking), image size, scheme or the recipe's text, target, context, the pictures' and questions' bytes,
-steps, and the code. A row under a case's id is that case's result, whoever measured it and when.
-
 Every build is held against checkpoint, target and sizes before the first is made, as `fit` does it, and every picture's
-header is read. It starts nothing.
+header is read. It starts nothing. What an id is made of, `identity` knows.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,21 +14,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from export.compression.recipe import FP16, MIXED, NAMES, requested
-from export.parts_key import code_digest
-from fastvlm import __version__
+from export.compression.recipe import MIXED, requested
 from fastvlm.errors import FastVLMError, UsageError
-from fastvlm.hashes import sha256_bytes, sha256_file
 from fastvlm.progress import SILENT, Progress
-from fastvlm_ref.checkpoint.hub import on_disk
-from fastvlm_ref.checkpoint.opening import folder_of
-from fastvlm_ref.questions import read_questions
-from fastvlm_ref.samples import Sample, check_pictures, samples_in, shipped_samples
+from fastvlm_ref.checkpoint.hub import hub_id, on_disk
 from validation.fit.estimating import estimate, target_of
 from validation.fit.sizes import Sizes, sizes_of
-from validation.sweep.spec import QUESTIONS, Named, Spec
-
-ID = 16  # hex digits
+from validation.sweep.identity import build_id, case_id, checkpoint_digest, code, pictures_digest, scheme_digest
+from validation.sweep.spec import Named, Spec
 
 
 @dataclass(frozen=True)
@@ -51,6 +39,7 @@ class Making:
     """One build: what `export` is to be told, as the spec names it and where that leads; cases are measured on it."""
 
     id: str
+    code: str  # what stands for the code that the id was made with
     folder: str  # name of the build's folder
     checkpoint: str
     checkpoint_at: str
@@ -72,28 +61,35 @@ def making_of(content: dict[str, Any]) -> Making:
 
 
 def planned(spec: Spec, progress: Progress = SILENT) -> list[Making]:
-    """Returns every build of a spec with its cases, in the spec's order; Hub ids are fetched.
+    """Returns every build of a spec with its cases, in the spec's order; Hub ids are fetched, when all else is right.
 
     Raises UsageError that tells everything that cannot be: a checkpoint that is none, a scheme that target or shapes
     cannot have, an image without room for text, pictures that are none, two entries that mean the same.
     """
     problems: list[str] = []
-    checkpoints, pictures, makings = [], [], []
-    for named in spec.checkpoints:
-        with _told(problems, "checkpoints"):
-            at = str(on_disk(_word(named), progress))
-            checkpoints.append((named, at, _checkpoint(at)))
+    schemes, pictures = [], []
+    for scheme in spec.schemes:
+        with _told(problems, "schemes"):
+            schemes.append(_scheme(scheme, spec.target))
     for named in spec.images:
         with _told(problems, "images"):
-            pictures.append((named, _pictures_digest(named.at)))
-    for named, at, sizes in checkpoints:
-        for side, scheme in product(spec.image_sizes or (sizes.vision.image_size,), spec.schemes):
-            with _told(problems, f"{named.name} at {side}, {scheme.name}"):
-                makings.append(_making(spec, pictures, named, at, sizes, side, scheme))
-    problems += _same(makings)
+            pictures.append((named, pictures_digest(named.at)))
+    made: dict[Named, list[Making]] = {}
+    for far in (False, True):  # nobody waits for gigabytes to hear of a misspelt word
+        for named in spec.checkpoints:
+            if far == (hub_id(_word(named)) is not None):
+                with _told(problems, "checkpoints"):
+                    checkpoint = _checkpoint(named, progress)
+                    made[named] = list(_makings(spec, checkpoint, schemes, pictures, problems))
+        _refuse(problems)
+    makings = [making for named in spec.checkpoints for making in made[named]]
+    _refuse([*_same(makings)])
+    return makings
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise UsageError(f"sweep: {'; '.join(dict.fromkeys(problems))}")
-    return makings
 
 
 @contextmanager
@@ -103,6 +99,8 @@ def _told(problems: list[str], of: str) -> Iterator[None]:
         yield
     except FastVLMError as problem:
         problems.append(f"{of}: {problem}")
+    except OSError as problem:  # a name that is too long, a file that may not be read
+        problems.append(f"{of}: {problem.filename}: {problem.strerror}; check the name and its permissions")
 
 
 def _word(named: Named) -> str:
@@ -110,68 +108,70 @@ def _word(named: Named) -> str:
     return named.at
 
 
-def _checkpoint(at: str) -> Sizes:
+@dataclass(frozen=True)
+class _Scheme:
+    named: Named
+    target: str
+    is_measured: bool  # chosen by measuring: there is nothing to estimate, the sizes count
+    digest: str
+
+
+def _scheme(named: Named, target: str | None) -> _Scheme:
+    where = _word(named)
+    target = target or target_of(where)
+    return _Scheme(named, target, MIXED in asdict(requested(where, target)).values(), scheme_digest(where))
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    named: Named
+    at: str
+    sizes: Sizes
+    digest: str
+
+
+def _checkpoint(named: Named, progress: Progress) -> _Checkpoint:
+    at = str(on_disk(_word(named), progress))
     sizes = sizes_of(at)
     if sizes.kind != "checkpoint":
         raise UsageError(f"{at} is a {sizes.kind}, expected a checkpoint's folder, `tiny`, or a Hub id")
-    return sizes
+    return _Checkpoint(named, at, sizes, checkpoint_digest(at))
+
+
+def _makings(
+    spec: Spec, checkpoint: _Checkpoint, schemes: list[_Scheme], pictures: list[tuple[Named, str]], problems: list[str]
+) -> Iterator[Making]:
+    """The builds of a checkpoint that can be made; the others are told."""
+    for side, scheme in product(spec.image_sizes or (checkpoint.sizes.vision.image_size,), schemes):
+        with _told(problems, f"{checkpoint.named.name} at {side}, {scheme.named.name}"):
+            asked = None if scheme.is_measured else _word(scheme.named)
+            estimate(checkpoint.sizes, spec.device, asked, side, spec.context, target=scheme.target)
+            yield _making(spec, checkpoint, side, scheme, pictures)
 
 
 def _making(
-    spec: Spec, pictures: list[tuple[Named, str]], named: Named, at: str, sizes: Sizes, side: int, scheme: Named
+    spec: Spec, checkpoint: _Checkpoint, side: int, scheme: _Scheme, pictures: list[tuple[Named, str]]
 ) -> Making:  # fmt: skip
-    where = _word(scheme)
-    target = spec.target or target_of(where)
-    chosen_by_measuring = MIXED in asdict(requested(where, target)).values()  # nothing to estimate, the sizes count
-    estimate(sizes, spec.device, None if chosen_by_measuring else where, side, spec.context, target=target)
-    content = [__version__, code_digest(), _files(at), side, _scheme_digest(where), target, spec.context]
-    making = _id(content)
+    own = build_id(code(), checkpoint.digest, side, scheme.digest, scheme.target, spec.context)
     cases = tuple(
-        Case(_id([making, digest, spec.steps]), images.name, images.at, spec.steps) for images, digest in pictures
+        Case(case_id(own, digest, spec.steps), images.name, images.at, spec.steps) for images, digest in pictures
     )
-    folder = "-".join((_plain(named.name), str(side), _plain(scheme.name), making[:8]))
-    return Making(making, folder, named.name, at, side, scheme.name, where, target, spec.context, cases)
-
-
-def _files(at: str) -> list[list[Any]]:
-    """Name, size and time of change of every file of a checkpoint's folder."""
-    found = sorted((path.name, path.stat()) for path in folder_of(at).iterdir() if path.is_file())
-    return [[name, status.st_size, status.st_mtime_ns] for name, status in found]
-
-
-def _scheme_digest(at: str) -> str:
-    return at if at in (*NAMES, FP16) else sha256_file(at)
-
-
-def samples_at(at: str | None) -> list[Sample]:
-    """Returns the pictures and questions of a set: a folder's, a .jsonl file's, or (None) the shipped ones."""
-    if at is None:
-        return shipped_samples()
-    path = Path(at)
-    return read_questions(path, "entry") if path.suffix == QUESTIONS else samples_in(path, "entry")
-
-
-def _pictures_digest(at: str | None) -> str:
-    samples = samples_at(at)
-    check_pictures(samples)
-    seen = {picture: sha256_file(picture) for picture in dict.fromkeys(sample.picture for sample in samples)}
-    return _id([[sample.name, seen[sample.picture], sample.prompt, sample.answer] for sample in samples])
+    folder = "-".join((_plain(checkpoint.named.name), str(side), _plain(scheme.named.name), own[:8]))
+    return Making(
+        own, code(), folder, checkpoint.named.name, checkpoint.at, side, scheme.named.name, _word(scheme.named),
+        scheme.target, spec.context, cases,
+    )  # fmt: skip
 
 
 def _same(makings: list[Making]) -> Iterator[str]:
-    """Entries of a spec that have two names and lead to the same."""
-    first: dict[str, tuple[str, str]] = {}
+    """Entries of a spec that have two names and lead to the same: one result would stand in the table twice."""
+    first: dict[str, str] = {}
     for making in makings:
         for case in making.cases:
-            known = first.setdefault(case.id, (making.checkpoint, case.images))
-            if known != (making.checkpoint, case.images):
-                yield f"{' with '.join(known)} and {making.checkpoint} with {case.images} are the same; leave one out"
-        if len({case.id for case in making.cases}) < len(making.cases):
-            yield f"images: {', '.join(case.images for case in making.cases)} hold the same pictures; leave some out"
-
-
-def _id(content: Any) -> str:
-    return sha256_bytes(json.dumps(content).encode())[:ID]
+            name = f"{making.checkpoint} at {making.image_size}, {making.scheme}, {case.images}"
+            if case.id in first:
+                yield f"{first[case.id]} and {name} are the same; leave one out"
+            first.setdefault(case.id, name)
 
 
 def _plain(name: str) -> str:

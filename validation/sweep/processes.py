@@ -1,6 +1,7 @@
 """Workers as processes of this machine: each does one build after the other, and one that is killed is started anew.
 
-A build that ends its process three times is given up: its cases get a row with that error, and the sweep goes on.
+A build that ends its process three times is given up: its cases get a row with that error, and the sweep goes on. Each
+new attempt takes the cases from the other end, so that one which ends every process costs no other its row.
 It does not know what is done: `working` does.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
@@ -18,7 +20,7 @@ from validation.children import Child
 from validation.sweep.cases import Making
 
 ATTEMPTS = 3
-SERVED = "validation.sweep.working:Worker"
+SERVED = "validation.sweep.served:Worker"
 Done = tuple[Making, FastVLMError | None]  # None: rows are written, whatever they say
 
 
@@ -38,10 +40,21 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends all workers, at once where they are at work; none is started after it."""
+        """Ends all workers, at once where they are at work; none is started after it, and nothing interrupts it."""
+        interrupted: BaseException | None = None
+        while True:
+            try:
+                self._end_all()
+                break
+            except (KeyboardInterrupt, SystemExit) as again:  # a second Ctrl-C: workers would go on, and be waited for
+                interrupted = again
+        if interrupted is not None:
+            raise interrupted
+
+    def _end_all(self) -> None:
+        self._stopped = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._starting:
-            self._stopped = True
             for child in list(self._children):
                 child.close()
         self._pool.shutdown()
@@ -68,7 +81,7 @@ class Processes:
                 except ProcessError as ended:
                     problem = ended
                     self._end(worker)
-                    worker = None
+                    worker, making = None, replace(making, cases=making.cases[::-1])
                 except FastVLMError as told:
                     return told
                 else:
@@ -82,7 +95,12 @@ class Processes:
         with self._starting:
             if self._stopped:
                 return None
-            child = Child(SERVED, "a worker")
+            try:
+                child = Child(SERVED, "a worker")
+            except OSError as problem:
+                raise FastVLMError(
+                    f"no worker can be started ({problem.strerror}); take fewer with --workers, or free memory"
+                ) from problem
             self._children.add(child)
             return child
 

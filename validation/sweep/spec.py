@@ -12,6 +12,7 @@ It reads no checkpoint and no picture: `cases` does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -31,6 +32,7 @@ DEVICE = "iPhone 15 Pro"
 LISTS = ("checkpoints", "image_sizes", "schemes", "images")
 KEYS = (*LISTS, "target", "context", "steps", "device", "keep_builds")
 QUESTIONS = ".jsonl"
+LONGEST = 1 << 20  # positions: no model reads more, and a number without end is told before any work
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,13 @@ class Spec:
 def read_spec(path: str | Path) -> Spec:
     """Returns what the file says; UsageError, with everything that is wrong, for one that says nothing to be done."""
     file = Path(path)
-    found = load_mapping(read_text(file, "sweep"), f"sweep {file}")
+    found = load_mapping(read_text(file, "sweep"), f"sweep {file}", "checkpoints: [tiny]")
     problems = [*_unknown(found), *_wrong(found)]
     if problems:
         raise UsageError(f"sweep {file}: {'; '.join(problems)}")
     folder = file.resolve().parent
+    if str(folder).encode("utf-8", "replace").decode() != str(folder):
+        raise UsageError(f"sweep {file}: its folder's name is not UTF-8, and the table names it; rename the folder")
     given = {key: value for key, value in found.items() if key not in LISTS}
     if "device" in given:
         given["device"] = named_device(given["device"]).name
@@ -83,11 +87,15 @@ def read_spec(path: str | Path) -> Spec:
 
 
 def _named(word: str, folder: Path, known: tuple[str, ...]) -> Named:
-    """Where an entry leads: a known word to itself, what lies beside the spec to its path, any other word to itself."""
+    """Where an entry leads: a known word to itself, what lies beside the spec to its path, any other word to itself.
+
+    What is not there, while the current folder has something of that name, leads to where it was looked for: the spec
+    would mean something else in every folder.
+    """
     if word in known:
         return Named(word, word)
-    place = folder / Path(word).expanduser()
-    return Named(word, str(place) if place.exists() else word)
+    place = folder / os.path.expanduser(word)  # an unknown ~user stays as it is
+    return Named(word, str(place) if os.path.lexists(place) or os.path.lexists(word) else word)
 
 
 def _unknown(found: Mapping[Any, Any]) -> Iterator[str]:
@@ -136,7 +144,7 @@ def _is_count(value: Any) -> bool:
 
 SCALARS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("target", lambda value: value in TARGETS, " or ".join(TARGETS)),
-    ("context", _is_count, "a positive whole number"),
+    ("context", lambda value: _is_count(value) and value <= LONGEST, f"a positive whole number up to {LONGEST}"),
     ("steps", lambda value: _is_count(value) and value <= MOST, f"a whole number from 1 to {MOST}"),
     ("device", _is_word, "a device's name"),
     ("keep_builds", lambda value: isinstance(value, bool), "true or false"),

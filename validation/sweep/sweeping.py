@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,14 +13,15 @@ from fastvlm.errors import FastVLMError, UsageError
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import check_apart
 from fastvlm_ref.checkpoint.opening import folder_of
-from validation.sweep.cases import Making, planned
+from validation.sweep.builds import tidy
+from validation.sweep.cases import Case, Making, planned
 from validation.sweep.cluster import Cluster
 from validation.sweep.plot import write_plot
 from validation.sweep.processes import Done, Processes
-from validation.sweep.rows import BUILDS, ERROR, Row, measured, open_folder, read_row, write_row
+from validation.sweep.rows import ERROR, Row, check_place, held, measured, read_row, write_error
 from validation.sweep.spec import read_spec
 from validation.sweep.table import check_parquet, document, tabled, write_tables
-from validation.sweep.working import error_row
+from validation.sweep.working import error_row, labels
 
 
 class Workers(AbstractContextManager[Any], Protocol):
@@ -69,18 +70,20 @@ def sweep(
         check_parquet()
     who: Workers = Processes(workers) if ray is None else Cluster(ray)
     read = read_spec(spec)
-    place = Path(output).expanduser().resolve()
+    place = Path(os.path.expanduser(output)).resolve()
+    check_place(place)
     with progress.stage("Checking the spec"):
         makings = planned(read, progress)
     check_apart(place, [folder_of(making.checkpoint_at) for making in makings], replaced=False)
-    with who:
-        name = open_folder(place)
-        taken = _do(who, place, name, makings, read.keep_builds, progress)
-    rows = tabled([_row(place, making, case.id) for making in makings for case in making.cases], read.device)
-    with progress.stage("Writing table and plot"):
-        content = document(read, rows)
-        files = write_tables(place, content, parquet)
-        plot = write_plot(place, rows, read.device)
+    with ExitStack() as stack:
+        with who:
+            name = stack.enter_context(held(place))
+            taken = _do(who, place, name, makings, read.keep_builds, progress)
+        with progress.stage("Writing table and plot"):
+            rows = tabled([_row(place, making, case) for making in makings for case in making.cases], read.device)
+            content = document(read, rows)
+            files = write_tables(place, content, parquet)
+            plot = write_plot(place, rows, read.device)
     return Swept(content, (*files, *([plot] if plot else [])), taken)
 
 
@@ -99,23 +102,19 @@ def _do(
                 _give_up(place, making, problem)
             _tell(place, making, progress)
             advance(1)
-    if not keep:
-        for left in (place / BUILDS).iterdir():  # of workers that were killed, of removals that were
-            shutil.rmtree(left, ignore_errors=True)
+    tidy(place, [] if keep else [making.folder for making in missing])
     return len(done)
 
 
 def _give_up(place: Path, making: Making, problem: FastVLMError) -> None:
     """Rows for the cases of a build that nobody came through with."""
-    done = measured(place, (case.id for case in making.cases))
     for case in making.cases:
-        if case.id not in done:
-            write_row(place, error_row(making, case, problem))
+        write_error(place, error_row(making, case, problem))
 
 
 def _tell(place: Path, making: Making, progress: Progress) -> None:
     for case in making.cases:
-        row = _row(place, making, case.id)
+        row = _row(place, making, case)
         how = row["error"] if row["status"] == ERROR else _in_words(row)
         progress.note(f"{making.checkpoint} at {making.image_size}, {making.scheme}, {case.images}: {how}")
 
@@ -125,9 +124,9 @@ def _in_words(row: Row) -> str:
     return f"{row['status']}, {row['bytes'] / 1e6:,.1f} MB, KL {error}"
 
 
-def _row(place: Path, making: Making, case: str) -> Row:
-    row = read_row(place, case)
+def _row(place: Path, making: Making, case: Case) -> Row:
+    """A case's row in this spec's words: an earlier one may have called the same checkpoint or pictures otherwise."""
+    row = read_row(place, case.id)
     if row is None:  # somebody removed it meanwhile
-        found = next(each for each in making.cases if each.id == case)
-        return error_row(making, found, FastVLMError("its row is gone; type the same command again"))
-    return row
+        return error_row(making, case, FastVLMError("its row is gone; type the same command again"))
+    return {**row, **labels(making, case), "build": row["build"]}

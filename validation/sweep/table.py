@@ -32,6 +32,7 @@ COLUMNS: dict[str, str] = {  # name -> Arrow's name of the type
     "memory": "int64", "fits_memory": "string", "fits_app": "bool", "kl": "float64", "kl_of": "string",
     "questions": "int64", "agree": "int64", "answered": "int64", "build_right": "int64", "reference_right": "int64",
     "wrong": "float64", "front": "bool", "task_front": "bool", "missed": "string", "lacking": "string",
+    "notes": "string",
     "export_seconds": "float64", "validate_seconds": "float64", "fastvlm_version": "string",
 }  # fmt: skip
 
@@ -59,8 +60,8 @@ def _flat(row: Row, device: str) -> Row:
     flat = {**row, **{name: value for name, value in estimated.items() if name != "devices"}, "device": device}
     if row.get("answered"):
         flat["wrong"] = 1 - row["build_right"] / row["answered"]
-    for name in ("missed", "lacking"):
-        flat[name] = ", ".join(row.get(name, ()))
+    for name, between in (("missed", ", "), ("lacking", ", "), ("notes", "; ")):
+        flat[name] = between.join(map(str, row.get(name, ())))
     return flat
 
 

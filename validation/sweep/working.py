@@ -2,15 +2,13 @@
 
 A build that is there is whole, because `export` publishes nothing else, and is taken as it is: so what a killed worker
 had made is not made again. Errors that a user or a file can cause become rows. Whatever ends the worker itself leaves
-no row, and whoever started it tries again.
+no row, and whoever started it tries again. Inputs that changed meanwhile give an error in place of a result: it would
+stand under an id of what is no more.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import secrets
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,30 +16,24 @@ from typing import Any
 
 from export import export
 from fastvlm import __version__
-from fastvlm.errors import FastVLMError, OutputError
-from fastvlm.manifest import is_build, significant
+from fastvlm.build import read_build
+from fastvlm.errors import FastVLMError, OutputError, UsageError
+from fastvlm.manifest import NAME, is_build, significant
+from fastvlm.progress import Progress
 from validation import validate
 from validation.fit.advice import classes
 from validation.fit.estimating import estimate
 from validation.fit.sizes import Sizes, sizes_of
+from validation.sweep.builds import build_at, remove
 from validation.sweep.cases import Case, Making, making_of
-from validation.sweep.rows import BUILDS, ERROR, SCHEMA, Row, measured, name_of, write_row
+from validation.sweep.identity import what_changed
+from validation.sweep.rows import ERROR, SCHEMA, Row, measured, name_of, write_error, write_row
 from validation.sweep.spec import QUESTIONS
 from validation.verdict import Verdict
 
 ERRORS = (("answer", "kl"), ("language", "kl"))  # of pixels to tokens; of a model that is compared layer by layer
 TEXT = 1000  # characters of an error that a row keeps
-
-
-class Worker:
-    """The object that a process of its own serves (`validation.children`)."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
-
-    def work(self, **given: Any) -> None:
-        """As `work`."""
-        work(tell=self._tell, **given)
+NOTES = 20  # notes that a row keeps, each as long as an error at most
 
 
 def work(place: str, sweep: str, making: dict[str, Any], keep: bool, tell: Callable[[str], None] | None = None) -> None:
@@ -55,47 +47,75 @@ def work(place: str, sweep: str, making: dict[str, Any], keep: bool, tell: Calla
         raise OutputError(f"{folder} is another sweep's on this machine; every worker must see the same folder")
     done = measured(folder, (case.id for case in todo.cases))
     missing = [case for case in todo.cases if case.id not in done]
-    build = folder / BUILDS / todo.folder
+    build = build_at(folder, todo.folder)
     if missing:
         _measure(folder, build, todo, missing, tell)
     if not keep:
-        _remove(build)
+        remove(build)
+
+
+class _Heard(Progress):
+    """What an export or a comparison has to say, which nobody watches: it goes into the row."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        line = _line(text)
+        if line not in self.notes and len(self.notes) < NOTES:
+            self.notes.append(line)
 
 
 def _measure(folder: Path, build: Path, todo: Making, missing: list[Case], tell: Callable[[str], None]) -> None:
+    """An unforeseen error of one case is its row's too: the other cases of the build are not lost by it."""
+    heard = _Heard()
     try:
         tell("export")
         started = time.perf_counter()
+        _check_same(todo, missing[0])
         if not is_build(build):
-            _export(todo, build)
+            _export(todo, build, heard)
         seconds = time.perf_counter() - started
         sizes = sizes_of(build)
-        about = {**_sizes(sizes), "estimates": _estimates(sizes), "export_seconds": round(seconds, 2)}
+        about = {**_sizes(sizes, build), "estimates": _estimates(sizes), "export_seconds": round(seconds, 2)}
     except FastVLMError as problem:
         for case in missing:
-            write_row(folder, error_row(todo, case, problem))
+            write_error(folder, error_row(todo, case, problem))
         return
     for case in missing:
         tell(f"validate on {case.images}")
         try:
-            row = {**_row(todo, case), **about, **_compared(todo, case, build)}
+            row = {**labels(todo, case), **about, **_compared(todo, case, build, heard.notes)}
+            _check_same(todo, case)
         except FastVLMError as problem:
-            row = error_row(todo, case, problem)
-        write_row(folder, row)
+            write_error(folder, error_row(todo, case, problem))
+        except Exception as fault:
+            named = FastVLMError(f"internal error ({type(fault).__name__}: {fault}); a fault of fastvlm: report it")
+            write_error(folder, error_row(todo, case, named))
+        else:
+            write_row(folder, row)
 
 
-def _export(todo: Making, build: Path) -> None:
+def _check_same(todo: Making, case: Case) -> None:
+    """Raises UsageError where what a case's id was made of is no longer there, or not on this machine."""
+    changed = what_changed(todo, case)
+    if changed is not None:
+        raise UsageError(f"{changed} changed since the sweep began; type the same command again")
+
+
+def _export(todo: Making, build: Path, progress: Progress) -> None:
     export(
         todo.checkpoint_at, build, image_sizes=(todo.image_size,), context=todo.context, target=todo.target,
-        quantize=todo.scheme_at, overwrite=True,
+        quantize=todo.scheme_at, overwrite=True, progress=progress,
     )  # fmt: skip
 
 
-def _compared(todo: Making, case: Case, build: Path) -> Row:
+def _compared(todo: Making, case: Case, build: Path, noted: list[str]) -> Row:
     """What validation gives: the verdict, how far apart the tokens are, how the questions were answered."""
     asked: dict[str, Any] = {"questions" if case.at and case.at.endswith(QUESTIONS) else "images": case.at}
-    started = time.perf_counter()
-    verdict = validate(build, todo.checkpoint_at, steps=case.steps, **asked)
+    started, heard = time.perf_counter(), _Heard()
+    heard.notes += noted
+    verdict = validate(build, todo.checkpoint_at, steps=case.steps, progress=heard, **asked)
     score = verdict.score
     of, kl = _error(verdict)
     return {
@@ -103,22 +123,27 @@ def _compared(todo: Making, case: Case, build: Path) -> Row:
         "missed": [row.limit.key for row in verdict.rows if not row.passed], "lacking": list(verdict.lacking),
         "kl": kl, "kl_of": of, "questions": score.count, "agree": score.agree, "answered": score.answered,
         "build_right": score.build_right, "reference_right": score.reference_right,
-        "validate_seconds": round(time.perf_counter() - started, 2),
+        "validate_seconds": round(time.perf_counter() - started, 2), "notes": heard.notes,
     }  # fmt: skip
 
 
-def _error(verdict: Verdict) -> tuple[str, float | None]:
-    """Of which run of the decoder, and the mean KL divergence of its tokens in nats; None where that is no number."""
+def _error(verdict: Verdict) -> tuple[str | None, float | None]:
+    """Of which run of the decoder, and the mean KL divergence of its tokens in nats; None where there is no number."""
     found = {(row.limit.quantity, row.limit.metric): row.value for row in verdict.rows}
-    key = next(key for key in ERRORS if key in found)
+    key = next((key for key in ERRORS if key in found), None)
+    if key is None:
+        return None, None
     return key[0], significant(found[key]) if math.isfinite(found[key]) else None
 
 
-def _sizes(sizes: Sizes) -> Row:
+def _sizes(sizes: Sizes, build: Path) -> Row:
+    """Bytes of the build as it was exported: what an earlier comparison wrote into it does not count."""
     assert sizes.built is not None
     files = sizes.built.files
+    listed = read_build(build).manifest["files"].values()
+    total = sum(int(each["bytes"]) for each in listed) + (build / NAME).stat().st_size
     return {
-        "bytes": files.total, "encoder_bytes": files.encoder, "language_bytes": sum(files.language),
+        "bytes": total, "encoder_bytes": files.encoder, "language_bytes": sum(files.language),
         "embeddings_bytes": files.embeddings,
     }  # fmt: skip
 
@@ -136,7 +161,8 @@ def _estimates(sizes: Sizes) -> list[Row]:
     return found
 
 
-def _row(todo: Making, case: Case) -> Row:
+def labels(todo: Making, case: Case) -> Row:
+    """Returns what a row says of its case, in the words of the spec."""
     return {
         "schema": SCHEMA, "case": case.id, "build": todo.folder, "checkpoint": todo.checkpoint,
         "image_size": todo.image_size, "scheme": todo.scheme, "target": todo.target, "context": todo.context,
@@ -146,12 +172,9 @@ def _row(todo: Making, case: Case) -> Row:
 
 def error_row(todo: Making, case: Case, problem: Exception) -> Row:
     """Returns the row of a case that could not be measured."""
-    return {**_row(todo, case), "status": ERROR, "error": " ".join(str(problem).split())[:TEXT]}
+    return {**labels(todo, case), "status": ERROR, "error": _line(str(problem))}
 
 
-def _remove(build: Path) -> None:
-    """Takes a build away under another name first: what a killed removal leaves must not be taken for a build."""
-    if build.is_dir():
-        gone = build.parent / f".{build.name}.gone-{secrets.token_hex(4)}"
-        os.rename(build, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+def _line(text: str) -> str:
+    """One line of text that can be written: a file's name may hold bytes that are none."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:TEXT]
