@@ -19,6 +19,7 @@ from typing import Any
 from fastvlm.build import FORMATS, ONNX, SOURCE_OPTIONS, Build, read_build
 from fastvlm.errors import BuildError, ExecutionError, OutputError, PackageError, UsageError
 from fastvlm.hashes import sha256_file
+from fastvlm.json_file import read_json
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import check_files, dump
 from fastvlm.progress import SILENT, Progress
@@ -51,6 +52,7 @@ from validation.selftest import SelfTest, is_selftest, rows_sha256, worked_examp
 from validation.steps import steps_for
 from validation.verdict import FILE, ReferenceFiles, Verdict
 
+MOST_BYTES = 64 << 20  # of a verdict
 IN_FULL = 4  # questions of a file that are compared step by step
 
 
@@ -131,6 +133,7 @@ def validate(
             backend, steps, in_full, missing, lacking, sha256_file(folder / MANIFEST), files, folder / FILE,
             compute_units,
         )  # fmt: skip
+        _tell_of_weaker(folder, verdict, progress)
         with progress.stage("Writing the verdict"):
             verdict = _publish(verdict, folder, comparison)
         if place is not None:
@@ -285,6 +288,25 @@ def _check_same(build: Build, reference: str | Path, different: list[str], other
             "--other-reference"
         )
     return tuple(different)
+
+
+def _tell_of_weaker(build: Path, verdict: Verdict, progress: Progress) -> None:
+    """Tells where a verdict on this very build, passed on more, is about to be replaced by one on less."""
+    try:
+        before = read_json(build / FILE, MOST_BYTES)
+        same, steps = before["manifest_sha256"] == verdict.manifest_sha256, (before["pictures"], before["steps"])
+        stronger = (
+            same
+            and before["verdict"] == "passed"
+            and any(a > b for a, b in zip(steps, (verdict.pictures, verdict.steps), strict=True))
+        )
+    except (OSError, ValueError, LookupError, TypeError):  # none, or one that nobody can read
+        return
+    if stronger:
+        progress.note(
+            f"the verdict that was there compared {steps[0]} pictures and {steps[1]} steps, this one "
+            f"{verdict.pictures} and {verdict.steps}: that is what a bundle will tell its users"
+        )
 
 
 def _publish(verdict: Verdict, build: Path, comparison: Comparison) -> Verdict:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from validation.coreml import here
 
+BUSY = 0.8  # processes that want to run besides; two threads that wait for each other then wait for a third one too
 CPUINFO = Path("/proc/cpuinfo")
 
 

@@ -124,6 +124,8 @@ def show_profile(found: Profile, console: Console) -> None:
     for mark, result in zip(marks, found.results, strict=True):
         console.print(f"{mark + '  ' if len(marks) > 1 else ''}{result.contender.name}: {_asked(result.contender)}")
     console.print(_stages(found, marks))
+    if len(marks) > 1:
+        console.print("× A in brackets: the middle halves of the runs overlap, so no difference is shown")
     for result in found.results:
         if result.lacking:
             console.print(f"{result.contender.name}: the build has no {' and no '.join(result.lacking)} part")
@@ -166,7 +168,7 @@ def _stages(found: Profile, marks: Sequence[str]) -> Table:
         title = ""
         for mark, result, times in zip(marks, found.results, ratios, strict=True):
             if stage := result.stage(*key):
-                ratio = f"{times[key]:.2f}" if key in times else ""
+                ratio = _ratio(times.get(key), stage, found.results[0].stage(*key))
                 cells = _cells(stage, found.runs)
                 table.add_row("" if title else stage.title, mark if len(marks) > 1 else "", *cells, ratio)
                 title = stage.title
@@ -176,6 +178,13 @@ def _stages(found: Profile, marks: Sequence[str]) -> Table:
                 table.add_row(title, mark if len(marks) > 1 else "", f"{result.memory[kind] / 1e6:.0f} MB")
                 title = ""
     return table
+
+
+def _ratio(times: float | None, stage: Stage, first: Stage | None) -> str:
+    """How often the first contender's median this one's is, in brackets where their middle halves overlap."""
+    if times is None or first is None or first.spread is None or stage.spread is None:
+        return ""
+    return f"({times:.2f})" if stage.spread.overlaps(first.spread) else f"{times:.2f}"
 
 
 def _cells(stage: Stage, runs: int) -> tuple[str, str, str]:

@@ -100,7 +100,10 @@ def show_rows(rows: list[Row], console: Console) -> None:
     for row in rows:
         table.add_row(*(printable(cell) for cell in cells(row)))
     console.print(table)
-    console.print("best: no other of its checkpoint and image size (kl), or of all (task), is better in everything")
+    console.print(
+        "best: on the same pictures no other build of its checkpoint and image size (kl), or of all (task), is at "
+        "least as good in size, first token and error"
+    )
     for row in rows:
         if row["error"] is not None:
             name = f"{row['checkpoint']} at {row['image_size']}, {row['scheme']}, {row['images']}"
@@ -116,6 +119,6 @@ def cells(row: Row) -> list[str]:
     right = "" if not row["answered"] else f"{row['build_right']}/{row['answered']}"
     best = " ".join(word for word, name in (("kl", "front"), ("task", "task_front")) if row[name])
     return [
-        *case, f"{row['bytes'] / 1e6:,.1f}", f"{row['first_token'] * 1e3:,.0f} ms", f"{row['tokens_per_second']:,.1f}",
+        *case, f"{row['bytes'] / 1e6:,.1f}", f"{row['first_token'] * 1e3:.3g} ms", f"{row['tokens_per_second']:,.1f}",
         f"{row['memory'] / 1e9:.2f} GB", kl, f"{row['agree']}/{row['questions']}", right, best,
     ]  # fmt: skip

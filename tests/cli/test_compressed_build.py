@@ -11,6 +11,7 @@ from typed import Run
 from fastvlm.commands.compression import in_words
 
 
+@pytest.mark.long
 def test_a_mixed_chain_from_export_to_verdict(run: Run, tmp_path: Path, tiny: Path) -> None:
     build = tmp_path / "build"
     result = run("export", "tiny", "-o", build, "--quantize", "mixed", "--max-file-size", "900kB")

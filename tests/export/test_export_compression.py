@@ -258,6 +258,7 @@ def test_a_compressed_encoder_computes_what_its_graph_does(compressed_encoder: P
     assert snr(plain[0], found) < 40
 
 
+@pytest.mark.long
 def test_compression_makes_fewer_packages_and_none_beyond_the_limit(tmp_path: Path) -> None:
     model, limit = small_model(layers=5, vocab_size=ROWS), 210_000
     counts = {}
@@ -306,6 +307,7 @@ def test_a_chain_of_compressed_packages_is_one_package(built: Callable[..., Path
 ALL = "language: lut4\nencoder: int8\nembeddings: int8\nlayers: {language.layers.0.mlp.*: lut6}\n"
 
 
+@pytest.mark.long
 def test_cores_and_pieces_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole builds: on one core and four, from pieces of any length; blocks of few rows, so that there are several."""
     monkeypatch.setattr("export.compression.blocks.VALUES", 4096)
@@ -330,6 +332,7 @@ def test_tables_of_several_blocks_are_those_of_one(
     assert hash_tree(build) == whole
 
 
+@pytest.mark.long
 def test_a_streamed_checkpoint_is_compressed_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"quantize": recipe(tmp_path, "language: lut6\nembeddings: int8\n"), "only": "language"}
     made = []

@@ -184,7 +184,13 @@ def pictures(tmp_path: Path, tiny: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("change", ["nothing", "the scheme", "the pictures", "the embeddings"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "nothing",
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("the scheme", "the pictures", "the embeddings")),
+    ],
+)
 def test_only_what_was_compressed_alike_is_taken_over(
     change: str, cut: FastVLM, tmp_path: Path, pictures: Path, made: list[str]
 ) -> None:

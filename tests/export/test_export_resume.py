@@ -166,6 +166,7 @@ def changes(model: Any) -> dict[str, tuple[Any, ...]]:
     }
 
 
+@pytest.mark.long
 def test_a_chain_goes_on_behind_its_last_finished_package(
     tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,7 +155,8 @@ def test_programs_and_weights_are_those_of_the_direct_route(sizes: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("layers", "limit", "packages"), [pytest.param(7, 600_000, 2, marks=pytest.mark.long), (5, 210_000, 5)]
+    ("layers", "limit", "packages"),
+    [pytest.param(7, 600_000, 2, marks=pytest.mark.long), pytest.param(5, 210_000, 5, marks=pytest.mark.long)],
 )
 def test_chains_are_those_of_the_direct_route(
     layers: int, limit: int, packages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -295,7 +296,7 @@ def test_what_fp16_cannot_hold_is_clamped_and_told(tmp_path: Path, heard: Any) -
     assert read_manifest(build)["saturated"] == {name: 2}
 
 
-@pytest.mark.parametrize("target", ["ane", "gpu"])
+@pytest.mark.parametrize("target", [pytest.param("ane", marks=pytest.mark.long), "gpu"])
 def test_keys_that_lose_their_bias(tmp_path: Path, target: str) -> None:
     """Every layer reads its own constants, though all are multiplied with the same tables of angles."""
     model = small_model(layers=6)

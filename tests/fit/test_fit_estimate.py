@@ -384,3 +384,8 @@ def test_every_choice_can_be_had_at_every_official_size() -> None:
         advice = advise(sizes_of(name), device(PHONE))
         assert len(advice.estimates) == len(CHOICES)
         assert advice.refused == ()
+
+
+def test_int8_is_not_said_to_lose_less_than_fp16(half: Sizes) -> None:
+    said = advise(half, device("MacBook Air M2")).why
+    assert said.startswith("int8 on the Neural Engine fits, as fp16 does: half of its bytes for next to no loss: ")

@@ -95,6 +95,7 @@ def test_the_report_is_the_same_every_time(exported_tiny: Path) -> None:
     assert lint(exported_tiny).as_json() == lint(exported_tiny).as_json()
 
 
+@pytest.mark.long
 def test_a_chain_is_added_up(exported_tiny: Path, tmp_path: Path) -> None:
     """What the packages of a chain do in one step is what one package did, but for what the chain hands on."""
     from export import export

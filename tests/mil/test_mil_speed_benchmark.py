@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
     ("arguments", "said"),
     [
         (["open", "BUILD"], "coremltools imported: no"),
-        (["decode", "BUILD", "tiny", "--past", "20", "--rounds", "1"], "package / reference"),
+        pytest.param(
+            ["decode", "BUILD", "tiny", "--past", "20", "--rounds", "1"], "package / reference", marks=pytest.mark.long
+        ),
         pytest.param(["encoder", "BUILD", "tiny", "--rounds", "1"], "package / reference", marks=pytest.mark.long),
         pytest.param(["memory", "BUILD", "tiny"], "package / reference", marks=pytest.mark.long),
     ],

@@ -53,13 +53,14 @@ def test_every_cell(build: Build) -> None:
         "stage of median of 4 quartiles first time × A",
         "load language A 300 ms (of 3) 250–350 9 s",
         "encode A 3 s 1.75–5 3 s",
-        "B 4.5 s 4.5–4.5 7 s 1.50",
+        "B 4.5 s 4.5–4.5 7 s (1.50)",
         "decode at 512 A 30 ms 17.5–50 50 ms",
         "B 50 ms",
         "peak memory A 200 MB",
         "B 600 MB",
         "memory before loading A 100 MB",
         "B 300 MB",
+        "× A in brackets: the middle halves of the runs overlap, so no difference is shown",
     ]
 
 
@@ -73,3 +74,10 @@ def test_stages_stand_in_the_order_of_an_answer_whoever_has_them(build: Build) -
     ]  # fmt: skip
     assert shown[1] == "A one: image 256"
     assert shown[-1] == "one: the build has no language part"
+
+
+def test_a_ratio_that_the_runs_show_stands_without_brackets(build: Build) -> None:
+    one = result("one", build, {("encode", None): [3.0, 1.0, 1.1, 1.2]}, 1)
+    two = result("two", build, {("encode", None): [3.0, 2.0, 2.2, 2.4]}, 1)
+    assert "B 2.2 s 2.1–2.3 3 s 2.00" in lines(one, two, runs=3)
+    assert not [line for line in lines(one, runs=3) if "brackets" in line]

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from export.build import BuildWriter
 from export.plan import make_plan
+from export.side_files import write_licences, write_text_files
 from fastvlm.build import Build, read_build
 from fastvlm.errors import CheckpointError, FastVLMError, HubError, OutputError, UsageError
 from fastvlm.manifest import write_manifest
@@ -312,8 +313,9 @@ def built(model: FastVLM, folder: Path) -> Build:
     writer = BuildWriter(
         model, make_plan(model.config, (), 64, 32, "encoder"), folder, model.source, model.tokenizer, SILENT
     )
-    writer.write_licences()
-    write_manifest(folder / "manifest.json", writer.manifest())
+    text = write_text_files(folder, model.tokenizer, writer.prompts)
+    write_licences(folder, model.source, model.config.licence, SILENT)
+    write_manifest(folder / "manifest.json", writer.manifest() | text)
     return read_build(folder)
 
 

@@ -79,6 +79,15 @@ def test_the_sum_is_called_what_it_is(document: dict[str, Any], stages: tuple[st
     assert (", it" in text.partition("Answers")[0]) == tile, "and so in the tiles"
 
 
+@pytest.mark.parametrize(("load", "told"), [(7.42, True), (0.5, False), (None, False), ("high", False)])
+def test_a_busy_machine_is_told(document: dict[str, Any], load: Any, told: bool) -> None:
+    measured = profile(document["build"]["manifest_sha256"], load_average=load)
+    text = " ".join(parsed(html_page(with_profile(document, measured, "profile.json"))).text.split())
+    assert ("That machine was busy (load 7.42): on an idle one these are shorter." in text) == told
+    assert ("tiny on a Mac, on a busy machine" in text) == told
+    assert "it is no phone" in text
+
+
 def test_a_profile_of_nobody_is_a_page(document: dict[str, Any]) -> None:
     document["times"] = {"measured_by": "profile", "machine": None, "contenders": []}
     html_page(check(document, "it"))

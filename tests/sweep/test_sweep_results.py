@@ -113,7 +113,7 @@ def test_the_plot_shows_every_result_and_is_the_same_each_time(rows: list[Row], 
     first = (write_plot(tmp_path, flat, PHONE) or tmp_path).read_bytes()
     assert (write_plot(tmp_path, flat, PHONE) or tmp_path).read_bytes() == first
     drawn = first.decode()
-    for text in ("int8", "tiny at 256", f"estimated for {PHONE}", "share of wrong answers", "no other beats it"):
+    for text in ("int8", "tiny at 256", f"estimated for {PHONE}", "share of wrong answers", "best: no other beats it"):
         assert text in drawn
     assert "lut4" not in drawn
 

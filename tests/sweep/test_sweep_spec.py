@@ -86,8 +86,8 @@ def test_everything_wrong_is_told_at_once(spec: Write) -> None:
         (["checkpoints: [0.5b]"], "expected a checkpoint's folder"),
         (["checkpoints: [tiny]", "schemes: [int9]"], "'int9' is no scheme and no file"),
         (["checkpoints: [tiny]", "schemes: [int4]", "target: ane"], "int4"),
-        (["checkpoints: [tiny]", "image_sizes: [100]"], "--image-size is 100, expected a multiple of 64"),
-        (["checkpoints: [tiny]", "context: 100"], "--context is 100"),
+        (["checkpoints: [tiny]", "image_sizes: [100]"], "image_sizes is 100, expected a multiple of 64"),
+        (["checkpoints: [tiny]", "context: 100"], "tiny at 256, fp16: context is 100"),
         (["checkpoints: [tiny]", "images: [nowhere]"], "images: entry nowhere is not a folder"),
         (
             ["checkpoints: [tiny]", "images: [reds, ./reds]"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def test_a_second_run_measures_what_was_added_and_takes_the_rest(spec: Write, he
     again = sweep(spec(*LINES), out, progress=heard)
     assert again.taken == 4
     assert "4 of 4 cases were measured by an earlier run" in heard.notes
+    assert not [note for note in heard.notes if "passed" in note], "told of as if it were measured now"
     more = sweep(spec("checkpoints: [tiny]", "schemes: [int8, lut4]", "images: [reds, blues]"), out)
     assert more.taken == 2
     assert _statuses(more.document).keys() == {(s, i) for s in ("int8", "lut4") for i in ("reds", "blues")}
@@ -115,8 +117,10 @@ def test_an_interrupt_ends_all_workers_and_keeps_the_rows(spec: Write, tmp_path:
     out = tmp_path / "out"
     open_folder(out)
     (out / f"int8{PATIENT}").touch()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         sweep(spec(*LINES), out, workers=2, progress=Impatient())
+    (note,) = caught.value.__notes__
+    assert re.fullmatch(r"[234] of 4 cases are measured; the same command goes on with the rest", note)
     (out / f"int8{PATIENT}").unlink()
     assert sweep(spec(*LINES), out, workers=2).taken >= 2
     assert _attempts(out, "fp16") == 1

@@ -139,6 +139,7 @@ def test_a_name_that_no_fault_has_is_refused():
     assert "no fault is called blue-last" in result.output
 
 
+@pytest.mark.long
 def test_a_clean_seed_raises_no_alarm():
     result = CliRunner().invoke(main, ["--seeds", "1"])
     assert result.exit_code == 0, result.output

@@ -92,7 +92,7 @@ def test_a_chain(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not np.array_equal(logits_in_turn(build, swapped, 89), wanted[0])
 
 
-@pytest.mark.parametrize("name", ["whole", "compressed"])
+@pytest.mark.parametrize("name", ["whole", pytest.param("compressed", marks=pytest.mark.long)])
 def test_a_package_in_parts(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package larger than what may be open goes in runs of its layers, whatever its weights are stored in."""
     build: Build = request.getfixturevalue(name)

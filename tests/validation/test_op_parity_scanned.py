@@ -56,7 +56,7 @@ def built(model: Any, folder: Path, **asked: Any) -> Pair:
     return Pair(read_build(export_model(model, folder, **ASKED, **asked)), model)
 
 
-@pytest.mark.parametrize("target", ["ane", "gpu"])
+@pytest.mark.parametrize("target", ["ane", pytest.param("gpu", marks=pytest.mark.long)])
 def test_every_factor_is_undone(target: str, model: Any, protection: Protection, tmp_path: Path) -> None:
     """For "gpu" this found a conversion that lost the sign of every second half: keys were wrong, and ran."""
     pair = built(model, tmp_path / "build", target=target, protection=protection)
@@ -65,7 +65,7 @@ def test_every_factor_is_undone(target: str, model: Any, protection: Protection,
     assert all(row.passed for row in rows), [str(finding) for finding in op_findings(pair)]
 
 
-@pytest.mark.parametrize("target", ["ane", "gpu"])
+@pytest.mark.parametrize("target", ["ane", pytest.param("gpu", marks=pytest.mark.long)])
 def test_without_safe_forms(target: str, model: Any, tmp_path: Path) -> None:
     unsafe = replace(UNPROTECTED, residual=6)
     pair = built(model, tmp_path / "build", target=target, protection=unsafe)
@@ -73,6 +73,7 @@ def test_without_safe_forms(target: str, model: Any, tmp_path: Path) -> None:
     assert op_findings(pair) == []
 
 
+@pytest.mark.long
 def test_a_chain_hands_on_what_the_next_package_takes(model: Any, protection: Protection, tmp_path: Path) -> None:
     """Packages of one layer and of the head alone; the last layer's prefill keeps an input that it does not use."""
     pair = built(model, tmp_path / "build", protection=protection, only="language", max_file_size=100_000)

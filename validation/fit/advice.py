@@ -148,7 +148,7 @@ def _best(found: Sequence[Estimate]) -> tuple[Estimate | None, str]:
         for scheme in (*LOSING, *(each.scheme for each in fitting)):
             same = sorted((each for each in fitting if each.scheme == scheme), key=_patience)
             if same:
-                how = "fits" if len({each.scheme for each in found}) == 1 else "loses least of what fits"
+                how = _how(scheme, {each.scheme for each in found}, {each.scheme for each in fitting})
                 how += "" if fitting is packed else " into memory"
                 return same[0], "; ".join(_in_words(same, how))
     smallest = min(found, key=lambda each: each.memory.need)
@@ -157,6 +157,15 @@ def _best(found: Sequence[Estimate]) -> tuple[Estimate | None, str]:
         f"nothing fits: even {smallest.scheme} on {PLACES[smallest.target]} does not ({problems}); take a smaller "
         "checkpoint, a smaller --context or a device with more memory"
     )
+
+
+def _how(scheme: str, asked: set[str], fitting: set[str]) -> str:
+    """Why a scheme is taken; `fitting` are those that fit."""
+    if len(asked) == 1:
+        return "fits"
+    if scheme == "int8" and FP16 in fitting:
+        return "fits, as fp16 does: half of its bytes for next to no loss"
+    return "loses least of what fits"
 
 
 def _patience(each: Estimate) -> float:

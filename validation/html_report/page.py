@@ -31,6 +31,7 @@ def html_page(document: dict[str, Any]) -> str:
     return _environment().get_template("report.html").render(
         report=document, title=views.title(document), verdict=views.verdict(document), tiles=views.tiles(document),
         answers=views.answers(document), facts=views.facts(document), waterfalls=bars.waterfalls(document["times"]),
+        busy=views.busy(document["times"]),
         sizes=bars.sizes(document["sizes"]), devices=bars.devices(document["devices"]),
         style=style, policy=POLICY.format(digest), data=_data(document),
         data_id=DATA,

@@ -165,7 +165,7 @@ FIELDS: dict[str, Any] = {
     ),
     "times": Maybe(
         {
-            "measured_by": _one_of("validation", "profile"), "machine": Maybe(TEXT),
+            "measured_by": _one_of("validation", "profile"), "machine": Maybe(TEXT), "load_average": Maybe(NUMBER),
             "contenders": [
                 {
                     "name": TEXT, "compute_units": Maybe(TEXT), "peak_bytes": Maybe(COUNT),

@@ -26,7 +26,7 @@ def taken(seconds: Mapping[str, list[float]], backend: str) -> dict[str, Any] | 
     if not stages:
         return None
     contender = {"name": backend, "compute_units": None, "stages": stages, "peak_bytes": None}
-    return {"measured_by": VALIDATION, "machine": None, "contenders": [contender]}
+    return {"measured_by": VALIDATION, "machine": None, "load_average": None, "contenders": [contender]}
 
 
 def with_profile(document: dict[str, Any], profile: Any, named: str) -> dict[str, Any]:
@@ -49,7 +49,12 @@ def measured(profile: Any, manifest_sha256: str, named: str) -> dict[str, Any]:
         raise UsageError(
             f"{named} is of {found}, and this report is of the manifest {manifest_sha256[:12]}; profile it"
         )
-    return {"measured_by": PROFILE, "machine": _machine(profile), "contenders": list(map(_contender, own))}
+    load = profile.get("load_average")
+    return {
+        "measured_by": PROFILE, "machine": _machine(profile),
+        "load_average": float(load) if isinstance(load, (int, float)) and 0 <= load < LARGEST else None,
+        "contenders": list(map(_contender, own)),
+    }  # fmt: skip
 
 
 def _row(stage: str, position: int | None, seconds: float, count: int) -> dict[str, Any]:

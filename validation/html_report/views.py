@@ -7,6 +7,7 @@ from typing import Any
 
 from validation.html_report.bars import waterfalls
 from validation.html_report.words import as_float, bound, decibel, number, plain, seconds, size
+from validation.machine import BUSY
 
 HEADS = {
     "passed": "Passed: every limit holds",
@@ -88,7 +89,13 @@ def _tiles(report: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
     yield "the whole build", size(report["sizes"]["total_bytes"]), False
     if report["times"] and report["times"]["measured_by"] == "profile":
         for fall in [each for each in waterfalls(report["times"]) if each["until"]][:1]:
-            yield f"{fall['until']}, {plain(fall['name'])}", seconds(fall["total"]), False
+            while_busy = ", on a busy machine" if busy(report["times"]) else ""
+            yield f"{fall['until']}, {plain(fall['name'])}{while_busy}", seconds(fall["total"]), False
+
+
+def busy(times: dict[str, Any] | None) -> bool:
+    """Whether others kept the machine busy while it measured."""
+    return times is not None and times["load_average"] is not None and as_float(times["load_average"]) > BUSY
 
 
 def _ties(count: int) -> str:

@@ -17,7 +17,7 @@ from validation.coreml.placement import FunctionPlan, OpPlace
 from validation.coreml.plan import plans_of
 from validation.encoder_form import form_of
 from validation.expected_time import in_words, seconds_of
-from validation.machine import memory_bytes, this_machine
+from validation.machine import BUSY, memory_bytes, this_machine
 from validation.profiling.contender import Asked, Contender, contenders_of
 from validation.profiling.result import Failure, Profile, Result, stages_of
 from validation.profiling.rounds import LOADS, Measured, run_rounds, started
@@ -27,7 +27,6 @@ STARTING = 3.0  # seconds for a process and its libraries
 LOADING = 1.0  # seconds; the MIL runtime maps a package's weights
 WORTH_SAYING = 20.0
 MOST_RUNS = 10_000
-BUSY = 0.8  # processes that want to run besides; two threads that wait for each other then wait for a third one too
 
 
 def profile(
@@ -64,7 +63,10 @@ def load_told(progress: Progress) -> float:
     """Returns the load average of the last minute, and tells a listener where it is too high to measure."""
     load = os.getloadavg()[0]
     if load > BUSY:
-        progress.note(f"this machine is busy (load {load:.1f}): times will be longer than on one that is idle")
+        progress.note(
+            f"this machine is busy (load {load:.1f}): times will be longer than on one that is idle, and how two "
+            "contenders compare is uncertain"
+        )
     return load
 
 

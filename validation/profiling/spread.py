@@ -27,6 +27,10 @@ class Spread:
             q1 = median = q3 = values[0]
         return cls(median, q1, q3, min(values), max(values), len(values))
 
+    def overlaps(self, other: Spread) -> bool:
+        """Whether the middle halves of both have a value in common: then no difference between them is shown."""
+        return self.q1 <= other.q3 and other.q1 <= self.q3
+
     def as_json(self) -> dict[str, float | int]:
         """The same as plain data, in four digits."""
         return {name: value if name == "count" else digits(value) for name, value in asdict(self).items()}

@@ -92,13 +92,20 @@ def _refuse(problems: list[str]) -> None:
         raise UsageError(f"sweep: {'; '.join(dict.fromkeys(problems))}")
 
 
+def in_keys(text: str) -> str:
+    """Returns a message of the commands in a spec's words: it has keys where they have options."""
+    for option, key in (("--image-size", "image_sizes"), ("--quantize", "schemes")):
+        text = text.replace(option, key)
+    return re.sub(r"--(context|target|device)\b", r"\1", text)
+
+
 @contextmanager
 def _told(problems: list[str], of: str) -> Iterator[None]:
     """Adds what is wrong inside the block to the problems."""
     try:
         yield
     except FastVLMError as problem:
-        problems.append(f"{of}: {problem}")
+        problems.append(f"{of}: {in_keys(str(problem))}")
     except OSError as problem:  # a name that is too long, a file that may not be read
         problems.append(f"{of}: {problem.filename}: {problem.strerror}; check the name and its permissions")
 

@@ -94,7 +94,7 @@ class _Looks:
     def __init__(self, rows: Sequence[Row]) -> None:
         self.schemes = list(dict.fromkeys(row["scheme"] for row in rows))
         self.models = list(dict.fromkeys(_model(row) for row in rows))
-        self.names = [*map(_short, self.schemes), *map(_short, self.models), "no other beats it"]
+        self.names = [*map(_short, self.schemes), *map(_short, self.models), "best: no other beats it"]
         self.columns = max(1, min(len(self.names), LEGEND // (max(map(len, self.names)) + 6)))
         self.lines = -(-len(self.names) // self.columns)
 

@@ -121,7 +121,7 @@ def _wrong(found: Mapping[Any, Any]) -> Iterator[str]:
         try:
             named_device(found["device"])
         except UsageError as problem:
-            yield f"device: {problem}"
+            yield f"device: {str(problem).removeprefix('--device ')}"
 
 
 def _wrong_list(key: str, value: Any, is_right: Callable[[Any], bool]) -> Iterator[str]:

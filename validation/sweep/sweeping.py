@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,13 +78,27 @@ def sweep(
     with ExitStack() as stack:
         with who:
             name = stack.enter_context(held(place))
-            taken = _do(who, place, name, makings, read.keep_builds, progress)
+            with _kept(place, makings):
+                taken = _do(who, place, name, makings, read.keep_builds, progress)
         with progress.stage("Writing table and plot"):
             rows = tabled([_row(place, making, case) for making in makings for case in making.cases], read.device)
             content = document(read, rows)
             files = write_tables(place, content, parquet)
             plot = write_plot(place, rows, read.device)
     return Swept(content, (*files, *([plot] if plot else [])), taken)
+
+
+@contextmanager
+def _kept(place: Path, makings: Sequence[Making]) -> Iterator[None]:
+    """Says with an interrupt what is done and how one goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as end:
+        cases = [case.id for making in makings for case in making.cases]
+        end.add_note(
+            f"{len(measured(place, cases))} of {len(cases)} cases are measured; the same command goes on with the rest"
+        )
+        raise
 
 
 def _do(
@@ -100,7 +114,7 @@ def _do(
         for making, problem in who.run(place, name, missing, keep):
             if problem is not None:
                 _give_up(place, making, problem)
-            _tell(place, making, progress)
+            _tell(place, making, done, progress)
             advance(1)
     tidy(place, [] if keep else [making.folder for making in missing])
     return len(done)
@@ -112,8 +126,9 @@ def _give_up(place: Path, making: Making, problem: FastVLMError) -> None:
         write_error(place, error_row(making, case, problem))
 
 
-def _tell(place: Path, making: Making, progress: Progress) -> None:
-    for case in making.cases:
+def _tell(place: Path, making: Making, before: Collection[str], progress: Progress) -> None:
+    """Tells what came of a build's cases, but for those that were measured `before`."""
+    for case in (case for case in making.cases if case.id not in before):
         row = _row(place, making, case)
         how = row["error"] if row["status"] == ERROR else _in_words(row)
         progress.note(f"{making.checkpoint} at {making.image_size}, {making.scheme}, {case.images}: {how}")
