@@ -12,6 +12,7 @@ from fastvlm.commands import options
 from fastvlm.commands.compression import in_words
 from fastvlm.errors import FastVLMError, UsageError
 from fastvlm.exponents import protection_in_words
+from fastvlm.manifest import is_onnx
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +30,9 @@ def inspect(path: str, as_json: bool) -> None:
         raise UsageError(f"{path} is a file, expected a package or a build folder; name the folder it lies in")
     from validation.contents import describe_build, describe_package, is_package
 
+    if not is_package(path) and is_onnx(path):
+        _inspect_onnx(path, as_json)
+        return
     if is_package(path):
         manifest, packages = None, [describe_package(path)]
     else:
@@ -48,6 +52,29 @@ def inspect(path: str, as_json: bool) -> None:
         options.next_step("fastvlm inspect BUILD, for the manifest that says how to run it")
     else:
         options.next_step(options.after_running(path))
+
+
+def _inspect_onnx(path: str, as_json: bool) -> None:
+    """Shows the manifest and each file: what goes in, what comes out, how often each op occurs."""
+    from fastvlm.manifest import read_manifest
+    from validation.ort.opening import open_build
+
+    manifest, files = read_manifest(path), open_build(path)
+    if as_json:
+        content = {"manifest": manifest, "files": [file.as_json() for file in files]}
+        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    _show_manifest(manifest, Path(path), console)
+    for file in files:
+        console.print(f"\n{file.path.name}: {sum(file.ops.values())} ops")
+        for side, ports in (("in", file.inputs), ("out", file.outputs)):
+            for name, port in ports.items():
+                console.print(f"  {side:<4} {name} {port.words}")
+        console.print("  ops: " + ", ".join(f"{name} {count}" for name, count in file.ops.most_common()))
+    options.next_step(options.after_running(path))
 
 
 def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> None:

@@ -12,7 +12,9 @@ import click
 
 from fastvlm.commands import options
 from fastvlm.commands.options import printable
+from fastvlm.errors import UsageError
 from fastvlm.manifest import NAME as MANIFEST
+from fastvlm.manifest import is_onnx
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ def lint(path: str, device: str | None, min_resident: float | None, as_json: boo
 
         named(device)  # before the seconds that the import below takes
     progress = TerminalProgress(transient=True)
+    if (Path(path) / MANIFEST).is_file() and is_onnx(path):
+        raise UsageError(f"lint judges Core ML packages, and {path} holds ONNX files; export with --format coreml")
     with progress.stage("Loading libraries"):
         from validation.lint.checking import lint as check
 

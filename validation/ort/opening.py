@@ -17,11 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto, GraphProto, ModelProto, SparseTensorProto, TensorProto, ValueInfoProto
 
 from export.onnx.graph import IR_VERSION, MICROSOFT, MICROSOFT_OPSET, OPSET
+from fastvlm.build import ONNX, read_build
 from fastvlm.errors import PackageError
 from fastvlm.json_file import read_plain
 from fastvlm.paths import contained
@@ -62,10 +64,24 @@ class OnnxFile:
     outputs: dict[str, Port]
     ops: Counter[str]
 
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain data, without the path to it."""
+        ports = {
+            side: {name: port.words for name, port in found.items()}
+            for side, found in (("inputs", self.inputs), ("outputs", self.outputs))
+        }
+        return {"file": self.path.name, **ports, "ops": dict(self.ops)}
+
 
 def in_words(ports: Mapping[str, Port]) -> str:
     """Inputs or outputs as a message shows them."""
     return ", ".join(f"{name[:60]} {port.words}" for name, port in ports.items())[:300] or "nothing"
+
+
+def open_build(folder: str | Path) -> list[OnnxFile]:
+    """Reads and checks every model file of a build, encoders first; raises as `open_file`, and BuildError."""
+    build = read_build(folder, (ONNX,))
+    return [open_file(path) for path in (*build.encoders.values(), *(stage.package for stage in build.language))]
 
 
 def open_file(path: Path) -> OnnxFile:

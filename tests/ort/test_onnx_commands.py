@@ -1,0 +1,203 @@
+"""A checkpoint becomes ONNX files that are run, validated, profiled and looked at like any other build."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
+
+from typed import typed
+
+from export import export
+from export.onnx.schemes import VARIANTS
+from fastvlm.build import ONNX, read_build
+from fastvlm.errors import BuildError, UsageError
+from fastvlm.manifest import find_changes
+from fastvlm_ref.samples import shipped_samples
+from validation import validate
+from validation.limits.onnx import ROWS, onnx_limits
+from validation.verdict import Verdict
+
+TALE = "a blue square, a red triangle, a green ring and the word milk"
+
+
+@pytest.fixture(scope="session")
+def onnx_builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The embedded checkpoint in every variant; never written to but by `verdicts`."""
+    folder = tmp_path_factory.mktemp("onnx-builds")
+    return {name: export("tiny", folder / name, format="onnx", quantize=name) for name in VARIANTS}
+
+
+@pytest.fixture(scope="session")
+def verdicts(onnx_builds: dict[str, Path]) -> dict[str, Verdict]:
+    """What validation says of each."""
+    return {name: validate(build) for name, build in onnx_builds.items()}
+
+
+@pytest.fixture
+def int4(onnx_builds: dict[str, Path], tmp_path: Path) -> Path:
+    """A build that this test may damage."""
+    return Path(shutil.copytree(onnx_builds["int4"], tmp_path / "int4"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_passes_its_limits_as_they_were_measured(variant: str, verdicts: dict[str, Verdict]) -> None:
+    verdict = verdicts[variant]
+    assert verdict.passed, [(row.limit.key, row.value) for row in verdict.rows if not row.passed]
+    assert verdict.backend == "onnx"
+    assert not verdict.lacking
+    for row in verdict.rows:
+        wanted = ROWS[variant].get(row.limit.key)
+        if wanted is not None and row.limit.metric not in ("top5_overlap", "rank"):
+            measured = wanted[1]
+            near = abs(row.value - measured) <= 6 if row.limit.bound == "min" else row.value <= 3 * measured
+            assert near, f"{row.limit.key} is {row.value}, and {measured} stands in the table"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_limit_has_headroom(variant: str) -> None:
+    for key, (limit, measured) in ROWS[variant].items():
+        if key.endswith("_db"):
+            assert 10 <= measured - limit <= 30, key
+        elif not key.endswith(("top5_overlap", "rank")):
+            assert 3 <= limit / measured <= 15, key
+    with pytest.raises(BuildError, match="expected one of fp32, fp16, int8, int4"):
+        onnx_limits("lut4")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_manifest_says_what_lies_there(variant: str, onnx_builds: dict[str, Path]) -> None:
+    build = read_build(onnx_builds[variant], (ONNX,))
+    assert not find_changes(build.folder, build.manifest)
+    assert build.encoders == {256: build.folder / "VisionEncoder.onnx"}
+    assert [stage.package.name for stage in build.language] == ["LanguageModel.onnx"]
+    assert build.embeddings is not None
+    assert build.embeddings.dtype == {"fp32": "float32", "fp16": "float16"}.get(variant, "int8")
+    inputs = build.manifest["functions"]["encoder"]["encode_256"]["inputs"]
+    assert inputs == [{"name": "image", "kind": "tensor", "shape": [1, 256, 256, 3], "dtype": "uint8"}]
+    assert build.manifest["compression"]["scheme"] == variant
+
+
+def test_the_same_checkpoint_gives_the_same_files(onnx_builds: dict[str, Path], tmp_path: Path) -> None:
+    again = export("tiny", tmp_path / "again", format="onnx", quantize="int8")
+    for name in ("manifest.json", "VisionEncoder.onnx.data", "LanguageModel.onnx", "LanguageModel.onnx.data"):
+        assert (again / name).read_bytes() == (onnx_builds["int8"] / name).read_bytes()
+
+
+def test_a_wrong_weight_is_found(int4: Path) -> None:
+    """The last quarter of the language model's weights, of which the head is most."""
+    data = int4 / "LanguageModel.onnx.data"
+    content = bytearray(data.read_bytes())
+    begin = len(content) * 3 // 4
+    content[begin:] = bytes(reversed(content[begin:]))
+    data.write_bytes(content)
+    with pytest.raises(BuildError, match=r"LanguageModel\.onnx\.data"):
+        validate(int4, steps=4)
+    manifest = json.loads((int4 / "manifest.json").read_text())
+    from fastvlm.hashes import file_hash
+
+    manifest["files"][data.name] = dict(file_hash(data))
+    (int4 / "manifest.json").write_text(json.dumps(manifest))
+    verdict = validate(int4, steps=4)
+    assert not verdict.passed
+    assert {"language.kl", "answer.kl"} <= {row.limit.key for row in verdict.rows if not row.passed}
+
+
+def test_run_answers_and_says_what_ran_where(onnx_builds: dict[str, Path]) -> None:
+    sample = shipped_samples()[0]
+    result = typed("run", onnx_builds["int8"], sample.picture, sample.prompt)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{TALE}\n"
+    assert "onnx: first token after" in result.stderr
+    for file in ("VisionEncoder.onnx", "LanguageModel.onnx"):
+        assert f"  {file}: " in result.stderr
+        assert " nodes on cpu" in result.stderr
+
+
+def test_the_command_makes_and_looks_at_a_build(tmp_path: Path) -> None:
+    build = tmp_path / "build"
+    made = typed("export", "tiny", "--format", "onnx", "--image-size", "128", "--image-size", "192", "-o", build)
+    assert made.exit_code == 0, made.stderr
+    assert made.stderr.endswith(f"next: fastvlm validate {build}\n")
+    seen = typed("inspect", build)
+    assert seen.exit_code == 0, seen.stderr
+    for text in ("VisionEncoder-192.onnx: ", "  in   image uint8 [1, 192, 192, 3]", "GroupQueryAttention 4"):
+        assert text in seen.stdout
+    content = json.loads(typed("inspect", build, "--json").stdout)
+    assert [file["file"] for file in content["files"]] == [
+        "VisionEncoder.onnx", "VisionEncoder-192.onnx", "LanguageModel.onnx",
+    ]  # fmt: skip
+
+
+def test_a_profile_beside_the_packages(onnx_builds: dict[str, Path], exported_tiny: Path) -> None:
+    result = typed("profile", onnx_builds["int4"], exported_tiny, "--runs", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    contenders = json.loads(result.stdout)["contenders"]
+    assert [each["backend"] for each in contenders] == ["onnx", "mil"]
+    stages = [{row["stage"] for row in each["stages"]} for each in contenders]
+    assert stages[0] == stages[1] >= {"load_language", "encode", "prefill", "first_token", "decode"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--quantize", "lut4"), "--quantize is 'lut4', expected one of fp32, fp16, int8, int4 with --format onnx"),
+        (("--target", "ane"), "--target is 'ane', expected cpu or coreml-ep with --format onnx"),
+        (("--max-file-size", "1GB"), "--max-file-size is for --format coreml"),
+        (("--for", "apple-app"), "--for is for --format coreml"),
+        (("--target", "coreml-ep", "--quantize", "int8"), "expected fp32 or fp16"),
+        (("--image-size", "100"), "--image-size is 100, expected a multiple of 64"),
+    ],
+)
+def test_what_onnx_cannot_have_is_refused_before_any_work(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    result = typed("export", "tiny", "--format", "onnx", *words, "-o", tmp_path / "build")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not (tmp_path / "build").exists()
+
+
+def test_core_ml_has_no_target_of_onnx(tmp_path: Path) -> None:
+    result = typed("export", "tiny", "--target", "cpu", "-o", tmp_path / "build")
+    assert result.exit_code == 2
+    assert "--target is 'cpu', expected ane or gpu with --format coreml" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("bundle", "BUILD", "-o", "bundle"), "is a build of --format onnx"),
+        (("lint", "BUILD"), "lint judges Core ML packages"),
+        (("fit", "BUILD"), "is a build of --format onnx"),
+        (("validate", "BUILD", "--backend", "mil"), "--backend mil does not run"),
+        (("validate", "BUILD", "--report", "report.html"), "--report shows Core ML builds"),
+        (("profile", "BUILD", "--backend", "mil"), "--backend mil does not run"),
+        (("run", "BUILD", "PICTURE", "What?", "--backend", "mil"), "--backend mil does not run the ONNX files"),
+        (("run", "BUILD", "PICTURE", "What?", "--provider", "cuda"), "has no provider cuda"),
+        (("run", "BUILD", "PICTURE", "What?", "--provider", "abacus"), "provider 'abacus' is unknown"),
+    ],
+)
+def test_what_onnx_files_are_not_for_is_said(
+    words: tuple[str, ...], said: str, onnx_builds: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    meant: dict[str, Any] = {"BUILD": onnx_builds["int4"], "PICTURE": shipped_samples()[0].picture}
+    result = typed(*(meant.get(word, word) for word in words))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+    assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_asked_of_packages_is_refused(exported_tiny: Path) -> None:
+    for words in (("validate",), ("profile",)):
+        result = typed(*words, exported_tiny, "--backend", "onnx")
+        assert result.exit_code == 2
+        assert "--backend onnx does not run" in result.stderr
+    with pytest.raises(UsageError, match="expected coreml or onnx"):
+        export("tiny", "nowhere", format="tflite")
