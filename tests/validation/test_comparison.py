@@ -250,6 +250,7 @@ def test_sessions_refuse_what_does_not_fit(exported_tiny, tiny):
         open_session(exported_tiny, image_size=320)
 
 
+@pytest.mark.long
 def test_an_answer_s_ties_are_judged_by_its_own_limit(tmp_path):
     """Only the encoder is compressed: the decoder keeps fp16's limit, answers from its image tokens have their own."""
     recipe = tmp_path / "recipe.yaml"

@@ -192,6 +192,7 @@ def test_the_attention_that_faults_change_is_the_reference_s_own(bench):
         torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_suite_begins_with_a_clean_bench_of_every_scheme(tiny_subject):
     outcomes = list(run([BY_NAME["sign-of-a-decoder-weight"], BY_NAME["quantised-scale-doubled"]], tiny_subject))
     assert [outcome.fault.name if outcome.fault else None for outcome in outcomes] == [

@@ -69,7 +69,7 @@ def test_a_package_that_is_led(whole: Build) -> None:
     assert len(found[1]) == 1
 
 
-@pytest.mark.parametrize("limit", [1_200_000, pytest.param(800_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("limit", [pytest.param(limit, marks=pytest.mark.long) for limit in (1_200_000, 800_000)])
 def test_a_chain(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some packages with layers and the head behind them, and the head in packages of its own."""
     monkeypatch.setattr("export.chunks.HEAD_CAP", 256)

@@ -137,6 +137,7 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_computed(
         validate(tiny_build, questions=ask(shipped(0), shipped(1, prompt="blue " * 3000)))
 
 
+@pytest.mark.long
 def test_a_language_model_alone_is_compared_on_every_question(ask: Ask, tmp_path: Path) -> None:
     from export import export
 
