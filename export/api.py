@@ -15,7 +15,7 @@ from export.choice import cautions, intended, measured, smallest, unused
 from export.formats import ANE, check_format
 from export.onnx.plan import OnnxPlan, make_onnx_plan
 from export.onnx.space import onnx_bytes
-from export.plan import check_options, make_plan
+from export.plan import ExportPlan, make_plan
 from export.precheck import check_weights
 from export.protection import UNPROTECTED, Protection
 from export.ranges.kept import kept_protection
@@ -118,16 +118,16 @@ def export_model(
     source, tokenizer = model.source, model.tokenizer
     if source is None or tokenizer is None:
         raise UsageError("this model has no source or no tokenizer; read it with load_checkpoint")
+    check_format(
+        format, image_sizes=image_sizes, context=context, query_length=query_length, only=only, target=target,
+        max_file_size=max_file_size, quantize=quantize, calibration=calibration, purpose=purpose,
+    )  # fmt: skip
     if format == ONNX:
         asked = make_onnx_plan(model.config, image_sizes, context, query_length, only, target, quantize)
         return _export_onnx(model, asked, output, calibration, overwrite, progress, protection, typed)
     target = target or ANE
-    if purpose is not None:
-        check_options(quantize=quantize, calibration=calibration, purpose=purpose)  # what no plan holds
     plan = make_plan(model.config, image_sizes, context, query_length, only, target, max_file_size, purpose)
-    limit = model.config.text.max_positions
-    if plan.language and plan.context > limit:
-        progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")
+    _tell_of_context(model, plan, progress)
     if plan.purpose is not None and (problem := refusal(model.config.vision, plan.image_sizes[0])):
         progress.note(problem)
     place = check_output(output, overwrite)
@@ -152,6 +152,12 @@ def export_model(
     return place
 
 
+def _tell_of_context(model: FastVLM, plan: ExportPlan, progress: Progress) -> None:
+    limit = model.config.text.max_positions
+    if plan.language and plan.context > limit:
+        progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")
+
+
 def _export_onnx(
     model: FastVLM, asked: OnnxPlan, output: str | Path, calibration: str | Path | None, overwrite: bool,
     progress: Progress, protection: Protection | None, typed: str | None,
@@ -159,6 +165,9 @@ def _export_onnx(
     source, tokenizer = model.source, model.tokenizer
     assert source is not None
     assert tokenizer is not None
+    _tell_of_context(model, asked.plan, progress)
+    if calibration is not None and not (asked.plan.encoder and asked.encoder.eight_bits):
+        progress.note("--calibration changes nothing here: encoders of int8 and int4 alone are measured on pictures")
     place = check_output(output, overwrite)
     check_apart(place, [source.folder, source.base.folder if source.base else None])
     prompts = fitting_prompts(model, asked.plan, progress)

@@ -68,7 +68,7 @@ def run(
     show = None if as_json else lambda piece: click.echo(piece, nl=False)
     answer = session.answer(image, prompt, max_new_tokens or 256, sampling=sampling, on_text=show, progress=progress)
     if as_json:
-        click.echo(_json(answer))
+        click.echo(_json(answer, session.placement()))
         return
     click.echo()
     _show_times(answer)
@@ -148,7 +148,8 @@ def _show_times(answer: Answer) -> None:
     )
 
 
-def _json(answer: Answer) -> str:
+def _json(answer: Answer, placement: dict[str, dict[str, int]]) -> str:
     seconds = {name.replace(" ", "_"): round(value, 4) for name, value in _stages(answer).items()}
     content = {"text": answer.text, "backend": answer.backend, "seconds": seconds}
+    content |= {"nodes": placement} if placement else {}
     return json.dumps(content, ensure_ascii=False, indent=1)

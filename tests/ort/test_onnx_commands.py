@@ -15,10 +15,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
 from typed import typed
 
 from export import export
+from export.api import export_model
 from export.onnx.schemes import VARIANTS
 from fastvlm.build import ONNX, read_build
 from fastvlm.errors import BuildError, UsageError
 from fastvlm.manifest import find_changes
+from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.samples import shipped_samples
 from validation import validate
 from validation.limits.onnx import ROWS, onnx_limits
@@ -192,6 +194,49 @@ def test_what_onnx_files_are_not_for_is_said(
     assert result.stderr.startswith("Error: ")
     assert said in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_made_for_an_app_is_not_run_here(tmp_path: Path) -> None:
+    build = tmp_path / "build"
+    made = typed("export", "tiny", "--format", "onnx", "--target", "coreml-ep", "--quantize", "fp16", "-o", build)
+    assert made.exit_code == 0, made.stderr
+    assert made.stderr.endswith("next: put its files into your app: docs/onnx.md says what they take and give\n")
+    picture = shipped_samples()[0].picture
+    for words in (("validate", build), ("run", build, picture, "What?"), ("profile", build, "--runs", "1")):
+        result = typed(*words)
+        assert result.exit_code == 2
+        assert "was made for onnxruntime's CoreML provider in an app" in result.stderr
+
+
+def test_where_it_ran_is_in_the_json(onnx_builds: dict[str, Path]) -> None:
+    sample = shipped_samples()[1]
+    content = json.loads(typed("run", onnx_builds["int8"], sample.picture, sample.prompt, "--json").stdout)
+    assert {file: list(nodes) for file, nodes in content["nodes"].items()} == {
+        "VisionEncoder.onnx": ["cpu"], "LanguageModel.onnx": ["cpu"],
+    }  # fmt: skip
+
+
+def test_what_changes_nothing_is_told(tmp_path: Path, tiny: Path, heard: Any) -> None:
+    export(
+        "tiny", tmp_path / "build", format="onnx", context=4096, calibration=tiny / "pictures", only="language",
+        progress=heard,
+    )  # fmt: skip
+    assert [note for note in heard.notes if "--context 4096 is more than the" in note]
+    assert [note for note in heard.notes if "--calibration changes nothing here" in note]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"format": "tflite"}, "expected coreml or onnx"),
+        ({"format": "onnx", "max_file_size": 10**9}, "--max-file-size is for --format coreml"),
+        ({"format": "onnx", "purpose": "apple-app"}, "--for is for --format coreml"),
+        ({"quantize": "int8", "purpose": "apple-app"}, "--quantize int8"),
+    ],
+)
+def test_a_loaded_model_is_held_to_the_same_options(asked: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        export_model(load_checkpoint("tiny"), tmp_path / "build", **asked)
 
 
 def test_onnx_asked_of_packages_is_refused(exported_tiny: Path) -> None:

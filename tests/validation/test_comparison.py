@@ -260,3 +260,13 @@ def test_an_answer_s_ties_are_judged_by_its_own_limit(tmp_path):
     assert rows["language.logit_error"].limit.limit < rows["answer.logit_error"].value
     assert rows["answer.divergences"].value == 0
     assert verdict.passed
+
+
+def test_a_weaker_verdict_in_the_place_of_a_stronger_one_is_told(validated_tiny, tmp_path, heard):
+    build = shutil.copytree(validated_tiny, tmp_path / "build")
+    validate(build, steps=2, progress=heard)
+    told = "the verdict that was there compared 3 pictures and 16 steps, this one 3 and 2"
+    assert [note for note in heard.notes if note.startswith(told)]
+    heard.notes.clear()
+    validate(build, steps=2, progress=heard)
+    assert not [note for note in heard.notes if "the verdict that was there" in note]

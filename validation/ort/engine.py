@@ -26,7 +26,8 @@ from validation.ort.opening import OnnxFile, Port, in_words, open_file
 from validation.ort.providers import CPU, provider_names
 from validation.ort.settings import Settings
 
-IMAGE, FEATURES = "image", "imageFeatures"
+IMAGE, FEATURES = "image", "imageFeatures"  # stated a second time, not taken from `export`: one holds the other
+FOR_COREML = "coreml-ep"  # a build's target
 
 
 class OrtEngine:
@@ -41,6 +42,11 @@ class OrtEngine:
         settings: Settings | None = None,
     ) -> None:  # fmt: skip
         provider_names(providers)
+        if build.target == FOR_COREML:
+            raise UsageError(
+                f"{build.folder} was made for onnxruntime's CoreML provider in an app, with fixed shapes and a cache "
+                "that the app keeps; to run or validate it here, export without --target coreml-ep"
+            )
         if image_size is not None and image_size not in build.encoders:
             raise _no_size(build, image_size)
         self.build, self.backend, self.providers = build, "onnx", tuple(providers)

@@ -21,6 +21,7 @@ from validation.ort.calls import Calls
 from validation.ort.loading import Loaded
 from validation.ort.opening import OnnxFile, Port
 
+# Stated a second time, not taken from `export`, so that one holds the other.
 EMBEDS, LAST, TOTAL, LOGITS = "inputsEmbeds", "seqlensK", "totalSequenceLength", "logits"
 PAST, PRESENT = ("pastKeys", "pastValues"), ("presentKeys", "presentValues")
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)

@@ -44,15 +44,7 @@ class Cluster:
         try:
             _knock(self._address)
             ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
-        except (
-            ConnectionError,
-            ValueError,
-            RuntimeError,
-            OverflowError,
-            TimeoutError,
-            OSError,
-            ImportError,
-        ) as problem:
+        except (OSError, ValueError, OverflowError, RuntimeError, ImportError) as problem:
             reason = str(problem).split("\n")[0][:200]
             raise UsageError(
                 f"no Ray cluster answers at --ray {self._address} ({reason}); `ray start --head` starts one, and says "
