@@ -1,0 +1,110 @@
+"""`benchmarks/onnx.py`: what it counts, how it judges, and what its contender over a build does for each figure."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from fastvlm.build import FORMATS, read_build
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+    import benchmarks.onnx as module
+
+    return module
+
+
+def seconds(bench: ModuleType, first: float, step: float, further: float, peak: float) -> object:
+    one = bench.Seconds(peak=peak, ids=[1, 2])
+    for factor in (1.0, 2.0):  # the machine was busy in the second round: ratios do not see it
+        for stage, value in {"encoder": first / 2, "prefill": first / 2, "first": first, "decode": step}.items():
+            one.add(stage, value * factor)
+        one.add("follow_up", further * factor)
+    return one
+
+
+def test_ratios_are_taken_round_by_round(bench: ModuleType) -> None:
+    slow, fast = seconds(bench, 4.0, 0.2, 1.0, 4e9), seconds(bench, 1.0, 0.02, 0.05, 1e9)
+    assert fast.ratio("first", slow) == 0.25
+    assert bench.follow_up(fast) == pytest.approx(0.05)
+
+
+def test_every_missed_target_is_named(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "parity", lambda build: "passed")
+    builds = dict.fromkeys(("fp32", "int8", "int4"))
+    stock = seconds(bench, 4.0, 0.3, 1.0, 4e9)
+    good = {"fp32": (2.5, 0.1, 0.1), "int8": (1.5, 0.05, 0.05), "int4": (1.4, 0.03, 0.05)}
+    found = {"transformers": stock} | {name: seconds(bench, *values, 1e9) for name, values in good.items()}
+    assert bench.missed(found, builds) == []
+    worse = {
+        "first token of int4": {"int4": (2.6, 0.03, 0.05), "int8": (2.7, 0.05, 0.05), "fp32": (3.0, 0.1, 0.1)},
+        "tokens per second of fp32": {"fp32": (2.5, 0.16, 0.1)},
+        "tokens per second of int8": {"int8": (1.5, 0.1, 0.05)},
+        "follow-up of int4": {"int4": (1.4, 0.03, 0.2)},
+    }
+    for words, values in worse.items():
+        slower = {name: seconds(bench, *given, 1e9) for name, given in values.items()}
+        assert words in " ".join(bench.missed(found | slower, builds)), words
+    heavy = found | {"int4": replace(found["int4"], peak=3e9)}
+    assert "peak memory of int4" in " ".join(bench.missed(heavy, builds))
+    monkeypatch.setattr(bench, "parity", lambda build: "not validated")
+    assert "no variant is known to pass" in " ".join(bench.missed(found, builds))
+
+
+def test_products_are_counted_by_what_multiplies(tmp_path: Path) -> None:
+    """A convolution, a product by codes of each kind behind it, and one of two activations."""
+    from benchmarks.onnx_work import products_of
+
+    def weight(name: str, kind: int, *shape: int) -> onnx.TensorProto:
+        return helper.make_tensor(name, kind, shape, np.zeros(shape, helper.tensor_dtype_to_np_dtype(kind)))
+
+    shapes = {"c": (32, 3, 2, 2), "d": (32, 48), "b": (16, 2, 32), "s": (32,)}
+    kinds = {"c": TensorProto.FLOAT, "d": TensorProto.INT8, "b": TensorProto.UINT8, "s": TensorProto.FLOAT}
+    weights = [weight(name, kinds[name], *shape) for name, shape in shapes.items()]
+    weights += [onnx.numpy_helper.from_array(np.array([16, 32]), "r"), weight("one", TensorProto.FLOAT, 1)]
+    blocks = {"K": 48, "N": 16, "bits": 8, "block_size": 32}
+    nodes = [
+        helper.make_node("Conv", ["x", "c"], ["seen"], strides=[2, 2]),  # 8 x 8 -> 4 x 4
+        helper.make_node("Reshape", ["seen", "r"], ["rows"]),
+        helper.make_node("DynamicQuantizeMatMul", ["rows", "d", "one"], ["wide"], "by8", domain="com.microsoft"),
+        helper.make_node("MatMulNBits", ["wide", "b", "s"], ["narrow"], "bits", domain="com.microsoft", **blocks),
+        helper.make_node("Transpose", ["narrow"], ["turned"]),
+        helper.make_node("MatMul", ["narrow", "turned"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(*end) for end in (("x", 1, (1, 3, 8, 8)), ("y", 1, (16, 16)))]
+    graph = helper.make_graph(nodes, "all", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph), tmp_path / "all.onnx")
+    counted = products_of(tmp_path / "all.onnx")
+    assert counted == {"float32": 32 * 16 * 3 * 4 + 16 * 16 * 16, "int8": 16 * 32 * 48 + 16 * 48 * 16}
+
+
+def test_our_contender_answers_as_the_engine(bench: ModuleType, written_onnx: Path, tmp_path: Path) -> None:
+    from benchmarks.onnx_contenders import Ours
+    from validation.ort.engine import OrtEngine
+
+    build = read_build(written_onnx, FORMATS)
+    side = build.image_sizes[0]
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    np.save(tmp_path / "pixels.npy", pixels)
+    ours = Ours(lambda stage: None, str(written_onnx), side, 1)
+    first = ours.first(str(tmp_path / "pixels.npy"), [3, 4], [5, 6])
+    ids = ours.decode(3)["ids"]
+    ours.follow_up([7, 8])
+    engine = OrtEngine(build, side)
+    rows = np.concatenate([engine.embed([3, 4]), engine.encode_image(pixels), engine.embed([5, 6])])
+    expected = [int(engine.decode(rows).argmax())]
+    for _ in range(3):
+        expected.append(int(engine.decode(engine.embed(expected[-1:])).argmax()))
+    assert (ids, first["rows"]) == (expected, len(rows))
+    assert ours.last == int(engine.decode(engine.embed([*expected[-1:], 7, 8])).argmax())
