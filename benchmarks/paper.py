@@ -14,7 +14,8 @@ oracles`, transformers with the tests' requirements; CHECKPOINT is a FastVLM-0.5
 Notable choices:
 - the paper's times are of a Neural Engine and a GPU in fp16, those here of a CPU in float32: what can be compared are
   ratios, and what both do to them is told by the FLOPs beside;
-- who is compared runs in the same run, in turn; weights are random, of official size;
+- who is compared runs in the same run, in turn; weights are random, of official size, all in memory at once: 6 GB for
+  `encoders`, 8 for `cambrian`, 11 for `first-token`, of which LLaVA-OneVision's process has 5.6;
 - a number of the paper that its own tables contradict has the other one in a remark (`paper_claims.py`).
 """
 

@@ -7,6 +7,7 @@ included, and no text; preparing the picture's bytes is in neither stage.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from fastvlm.build import FORMATS, read_build
 from fastvlm.errors import ExecutionError, UsageError
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.engine import TorchEngine
+from fastvlm_ref.synthetic.sizes import QWEN2_05B
 from validation.children import Tell
 from validation.memory import peak_bytes
 from validation.ort.cores import usable_cores
@@ -79,9 +81,14 @@ class Engine(Protocol):
 
 
 class FastVLM:
-    """A FastVLM behind one of the project's engines; its subclasses say which."""
+    """A FastVLM-0.5B behind one of the project's engines; its subclasses say which. UsageError for another size."""
 
-    def __init__(self, engine: Engine, side: int, threads: int, clock: str) -> None:
+    def __init__(self, engine: Engine, text: dict[str, Any], side: int, threads: int, clock: str) -> None:
+        wanted = {name: getattr(QWEN2_05B, name) for name in ("hidden_size", "layers", "intermediate_size")}
+        found = {name: text[name] for name in wanted}
+        if found != wanted:
+            raise UsageError(f"the language model has {found}, that of FastVLM-0.5B {wanted}; name one of that size")
+        self.vocabulary = text["vocab_size"]
         self.engine, self.threads, self.tokens = engine, threads, engine.tokens_at(side)
         self.clock = CLOCKS[clock]
         self.pixels = np.random.default_rng(SEED).integers(0, 256, (side, side, 3), np.uint8)
@@ -102,7 +109,7 @@ class FastVLM:
         seen = self.clock()
         logits = self.engine.decode(rows)
         done = self.clock()
-        _check_logits(logits, logits.shape)
+        _check_logits(logits, (self.vocabulary,))
         return {"vision": seen - start, "prefill": done - seen}
 
 
@@ -112,7 +119,8 @@ class Reference(FastVLM):
     def __init__(self, tell: Tell, checkpoint: str, side: int, threads: int | None, clock: str) -> None:
         used = _torch_threads(threads)
         tell("reading the checkpoint")
-        super().__init__(TorchEngine(load_checkpoint(checkpoint), image_size=side), side, used, clock)
+        model = load_checkpoint(checkpoint)
+        super().__init__(TorchEngine(model, image_size=side), asdict(model.config.text), side, used, clock)
 
 
 class OnnxBuild(FastVLM):
@@ -125,7 +133,7 @@ class OnnxBuild(FastVLM):
         if engine.together < engine.tokens_at(side):
             raise UsageError(f"a picture of {side} gives {engine.tokens_at(side)} tokens, more than one call takes")
         engine.load()
-        super().__init__(engine, side, threads or usable_cores(), clock)
+        super().__init__(engine, found.manifest["model"]["text"], side, threads or usable_cores(), clock)
         self.scheme = found.manifest["compression"]["scheme"]
 
     def facts(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`benchmarks/paper.py`: what it counts by formula, held to transformers' models and this project's on the meta device.
 
-Official widths and few layers: a model that holds shapes and no numbers costs little. Of times it is tested how they are
-taken.
+Official widths and few layers: a model that holds shapes and no numbers costs little. Of times it is tested how they
+are taken.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ transformers = pytest.importorskip("transformers", reason="the oracle is an opti
 
 import paper  # noqa: E402
 import paper_claims  # noqa: E402
+import paper_contenders  # noqa: E402
 import paper_counts  # noqa: E402
 import paper_first_token  # noqa: E402
 import paper_flops  # noqa: E402
@@ -30,6 +31,7 @@ import paper_oracles  # noqa: E402
 import paper_table  # noqa: E402
 import paper_turns  # noqa: E402
 
+from fastvlm.errors import UsageError  # noqa: E402
 from fastvlm_ref.config import TextConfig  # noqa: E402
 from fastvlm_ref.synthetic.sizes import QWEN2_05B  # noqa: E402
 
@@ -163,6 +165,31 @@ def test_first_tokens_are_put_beside_the_paper() -> None:
     assert "LLaVA-OneVision-0.5B, transformers  1152   7,371" in paper_table.in_text(
         section, paper_table.surroundings()
     )
+
+
+def test_a_build_is_named_by_its_scheme() -> None:
+    asked = paper_first_token.Asked("folder", "build", 1152, 1, None, "elapsed")
+    onevision, _, build = paper_first_token.contenders(asked)
+    onevision.rounds, build.rounds = [{"vision": 2.0, "prefill": 2.0}], [{"vision": 1.0, "prefill": 1.0}]
+    onevision.facts = {"tokens": 7371, "threads": 2, "peak": 5e9}
+    build.facts = onevision.facts | {"scheme": "int4"}
+    first, *_ = paper_first_token.section([onevision, build], asked).claims
+    assert (first.text.split("over ")[1], first.here) == ("FastVLM-0.5B, ONNX int4 at 1152, first token", 2)
+    assert any("int4 beside a model in float32" in remark for remark in first.remarks)
+    assert "the paper's FastVLM is at 1024" in first.remarks
+
+
+def test_another_size_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"hidden_size.*FastVLM-0\.5B"):
+        paper_contenders.Reference(lambda stage: None, "tiny", 256, None, "cpu")
+
+
+def test_all_runs_every_section(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in paper.SECTIONS:
+        monkeypatch.setitem(paper.SECTIONS, name, lambda options, name=name: paper_table.Section(name, ()))
+    assert paper.main(["all", "folder"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("==")]
+    assert [line.split(":")[0] for line in lines] == ["== counts", "== encoders", "== cambrian", "== first-token"]
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
