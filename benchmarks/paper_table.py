@@ -61,7 +61,7 @@ def place(here: dict[str, Any]) -> str:
     machine = here["machine"]
     return (
         f"{machine['chip']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']} "
-        f"{machine['architecture']}; {here['threads']} threads, torch {here['torch']}, load {here['load']}"
+        f"{machine['architecture']}; threads: {here['threads']}, torch {here['torch']}, load {here['load']}"
     )
 
 

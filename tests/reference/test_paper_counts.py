@@ -135,7 +135,7 @@ def test_counts_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFi
     assert (smaller["paper"], round(smaller["here"], 2)) == (3.4, 3.42)
     assert claims["FastViTHD, fewer tokens than ViT-L/14 at 336"]["here"] == 16
     assert "7,290 tokens  7,371 tokens" in printed
-    assert f"{written['surroundings']['threads']} threads" in printed
+    assert f"threads: {written['surroundings']['threads']}" in printed
     assert written["surroundings"]["machine"]["chip"] in printed
 
 
