@@ -127,6 +127,11 @@ class OrtEngine:
             self._embeddings = EmbeddingTable(table.file, table.rows, table.width, table.dtype)
         return self._embeddings
 
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values of the whole context take; 0 in a build without a language model."""
+        return self.language.cache_bytes if self.build.language else 0
+
     def placement(self) -> dict[str, dict[str, int]]:
         """Returns how many nodes of each file that was opened run where: {"LanguageModel.onnx": {"cpu": 410}}."""
         opened = [*self._encoders.values(), *([self._language.loaded] if self._language else [])]
