@@ -62,7 +62,7 @@ def export(checkpoint: str, output: str, overwrite: bool, **asked: Any) -> None:
     if asked["purpose"] is not None:
         show_steps(build)
     if asked["target"] == "coreml-ep":
-        options.next_step("put its files into your app: docs/onnx.md says what they take and give")
+        options.next_step(options.INTO_AN_APP)
     elif asked["only"] is None:
         reference = "" if checkpoint == "tiny" else f" --reference {shlex.quote(checkpoint)}"
         options.next_step(f"fastvlm validate {shlex.quote(str(build))}{reference}")

@@ -206,11 +206,18 @@ def test_what_onnx_files_are_not_for_is_said(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_made_for_an_app_is_not_run_here(tmp_path: Path) -> None:
+def test_what_is_made_for_an_app_is_looked_at_and_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its encoder holds its weights, and is larger than what may be read of a file."""
     build = tmp_path / "build"
     made = typed("export", "tiny", "--format", "onnx", "--target", "coreml-ep", "--quantize", "fp16", "-o", build)
     assert made.exit_code == 0, made.stderr
     assert made.stderr.endswith("next: put its files into your app: docs/onnx.md says what they take and give\n")
+    monkeypatch.setattr("validation.ort.opening.MOST_BYTES", 512 << 10)
+    assert (build / "VisionEncoder.onnx").stat().st_size > 1 << 20
+    seen = typed("inspect", build)
+    assert seen.exit_code == 0, seen.stderr
+    assert "  in   image float16 [1, 3, 256, 256]" in seen.stdout
+    assert seen.stderr == "next: put its files into your app: docs/onnx.md says what they take and give\n"
     picture = shipped_samples()[0].picture
     for words in (("validate", build), ("run", build, picture, "What?"), ("profile", build, "--runs", "1")):
         result = typed(*words)

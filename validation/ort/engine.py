@@ -22,12 +22,11 @@ from validation.host import EmbeddingTable
 from validation.ort.calls import Calls
 from validation.ort.language import MOST_ROWS, LanguageModel, check_decoder
 from validation.ort.loading import Loaded, load
-from validation.ort.opening import OnnxFile, Port, in_words, open_file
+from validation.ort.opening import FOR_COREML, OnnxFile, Port, in_words, open_file
 from validation.ort.providers import CPU, provider_names
 from validation.ort.settings import Settings
 
 IMAGE, FEATURES = "image", "imageFeatures"  # stated a second time, not taken from `export`: one holds the other
-FOR_COREML = "coreml-ep"  # a build's target
 
 
 class OrtEngine:
