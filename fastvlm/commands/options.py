@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from fastvlm.build import COMPUTE_UNITS
+from fastvlm.build import COMPUTE_UNITS, COREML_EP, ONNX
 from fastvlm.errors import ImageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -216,8 +216,8 @@ def after_running(build: str) -> str:
     from fastvlm.manifest import read_manifest
 
     manifest = read_manifest(build)
-    onnx = manifest.get("format") == "onnx"
-    if onnx and manifest.get("target") == "coreml-ep":
+    onnx = manifest.get("format") == ONNX
+    if onnx and manifest.get("target") == COREML_EP:
         return INTO_AN_APP
     try:
         verdict = json.loads((Path(build) / "validation.json").read_bytes())["verdict"]

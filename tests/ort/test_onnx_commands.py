@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
 
+from onnx_builds import edit_manifest
 from typed import typed
 
 from export import export
@@ -186,7 +187,6 @@ def test_core_ml_has_no_target_of_onnx(tmp_path: Path) -> None:
     [
         (("bundle", "BUILD", "-o", "bundle"), "is a build of --format onnx"),
         (("lint", "BUILD"), "lint judges Core ML packages"),
-        (("fit", "BUILD"), "is a build of --format onnx"),
         (("validate", "BUILD", "--backend", "mil"), "--backend mil does not run"),
         (("profile", "BUILD", "--backend", "mil"), "--backend mil does not run"),
         (("run", "BUILD", "PICTURE", "What?", "--backend", "mil"), "--backend mil does not run the ONNX files"),
@@ -223,6 +223,18 @@ def test_what_is_made_for_an_app_is_looked_at_and_not_run_here(tmp_path: Path, m
         result = typed(*words)
         assert result.exit_code == 2
         assert "was made for onnxruntime's CoreML provider in an app" in result.stderr
+
+
+def test_an_estimate_is_refused_and_what_to_type_instead_is_said(int4: Path) -> None:
+    """Nothing that `fit` rests on is about onnxruntime."""
+    result = typed("fit", int4)
+    assert result.exit_code == 2
+    assert f"`fastvlm profile {int4}` measures onnxruntime where you type it" in result.stderr
+    assert "`fastvlm fit tiny` says what the same model would be as Core ML" in result.stderr
+    edit_manifest(int4, source={"id": "my-tune", "files": {}}, target="coreml-ep")
+    result = typed("fit", int4)
+    assert "`fastvlm fit CHECKPOINT`, where CHECKPOINT is 'my-tune', says" in result.stderr
+    assert "profile" not in result.stderr
 
 
 def test_where_it_ran_is_in_the_json(onnx_builds: dict[str, Path]) -> None:

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnxruntime import RunOptions
 
-from fastvlm.build import Build
+from fastvlm.build import COREML_EP, Build
 from fastvlm.errors import ExecutionError, PackageError, UsageError
 from fastvlm_ref.engine import LARGER_BUILD, Advice, check_rewind
 from validation.host import EmbeddingTable
 from validation.ort.calls import Calls
 from validation.ort.language import MOST_ROWS, LanguageModel, check_decoder
 from validation.ort.loading import Loaded, load
-from validation.ort.opening import FOR_COREML, OnnxFile, Port, in_words, open_file
+from validation.ort.opening import OnnxFile, Port, in_words, open_file
 from validation.ort.providers import CPU, provider_names
 from validation.ort.settings import Settings
 
@@ -41,7 +41,7 @@ class OrtEngine:
         settings: Settings | None = None,
     ) -> None:  # fmt: skip
         provider_names(providers)
-        if build.target == FOR_COREML:
+        if build.target == COREML_EP:
             raise UsageError(
                 f"{build.folder} was made for onnxruntime's CoreML provider in an app, with fixed shapes and a cache "
                 "that the app keeps; to run or validate it here, export without --target coreml-ep"

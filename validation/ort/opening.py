@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto, GraphProto, ModelProto, SparseTensorProto, TensorProto, ValueInfoProto
 
 from export.onnx.graph import IR_VERSION, MICROSOFT, MICROSOFT_OPSET, OPSET
-from fastvlm.build import ONNX, read_build
+from fastvlm.build import COREML_EP, ONNX, read_build
 from fastvlm.errors import PackageError
 from fastvlm.json_file import read_plain
 from fastvlm.paths import contained
@@ -39,7 +39,6 @@ OPSETS = {"": range(17, OPSET + 1), MICROSOFT: range(1, MICROSOFT_OPSET + 1)}
 IR_VERSIONS = range(8, IR_VERSION + 1)
 CONTEXT = "EPContext"  # a node that stands for a provider's compiled file, which it names by any path
 SUFFIX = ".onnx"
-FOR_COREML = "coreml-ep"  # a build's target: onnxruntime's CoreML provider
 AGAIN = "export the build again, or copy it whole"
 
 
@@ -88,7 +87,7 @@ def open_build(folder: str | Path) -> list[OnnxFile]:
     """
     build = read_build(folder, (ONNX,))
     sizes = {build.folder / name: entry["bytes"] for name, entry in build.manifest["files"].items()}
-    holding = sizes if build.target == FOR_COREML else {}
+    holding = sizes if build.target == COREML_EP else {}
     encoders = [open_file(path, holding.get(path)) for path in build.encoders.values()]
     return encoders + [open_file(stage.package) for stage in build.language]
 
