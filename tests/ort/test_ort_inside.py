@@ -134,6 +134,18 @@ def test_files_that_lie(tmp_path: Path, content: ModelProto | bytes, message: st
     refused(write(tmp_path, content), message)
 
 
+def test_values_end_with_their_weight(tmp_path: Path) -> None:
+    """Values that reach beyond their weight would hide the node behind it; protobuf refuses such a file."""
+    loop = helper.make_node("Loop", [], []).SerializeToString()
+    node = b"\x0a" + varint(len(loop)) + loop
+    tensor = TensorProto(name="w", data_type=TensorProto.UINT8, dims=[len(node)]).SerializeToString()
+    tensor += b"\x4a" + varint(len(node))
+    whole = model(weight("good"))
+    graph = whole.graph.SerializeToString() + b"\x2a" + varint(len(tensor)) + tensor + node
+    whole.ClearField("graph")
+    refused(write(tmp_path, whole.SerializeToString() + b"\x3a" + varint(len(graph)) + graph), "was cut")
+
+
 def test_values_elsewhere_count_as_any_bytes(tmp_path: Path) -> None:
     """Only the graph's own weights are passed by: what hides in a node is read, and bounded."""
     whole = model(weight())
