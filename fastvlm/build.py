@@ -21,6 +21,7 @@ from fastvlm.paths import contained
 COREML, ONNX = FORMATS = ("coreml", "onnx")
 IMAGE_RULES = ("pad", "crop")
 TARGETS = ("ane", "gpu")
+CPU, COREML_EP = ONNX_TARGETS = ("cpu", "coreml-ep")  # onnxruntime's own kernels, or its CoreML provider in an app
 APPLE_APP = "apple-app"  # Apple's sample app (github.com/apple/ml-fastvlm, app/)
 PURPOSES = (APPLE_APP,)
 COMPUTE_UNITS = ("cpuOnly", "cpuAndGPU", "cpuAndNeuralEngine", "all")  # where Core ML may run, as Apple names it

@@ -13,14 +13,13 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 
-def read_plain(path: Path, most: int) -> bytes:
-    """Returns the bytes of a plain file of at most `most`.
+def open_plain(path: Path) -> BinaryIO:
+    """Opens a plain file to be read.
 
-    Raises OSError (its `strerror` says what) for a link, a pipe, a device, a folder, or what cannot be read, ValueError
-    for a larger file.
+    Raises OSError (its `strerror` says what) for a link, a pipe, a device, a folder, or what cannot be read.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -32,10 +31,16 @@ def read_plain(path: Path, most: int) -> bytes:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is no plain file", str(path))
-        with os.fdopen(os.dup(handle), "rb") as file:
-            data = file.read(most + 1)
-    finally:
+        return os.fdopen(handle, "rb")
+    except BaseException:
         os.close(handle)
+        raise
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """Returns the bytes of a plain file of at most `most`; raises as `open_plain`, ValueError for a larger file."""
+    with open_plain(path) as file:
+        data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"it has more than {most:,} bytes")
     return data

@@ -7,7 +7,7 @@ Any engine gives the same answers; one without memory reads everything again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.engine import Engine
-from fastvlm_ref.generate import GREEDY, Timings, generate_ids, text_pieces
+from fastvlm_ref.generate import GREEDY, Timings, check_fits, generate_ids, text_pieces
 from fastvlm_ref.image import preprocess
 from fastvlm_ref.prompt import encode_follow_up, encode_prompt, stop_ids
 from fastvlm_ref.sampling import Sampling
@@ -59,6 +59,8 @@ class Conversation:
             before, after = self._before, self._after + encode_follow_up(self.tokenizer, text, self.prompt)
         else:
             before, after = encode_prompt(self.tokenizer, text, self.prompt)
+        # Before the picture is made square, which takes long for a large side.
+        check_fits(self.engine, self.engine.image_size, len(before) + len(after), max_new_tokens)
         if self._pixels is None:
             with timings.stage("preprocess"):
                 self._pixels = preprocess(self.image, self.engine.image_size, self.image_rule)
@@ -68,6 +70,11 @@ class Conversation:
             progress=progress,
         )  # fmt: skip
         return text_pieces(self.tokenizer, self._kept(self.turns + 1, before, after, ids))
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Raises PromptError for what cannot be asked as a further question, before anything has run."""
+        for text in texts:
+            encode_follow_up(self.tokenizer, text, self.prompt)
 
     def _kept(self, turn: int, before: list[int], after: list[int], ids: Iterator[int]) -> Iterator[int]:
         """Passes the answer's ids on, and keeps them behind the question, once there is an answer."""

@@ -81,14 +81,14 @@ def generate_ids(
     Raises, at the call and not at the first token, PromptError where the prompt is empty or prompt and answer do not
     fit into the context, UsageError where `max_new_tokens` is below 1.
     """
-    _check_fits(engine, None if pixels is None else pixels.shape[0], len(ids_before) + len(ids_after), max_new_tokens)
+    check_fits(engine, None if pixels is None else pixels.shape[0], len(ids_before) + len(ids_after), max_new_tokens)
     timings = timings or Timings()
     stops = frozenset(stop_ids)
     return _steps(engine, pixels, ids_before, ids_after, sampling, max_new_tokens, stops, timings, progress)
 
 
-def _check_fits(engine: Engine, side: int | None, text: int, max_new_tokens: int) -> None:
-    """Raises as `generate_ids` for an image of `side` pixels (or none), `text` ids, and the answer."""
+def check_fits(engine: Engine, side: int | None, text: int, max_new_tokens: int) -> None:
+    """Raises as `generate_ids` for an image of `side` pixels (None: no image), `text` ids, and the answer."""
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     image_tokens = 0 if side is None else engine.tokens_at(side)
@@ -130,7 +130,7 @@ def generate_text(
     timings = timings or Timings()
     before, after = encode_prompt(tokenizer, text, prompt)
     # Before the picture is made square, which takes long for a large side.
-    _check_fits(engine, None if image is None else engine.image_size, len(before) + len(after), max_new_tokens)
+    check_fits(engine, None if image is None else engine.image_size, len(before) + len(after), max_new_tokens)
     with timings.stage("preprocess"):
         pixels = None if image is None else preprocess(image, engine.image_size, image_rule)
     stops = stop_ids(tokenizer, prompt)

@@ -100,6 +100,11 @@ class Comparison:
         return OrtEngine(self.pair.build, settings=Settings(threads=1))
 
     @property
+    def onnx(self) -> OrtEngine | None:
+        """The engine of a build of ONNX files; None for packages."""
+        return None if isinstance(self.package, PackageEngine) else self.package
+
+    @property
     def session(self) -> Session[Any]:
         """The build as something that answers; one with a language model alone is asked for it."""
         assert self._session is not None

@@ -90,8 +90,6 @@ def validate(
     folder = Path(build)
     opened = read_build(folder, FORMATS)
     backend = _backend_for(opened, backend)
-    if report is not None and opened.format == ONNX:
-        raise UsageError(f"--report shows Core ML builds, and {folder} holds ONNX files; leave it out")
     place = None if report is None else check_place(report, (folder, reference, checkpoint_options.get("base")))
     if opened.format == ONNX:
         check_units(backend, compute_units)

@@ -1,7 +1,8 @@
 """A question about a picture, answered by a checkpoint or by a build folder, whichever is given.
 
 `open_session` finds out which it is and who executes it; `Session.answer` runs photo → bytes → image tokens → ids →
-text through `fastvlm_ref.generate`, the loop that all engines share. An opened session remembers
+text through `fastvlm_ref.generate`, the loop that all engines share; `converse` and `turn` ask more about the same
+picture. An opened session remembers
 (`fastvlm_ref.remembering`): the same picture is not encoded again, nor a prompt's beginning that the cache still holds.
 """
 
@@ -23,7 +24,7 @@ from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.conversation import Conversation
 from fastvlm_ref.engine import Engine, TorchEngine, check_side
-from fastvlm_ref.generate import GREEDY, Timings, generate_text
+from fastvlm_ref.generate import GREEDY, Timings
 from fastvlm_ref.image import open_image
 from fastvlm_ref.prompt import prompt_from_record
 from fastvlm_ref.remembering import Remembering
@@ -51,11 +52,15 @@ OfBuild = TypeVar("OfBuild", bound=BuildEngine)
 
 @dataclass(frozen=True)
 class Answer:
-    """What came out: the text, seconds per stage, and who computed it."""
+    """What came out: the text, seconds per stage, who computed it.
+
+    kept: of the prompt's positions those that the cache held from before, which were not computed again.
+    """
 
     text: str
     timings: Timings
     backend: str
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,26 +87,30 @@ class Session(Generic[AnyEngine]):
 
         Raises ImageError, PromptError, and BuildError for a build of one part alone, before anything has run.
         """
-        self._check_whole()
-        timings = Timings()
-        image = picture if isinstance(picture, Image.Image) else open_image(picture, progress=progress)
-        pieces: list[str] = []
-        for piece in generate_text(
-            self.engine,
-            self.tokenizer,
-            image,
-            prompt,
-            prompt=self.prompt,
-            image_rule=self.image_rule,
-            sampling=sampling,
-            max_new_tokens=max_new_tokens,
-            timings=timings,
+        return self.turn(
+            self.converse(picture, progress), prompt, max_new_tokens, sampling=sampling, on_text=on_text,
             progress=progress,
-        ):
+        )  # fmt: skip
+
+    def turn(
+        self,
+        conversation: Conversation,
+        prompt: str,
+        max_new_tokens: int = 256,
+        *,
+        sampling: Sampling = GREEDY,
+        on_text: Callable[[str], None] | None = None,
+        progress: Progress = SILENT,
+    ) -> Answer:
+        """Answers the next question of a conversation that `converse` began; PromptError before anything has run."""
+        timings = Timings()
+        pieces: list[str] = []
+        for piece in conversation.ask(prompt, max_new_tokens, sampling=sampling, timings=timings, progress=progress):
             pieces.append(piece)
             if on_text is not None:
                 on_text(piece)
-        return Answer("".join(pieces), timings, self.backend)
+        kept = self.engine.reused if isinstance(self.engine, Remembering) else 0
+        return Answer("".join(pieces), timings, self.backend, kept)
 
     def converse(self, picture: Path | str | Image.Image, progress: Progress = SILENT) -> Conversation:
         """Begins a conversation about a picture; raises as `answer`. One at a time, as there is one cache."""

@@ -18,16 +18,16 @@ from export.onnx.coreml_ep import check_coreml
 from export.onnx.encoder import EncoderForm
 from export.onnx.schemes import VARIANTS, check_variant
 from export.plan import CONTEXT, ExportPlan, check_options, make_plan
+from fastvlm.build import COREML_EP, CPU, ONNX_TARGETS
 from fastvlm.errors import UsageError
 from fastvlm_ref.config import FastVLMConfig
 
-CPU, COREML_EP = TARGETS = ("cpu", "coreml-ep")
 DEFAULT = "fp32"
 
 
 @dataclass(frozen=True)
 class OnnxPlan:
-    """plan: image sizes N, C, Q, parts; variant: of VARIANTS; target: of TARGETS."""
+    """plan: image sizes N, C, Q, parts; variant: of VARIANTS; target: of ONNX_TARGETS."""
 
     plan: ExportPlan
     variant: str
@@ -62,8 +62,8 @@ def check_onnx_options(
         for option, given in (("--max-file-size", max_file_size is not None), ("--for", purpose is not None))
         if given
     ]
-    if target not in TARGETS:
-        problems.append(f"--target is {target!r}, expected {' or '.join(TARGETS)} with --format onnx")
+    if target not in ONNX_TARGETS:
+        problems.append(f"--target is {target!r}, expected {' or '.join(ONNX_TARGETS)} with --format onnx")
     if variant not in VARIANTS:
         problems.append(f"--quantize is {variant!r}, expected one of {', '.join(VARIANTS)} with --format onnx")
     try:

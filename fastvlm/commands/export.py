@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastvlm.build import COREML, FORMATS
+from fastvlm.build import COREML, COREML_EP, FORMATS
 from fastvlm.commands import options
 from fastvlm.commands.apple_app import show_steps
 from fastvlm.terminal import TerminalProgress
@@ -61,8 +61,8 @@ def export(checkpoint: str, output: str, overwrite: bool, **asked: Any) -> None:
     click.echo(f"build folder: {build}")
     if asked["purpose"] is not None:
         show_steps(build)
-    if asked["target"] == "coreml-ep":
-        options.next_step("put its files into your app: docs/onnx.md says what they take and give")
+    if asked["target"] == COREML_EP:
+        options.next_step(options.INTO_AN_APP)
     elif asked["only"] is None:
         reference = "" if checkpoint == "tiny" else f" --reference {shlex.quote(checkpoint)}"
         options.next_step(f"fastvlm validate {shlex.quote(str(build))}{reference}")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from fastvlm.build import COMPUTE_UNITS
+from fastvlm.build import COMPUTE_UNITS, COREML_EP, ONNX
 from fastvlm.errors import ImageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -191,6 +191,9 @@ def _add(rows: tuple[Callable[[Command], Command], ...], command: Command) -> Co
     return command
 
 
+INTO_AN_APP = "put its files into your app: docs/onnx.md says what they take and give"  # of --target coreml-ep
+
+
 def validation_of(build: str) -> str:
     """The command that validates `build`: none is named for the embedded checkpoint, an id for the Hub's."""
     from fastvlm.manifest import read_manifest
@@ -210,14 +213,18 @@ def after_running(build: str) -> str:
     import json
     from pathlib import Path
 
-    from fastvlm.manifest import is_onnx
+    from fastvlm.manifest import read_manifest
 
+    manifest = read_manifest(build)
+    onnx = manifest.get("format") == ONNX
+    if onnx and manifest.get("target") == COREML_EP:
+        return INTO_AN_APP
     try:
         verdict = json.loads((Path(build) / "validation.json").read_bytes())["verdict"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         verdict = None  # whatever is wrong with it, validating anew is the cure
     passed = verdict == "passed" and (Path(build) / "selftest").is_dir()
-    if passed and is_onnx(build):
+    if passed and onnx:
         return f"fastvlm profile {shlex.quote(build)}"
     return f"fastvlm bundle {shlex.quote(build)} -o BUNDLE" if passed else validation_of(build)
 

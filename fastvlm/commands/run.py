@@ -1,10 +1,11 @@
-"""`fastvlm run`: one question about one picture, answered by a checkpoint, a build or a bundle."""
+"""`fastvlm run`: questions about one picture, one after the other, answered by a checkpoint, a build or a bundle."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import time
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
     from validation.session import Answer
 
 # What the options that a bundle has decided hold where nobody gave them; the others are None.
-BUNDLE_OPTIONS = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "allow_pickle": False, "providers": ()}
+BUNDLE_OPTIONS = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "allow_pickle": False, "providers": (), "then": ()}
 
 
 @click.command(short_help="Ask a checkpoint, a build or a bundle about a picture.")
 @click.argument("target", callback=options.filled)
 @click.argument("image", callback=options.filled)
 @click.argument("prompt")
+@click.option(
+    "--then", multiple=True, metavar="PROMPT",
+    help="A further question about the same picture, asked with those before it and their answers; repeatable. Only "
+    "its own words are computed.",
+)  # fmt: skip
 @options.backend
 @options.compute_units
 @options.providers
@@ -43,19 +49,21 @@ BUNDLE_OPTIONS = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "allow_pickle": F
 @options.as_json
 @options.debug
 def run(
-    target: str, image: str, prompt: str, max_new_tokens: int | None, temperature: float, top_p: float, seed: int,
-    as_json: bool, **asked: Any,
+    target: str, image: str, prompt: str, then: tuple[str, ...], max_new_tokens: int | None, temperature: float,
+    top_p: float, seed: int, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Ask about a picture: IMAGE is a file, PROMPT the question. The answer streams to stdout, times go to stderr.
 
+    With --then several questions about the same picture, one after the other: an answer a line, in --json the turns.
+
     TARGET is a checkpoint, computed by PyTorch, or a build or an iOS bundle, computed from the .mlpackage files in it:
-    by this project's own runtime on any machine (mil), or by Core ML on a Mac (coreml). A bundle answers by what a
-    phone has: greedily, pictures are PNG or JPEG.
+    by this project's own runtime on any machine (mil), or by Core ML on a Mac (coreml); ONNX files by onnxruntime. A
+    bundle answers by what a phone has: greedily, one question, pictures are PNG or JPEG.
     """
     options.check_image(image)  # before the seconds that the imports below take
     progress = TerminalProgress(transient=True)  # finished bars would stand between the answer's lines
     if _is_bundle(target):
-        asked |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+        asked |= {"then": then, "temperature": temperature, "top_p": top_p, "seed": seed}
         _ask_bundle(target, image, prompt, max_new_tokens, as_json, progress, **asked)
         return
     with progress.stage("Loading libraries"):
@@ -66,16 +74,24 @@ def run(
     asked["providers"] = asked["providers"] or None
     session = open_session(target, progress=progress, **asked)
     show = None if as_json else lambda piece: click.echo(piece, nl=False)
-    answer = session.answer(image, prompt, max_new_tokens or 256, sampling=sampling, on_text=show, progress=progress)
+    conversation = session.converse(image, progress)
+    conversation.check(then)
+    answers: list[Answer] = []
+    for text in (prompt, *then):
+        if answers and not as_json:
+            click.echo(f"> {text}", err=True)
+        most = max_new_tokens or 256
+        answers.append(session.turn(conversation, text, most, sampling=sampling, on_text=show, progress=progress))
+        if not as_json:
+            click.echo()
+            _show_times(answers[-1])
     if as_json:
-        click.echo(_json(answer, session.placement()))
+        click.echo(_json((prompt, *then), answers, session.placement()))
         return
-    click.echo()
-    _show_times(answer)
     for file, placed in session.placement().items():
         nodes = ", ".join(f"{count} nodes on {provider}" for provider, count in placed.items())
         click.echo(f"  {file}: {nodes}", err=True)
-    if answer.backend == "torch":
+    if session.backend == "torch":
         options.next_step(f"fastvlm export {shlex.quote(target)} -o BUILD")
     else:
         options.next_step(options.after_running(target))
@@ -141,15 +157,33 @@ def _show_times(answer: Answer) -> None:
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in _stages(answer).items())
     speed = answer.timings.tokens_per_second
     decoding = "" if speed is None else f", {speed:.1f} tokens/s"
+    kept = f", {answer.kept} of them kept" if answer.kept else ""
     click.echo(
         f"{answer.backend}: first token after {answer.timings.time_to_first_token:.2f} s{decoding} ({stages}; "
-        f"{answer.timings.prompt_positions} prompt positions)",
+        f"{answer.timings.prompt_positions} prompt positions{kept})",
         err=True,
     )
 
 
-def _json(answer: Answer, placement: dict[str, dict[str, int]]) -> str:
-    seconds = {name.replace(" ", "_"): round(value, 4) for name, value in _stages(answer).items()}
-    content = {"text": answer.text, "backend": answer.backend, "seconds": seconds}
+def _json(prompts: Sequence[str], answers: Sequence[Answer], placement: dict[str, dict[str, int]]) -> str:
+    """One answer as itself, several as the turns of a conversation."""
+    turns = [_turn(*each) for each in zip(prompts, answers, strict=True)]
+    content: dict[str, Any] = {"backend": answers[0].backend, "turns": turns}
+    if len(answers) == 1:
+        content = {"text": answers[0].text, "backend": answers[0].backend, "seconds": _seconds(answers[0])}
     content |= {"nodes": placement} if placement else {}
     return json.dumps(content, ensure_ascii=False, indent=1)
+
+
+def _seconds(answer: Answer) -> dict[str, float]:
+    return {name.replace(" ", "_"): round(value, 4) for name, value in _stages(answer).items()}
+
+
+def _turn(prompt: str, answer: Answer) -> dict[str, Any]:
+    """A question of a conversation with its answer; of its positions those before it were kept, not computed."""
+    times = answer.timings
+    return {
+        "prompt": prompt, "text": answer.text,
+        "seconds": _seconds(answer) | {"to_first_token": round(times.time_to_first_token, 4)},
+        "prompt_positions": times.prompt_positions, "kept_positions": answer.kept,
+    }  # fmt: skip

@@ -113,7 +113,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     from validation.verdict import in_order
 
     caption = verdict.score.in_words() if verdict.answers else None
-    answers = Table("picture", "question", "Core ML (executed here)", "PyTorch", "", title="Answers", caption=caption)
+    ours = "ONNX" if verdict.backend == "onnx" else "Core ML"
+    answers = Table("picture", "question", f"{ours} (executed here)", "PyTorch", "", title="Answers", caption=caption)
     for row in verdict.answers:
         cells = (row.image, row.prompt, row.coreml, row.pytorch, "same" if row.same else "DIFFERENT")
         answers.add_row(*map(Text, cells))

@@ -29,7 +29,7 @@ def typed_report(exported_tiny: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_a_page_gives_its_data(run: Run, typed_report: Path, tmp_path: Path) -> None:
     result = run("report", typed_report, "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["schema"] == "0.1"
+    assert json.loads(result.stdout)["schema"] == "0.2"
     assert result.stderr == f"next: fastvlm report {typed_report} -o FILE.html\n"
     made = run("report", typed_report, "-o", tmp_path / "report.json")
     assert made.stdout == f"report: {tmp_path / 'report.json'}\n"

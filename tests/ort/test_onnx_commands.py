@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
 
+from onnx_builds import edit_manifest
 from typed import typed
 
 from export import export
@@ -111,6 +112,17 @@ def test_a_wrong_weight_is_found(int4: Path) -> None:
     assert {"language.kl", "answer.kl"} <= {row.limit.key for row in verdict.rows if not row.passed}
 
 
+def test_a_report_is_written_where_it_is_asked_for(int4: Path, tmp_path: Path) -> None:
+    result = typed("validate", int4, "--steps", "1", "--report", tmp_path / "report.html")
+    assert result.exit_code == 0, result.stderr
+    assert f"report: {tmp_path / 'report.html'}" in result.stderr
+    assert "ONNX" in result.stdout
+    assert "Core ML" not in result.stdout
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "The ONNX files were executed by onnxruntime" in page
+    assert "LanguageModel." in page
+
+
 def test_run_answers_and_says_what_ran_where(onnx_builds: dict[str, Path]) -> None:
     sample = shipped_samples()[0]
     result = typed("run", onnx_builds["int8"], sample.picture, sample.prompt)
@@ -175,9 +187,7 @@ def test_core_ml_has_no_target_of_onnx(tmp_path: Path) -> None:
     [
         (("bundle", "BUILD", "-o", "bundle"), "is a build of --format onnx"),
         (("lint", "BUILD"), "lint judges Core ML packages"),
-        (("fit", "BUILD"), "is a build of --format onnx"),
         (("validate", "BUILD", "--backend", "mil"), "--backend mil does not run"),
-        (("validate", "BUILD", "--report", "report.html"), "--report shows Core ML builds"),
         (("profile", "BUILD", "--backend", "mil"), "--backend mil does not run"),
         (("run", "BUILD", "PICTURE", "What?", "--backend", "mil"), "--backend mil does not run the ONNX files"),
         (("run", "BUILD", "PICTURE", "What?", "--provider", "cuda"), "has no provider cuda"),
@@ -196,16 +206,35 @@ def test_what_onnx_files_are_not_for_is_said(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_made_for_an_app_is_not_run_here(tmp_path: Path) -> None:
+def test_what_is_made_for_an_app_is_looked_at_and_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its encoder holds its weights, and is larger than what may be read of a file."""
     build = tmp_path / "build"
     made = typed("export", "tiny", "--format", "onnx", "--target", "coreml-ep", "--quantize", "fp16", "-o", build)
     assert made.exit_code == 0, made.stderr
     assert made.stderr.endswith("next: put its files into your app: docs/onnx.md says what they take and give\n")
+    monkeypatch.setattr("validation.ort.opening.MOST_BYTES", 512 << 10)
+    assert (build / "VisionEncoder.onnx").stat().st_size > 1 << 20
+    seen = typed("inspect", build)
+    assert seen.exit_code == 0, seen.stderr
+    assert "  in   image float16 [1, 3, 256, 256]" in seen.stdout
+    assert seen.stderr == "next: put its files into your app: docs/onnx.md says what they take and give\n"
     picture = shipped_samples()[0].picture
     for words in (("validate", build), ("run", build, picture, "What?"), ("profile", build, "--runs", "1")):
         result = typed(*words)
         assert result.exit_code == 2
         assert "was made for onnxruntime's CoreML provider in an app" in result.stderr
+
+
+def test_an_estimate_is_refused_and_what_to_type_instead_is_said(int4: Path) -> None:
+    """Nothing that `fit` rests on is about onnxruntime."""
+    result = typed("fit", int4)
+    assert result.exit_code == 2
+    assert f"`fastvlm profile {int4}` measures onnxruntime where you type it" in result.stderr
+    assert "`fastvlm fit tiny` says what the same model would be as Core ML" in result.stderr
+    edit_manifest(int4, source={"id": "my-tune", "files": {}}, target="coreml-ep")
+    result = typed("fit", int4)
+    assert "`fastvlm fit CHECKPOINT`, where CHECKPOINT is 'my-tune', says" in result.stderr
+    assert "profile" not in result.stderr
 
 
 def test_where_it_ran_is_in_the_json(onnx_builds: dict[str, Path]) -> None:

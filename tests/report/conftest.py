@@ -51,6 +51,7 @@ def failed(document: dict[str, Any]) -> dict[str, Any]:
         step["coreml"] = {"id": 9, "text": " \n", "probability": chances}
         step |= {"tie": tie, "pytorch": {**step["pytorch"], "probability": chances}}
         document["differing_steps"].append({"of": "answer", "sample": "shapes.png: ?", "step": place + 1, **step})
+    document["placement"] = [{"file": "VisionEncoder.onnx", "provider": "cpu", "nodes": 200}]
     document["findings"] = [
         {
             "function": "decode", "block": "decoder.layers.2", "op": None, "found": 1.5, "expected": -1.5,

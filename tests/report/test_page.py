@@ -11,12 +11,12 @@ from markup import Element, parsed
 
 from validation.html_report.page import html_page, style_sheet
 
-KINDS = ("passed", "failed", "alone", "unseen")
+KINDS = ("passed", "failed", "alone", "unseen", "onnx")
 
 
 @pytest.fixture(params=KINDS)
 def markup(request: pytest.FixtureRequest, whole: dict[str, Any], failed: dict[str, Any]) -> str:
-    """Pages of every kind: good, failed, a language model alone, with a backend that shows nothing inside."""
+    """Pages of every kind: good, failed, a language model alone, by a backend that shows nothing inside, as ONNX."""
     documents = {
         "passed": whole,
         "failed": failed,
@@ -27,6 +27,12 @@ def markup(request: pytest.FixtureRequest, whole: dict[str, Any], failed: dict[s
             "blocks": [], "ranges": None, "times": None, "backend": "coreml", "verdict": "compared",
             "questions": [{**row, "transcript": None} for row in whole["questions"]],
             "pictures": [dict.fromkeys(row) | {"name": row["name"]} for row in whole["pictures"]],
+        },
+        "onnx": whole
+        | {
+            "blocks": [], "ranges": None, "devices": {"note": "it is ONNX", "rows": []}, "backend": "onnx",
+            "build": whole["build"] | {"format": "onnx"},
+            "placement": [{"file": "VisionEncoder.onnx", "provider": "cpu", "nodes": 200}],
         },
     }  # fmt: skip
     return html_page(documents[request.param])

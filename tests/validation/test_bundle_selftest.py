@@ -342,6 +342,7 @@ def test_run_takes_a_bundle(tiny_bundle: Path) -> None:
         (("--temperature", "0.5", "--context", "64"), "--context, --temperature: "),
         (("--system", ""), "--system: "),
         (("--allow-pickle",), "--allow-pickle: "),
+        (("--then", "Why?"), "--then: "),
         (("--backend", "torch"), "--backend torch: "),
         (("--image-size", "128"), "takes no pictures of --image-size 128; it has [256]"),
     ],

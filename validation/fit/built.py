@@ -6,14 +6,15 @@ name and size is refused.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fastvlm.app_limits import state_bytes
-from fastvlm.build import Build, read_build
-from fastvlm.errors import BuildError
+from fastvlm.build import COREML_EP, FORMATS, ONNX, Build, read_build
+from fastvlm.errors import BuildError, UsageError
 from fastvlm.manifest import find_changes
 from fastvlm.mlpackage import WEIGHT_FILE
 from fastvlm_ref.config import TextConfig, VisionConfig
@@ -39,8 +40,13 @@ class Built:
 
 
 def read_built(folder: Path) -> Sizes:
-    """Returns a build's sizes; BuildError for one that is not whole, PackageError for a damaged program."""
-    build = read_build(folder)
+    """Returns a build's sizes.
+
+    BuildError for one that is not whole, PackageError for a damaged program, UsageError for one of ONNX files.
+    """
+    build = read_build(folder, FORMATS)
+    if build.format == ONNX:
+        raise _of_onnx(build)
     build.check_whole()
     if changes := find_changes(folder, build.manifest):
         more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
@@ -53,6 +59,19 @@ def read_built(folder: Path) -> Sizes:
         _works(build),
     )  # fmt: skip
     return Sizes(str(folder), "build", vision, text, _checkpoint(build), (), built)
+
+
+def _of_onnx(build: Build) -> UsageError:
+    """The estimate is of Core ML's engines: what is known of onnxruntime is what it takes where it runs."""
+    checkpoint = _checkpoint(build)
+    named = "CHECKPOINT" if checkpoint is None else shlex.quote(checkpoint)
+    which = f", where CHECKPOINT is {build.source_id[:60]!r}," if checkpoint is None else ""
+    measured = f"`fastvlm profile {shlex.quote(str(build.folder))}` measures onnxruntime where you type it; "
+    return UsageError(
+        f"{build.folder} holds ONNX files, and fit estimates Core ML packages: what it rests on says nothing of how "
+        f"fast onnxruntime is on a device. {'' if build.target == COREML_EP else measured}"
+        f"`fastvlm fit {named}`{which} says what the same model would be as Core ML"
+    )
 
 
 def _checkpoint(build: Build) -> str | None:

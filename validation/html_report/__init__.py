@@ -1,6 +1,6 @@
 """The report to look at: one self-contained HTML page of a validation, and the same data as JSON.
 
-    document = report_of(verdict, comparison, samples, blocks)    # plain data, schema 0.1 (docs/report.md)
+    document = report_of(verdict, comparison, samples, blocks)    # plain data, schema 0.2 (docs/report.md)
     write_report(document, "report.html")                         # or .json; read_report reads either back
 
 document.py      all of it, from transcripts.py, values.py, pictures.py, provenance.py, devices.py, times.py

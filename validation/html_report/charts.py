@@ -97,7 +97,7 @@ def range_chart(run: dict[str, Any], ranges: dict[str, Any]) -> Chart:
 
 
 def step_chart(transcript: dict[str, Any], identity: str) -> Chart:
-    """Returns, for each step, how far PyTorch preferred its token, and twice the package's largest logit error."""
+    """Returns, for each step, how far PyTorch preferred its token, and twice the build's largest logit error."""
     steps = transcript["steps"]
     margins = [as_float(step["margin"]) for step in steps]
     errors = [2 * as_float(step["logit_error"]) for step in steps]
@@ -106,8 +106,8 @@ def step_chart(transcript: dict[str, Any], identity: str) -> Chart:
     closest = max(range(len(steps)), key=lambda place: _as_bad(errors[place] - margins[place]))
     return Chart(
         f"steps-{identity}",
-        "How sure PyTorch was of each token, and how far off the package is",
-        f"{len(steps)} steps. Where the margin of PyTorch's token is above twice the package's largest error, no other "
+        "How sure PyTorch was of each token, and how far off the build is",
+        f"{len(steps)} steps. Where the margin of PyTorch's token is above twice the build's largest error, no other "
         f"token can win. The closest is step {closest + 1}: margin {number(margins[closest])}, twice the error "
         f"{number(errors[closest])}.",
         scale.ticks(),

@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastvlm.build import Build
+from fastvlm.build import ONNX, Build
 from validation.fit import advice, check, sizes
 from validation.limits import storable
 
+NO_FIGURES = "the estimate is of Core ML packages, and knows nothing of onnxruntime on these devices"
 PARTLY = "estimated for whole builds alone; this one was exported with --only, or for somebody else's app"
 
 
 def device_rows(build: Build) -> dict[str, Any]:
     """Returns the devices of the table with what a build needs and gets there."""
+    if build.format == ONNX:
+        return {"note": NO_FIGURES, "rows": []}
     if build.encoder is None or not build.language:
         return {"note": PARTLY, "rows": []}
     target = sizes.sizes_of(build.folder)

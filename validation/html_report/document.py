@@ -16,7 +16,7 @@ from validation.blocks import BlockComparison
 from validation.comparison import Comparison
 from validation.html_report.devices import device_rows
 from validation.html_report.pictures import embedded
-from validation.html_report.provenance import about, files
+from validation.html_report.provenance import about, files, placement
 from validation.html_report.schema import SCHEMA, TOOL
 from validation.html_report.times import taken
 from validation.html_report.transcripts import differing, questions
@@ -31,7 +31,7 @@ def report_of(
 
     Raises ImageError where a picture is gone meanwhile.
     """
-    build = comparison.pair.build
+    build, onnx = comparison.pair.build, comparison.onnx
     pictures = {sample.picture: comparison.name_of(sample) for sample in samples}
     return {
         "schema": SCHEMA,
@@ -52,7 +52,8 @@ def report_of(
         "limits": [row.as_json() for row in in_order(verdict.rows)],
         "not_measured": list(verdict.not_measured),
         "lacking": list(verdict.lacking),
-        "sizes": files(build),
+        "sizes": files(build, onnx.cache_bytes if onnx else None),
+        "placement": placement(onnx.placement()) if onnx else None,
         "devices": device_rows(build),
         "times": taken(comparison.stopwatch.seconds, verdict.backend),
     }

@@ -33,8 +33,8 @@ def html_page(document: dict[str, Any]) -> str:
         answers=views.answers(document), facts=views.facts(document), waterfalls=bars.waterfalls(document["times"]),
         busy=views.busy(document["times"]),
         sizes=bars.sizes(document["sizes"]), devices=bars.devices(document["devices"]),
-        style=style, policy=POLICY.format(digest), data=_data(document),
-        data_id=DATA,
+        onnx=views.is_onnx(document), ours=views.ours(document), style=style,
+        policy=POLICY.format(digest), data=_data(document), data_id=DATA,
     )  # fmt: skip
 
 

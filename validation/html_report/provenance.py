@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from fastvlm.build import Build
+from fastvlm.build import ONNX, Build
 from validation.pair import Pair
 from validation.verdict import Verdict
 
 LONGEST = 2000  # characters of any text of a manifest
 HALF = 2  # bytes of an fp16 number
+DATA = ".data"  # behind the name of an ONNX file: its weights
 
 
 def about(pair: Pair, verdict: Verdict) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def about(pair: Pair, verdict: Verdict) -> dict[str, Any]:
     protected = any((guard.encoder, guard.residual, guard.scores, any(guard.mlp), any(guard.values)))
     source = manifest["source"]
     return {
+        "format": build.format,
         "source": text(build.source_id),
         "revision": _optional(source.get("revision")),
         "layout": _optional(source.get("layout")),
@@ -38,7 +40,7 @@ def about(pair: Pair, verdict: Verdict) -> dict[str, Any]:
         "image_rule": build.image_rule,
         "template": text(build.prompt.get("template", "")) if build.language else None,
         "context": build.context if build.language else None,
-        "query_length": build.query if build.language else None,
+        "query_length": build.query if build.language and build.format != ONNX else None,
         "target": build.target if build.language else None,
         "purpose": build.purpose,
         "assumed": _lines(manifest.get("assumed")),
@@ -51,22 +53,37 @@ def about(pair: Pair, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def files(build: Build) -> dict[str, Any]:
-    """Returns every file of a build with bytes and SHA-256, packages and state with theirs."""
+def files(build: Build, cache: int | None = None) -> dict[str, Any]:
+    """Returns every file of a build with bytes and SHA-256; packages, or ONNX files, and the state with theirs.
+
+    `cache`: the bytes of an ONNX build's keys and values, which its manifest does not vouch for.
+    """
     listed: Mapping[str, Any] = build.manifest["files"]
     rows = [{"file": name, "bytes": row["bytes"], "sha256": row["sha256"]} for name, row in sorted(listed.items())]
-    packages = [*([build.encoder] if build.encoder else []), *(stage.package for stage in build.language)]
+    encoders = build.encoders.values() if build.format == ONNX else filter(None, [build.encoder])
+    packages = [*encoders, *(stage.package for stage in build.language)]
     return {
         "total_bytes": sum(row["bytes"] for row in rows),
-        "state_bytes": _state_bytes(build),
+        "state_bytes": _state_bytes(build) if cache is None else cache,
         "packages": [_package(path.name, rows) for path in packages],
         "files": rows,
     }
 
 
+def placement(found: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]] | None:
+    """Returns how many nodes of each ONNX file ran on which of onnxruntime's providers; None where none did."""
+    rows = [
+        {"file": file, "provider": provider, "nodes": count}
+        for file, counts in found.items()
+        for provider, count in counts.items()
+    ]
+    return rows or None
+
+
 def _package(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    own = [row for row in rows if row["file"].startswith(f"{name}/")]
-    weights = sum(row["bytes"] for row in own if row["file"].endswith(".bin"))
+    """A package's files, or an ONNX file and the data of its own name (which encoders of several sizes share)."""
+    own = [row for row in rows if row["file"].startswith(f"{name}/") or row["file"] in (name, name + DATA)]
+    weights = sum(row["bytes"] for row in own if row["file"].endswith((".bin", DATA)))
     return {"package": name, "bytes": sum(row["bytes"] for row in own), "weight_bytes": weights}
 
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fastvlm.build import FORMATS
 from fastvlm.errors import ReportError
 from validation.html_report.pictures import TYPES
 
-SCHEMA, TOOL = "0.1", "fastvlm"
+SCHEMA, TOOL = "0.2", "fastvlm"  # 0.2: builds of ONNX files, `build.format` and `placement`
 NOT_FINITE = ("inf", "-inf", "nan")
 LARGEST = 1e300  # JSON has whole numbers that no float holds
 LONGEST = 1e9  # seconds, thirty years: what a page can draw
@@ -98,6 +99,7 @@ FIELDS: dict[str, Any] = {
          "reference_right": COUNT}
     ),
     "build": {
+        "format": Maybe(_one_of(*FORMATS)),
         "source": TEXT, "revision": Maybe(TEXT), "layout": Maybe(TEXT), "options": [{"option": TEXT, "value": TEXT}],
         "licence": TEXT, "licence_text": TEXT, "made_by": TEXT, "manifest_schema": TEXT, "manifest_sha256": TEXT,
         "compression": {
@@ -149,6 +151,7 @@ FIELDS: dict[str, Any] = {
         "packages": [{"package": TEXT, "bytes": COUNT, "weight_bytes": COUNT}],
         "files": [{"file": TEXT, "bytes": COUNT, "sha256": TEXT}],
     },
+    "placement": Maybe([{"file": TEXT, "provider": TEXT, "nodes": COUNT}]),
     "devices": Maybe(
         {
             "note": TEXT,

@@ -18,11 +18,22 @@ MISSED = 6  # missed limits that the verdict names
 
 
 def title(report: dict[str, Any]) -> str:
-    """Returns what was compared: source, compression, image sizes."""
+    """Returns what was compared: source, format if it is not Core ML's, compression, image sizes."""
     build = report["build"]
     sides = [f"{side} px" for side in build["image_sizes"]] or ["language model alone"]
     purpose = ["for Apple's sample app"] if build["purpose"] else []
-    return ", ".join([plain(build["source"]), build["compression"]["scheme"], *sides, *purpose])
+    format_ = ["ONNX"] if is_onnx(report) else []
+    return ", ".join([plain(build["source"]), *format_, build["compression"]["scheme"], *sides, *purpose])
+
+
+def is_onnx(report: dict[str, Any]) -> bool:
+    """Whether the report is of a build of ONNX files; older documents, which do not say, are of packages."""
+    return bool(report["build"]["format"] == "onnx")
+
+
+def ours(report: dict[str, Any]) -> str:
+    """Returns what the build's side is called beside PyTorch's."""
+    return "ONNX" if is_onnx(report) else "Core ML"
 
 
 def verdict(report: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +51,7 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
 def _said(report: dict[str, Any]) -> str:
     executed = {
         "mil": "by this project's own runtime (backend mil)", "coreml": "by Core ML (backend coreml)",
+        "onnx": "by onnxruntime (backend onnx)",
     }.get(report["backend"], f"by backend {report['backend']}")  # fmt: skip
     steps = f", {report['steps']} steps each" if any(row["transcript"] for row in report["questions"]) else ""
     count = report["compared_in_full"]
@@ -49,7 +61,8 @@ def _said(report: dict[str, Any]) -> str:
         "failed": "and they do not compute what PyTorch computes on the checkpoint they come from: do not ship them",
         "compared": "beside another checkpoint than the one they were made from, which proves nothing about the build",
     }[report["verdict"]]
-    return f"The packages were executed {executed}, {against}. Compared in full: {pictures}."
+    what = "ONNX files" if is_onnx(report) else "packages"
+    return f"The {what} were executed {executed}, {against}. Compared in full: {pictures}."
 
 
 def tiles(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -145,7 +158,7 @@ def _facts(build: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
     yield "Layout", build["layout"]
     yield "Said at the export", "; ".join(f"{row['option']}: {row['value']}" for row in build["options"])
     yield "Licence", build["licence_text"]
-    yield "Made for", {"ane": "the Neural Engine", "gpu": "the GPU"}.get(build["target"] or "")
+    yield "Made for", {"ane": "the Neural Engine", "gpu": "the GPU", "cpu": "onnxruntime"}.get(build["target"] or "")
     yield "Purpose", build["purpose"]
     yield "Compression", _compression(build["compression"])
     yield (

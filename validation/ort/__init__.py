@@ -1,6 +1,7 @@
 """The ONNX files of a build, executed by onnxruntime.
 
-opening.py     is this file what it says it is? read before onnxruntime sees it; external.py: the weights beside it
+opening.py     is this file what it says it is? read before onnxruntime sees it; external.py: the weights beside it,
+               inside.py: past those that are in it
 providers.py   what onnxruntime may run on here, by name; cores.py: how many threads that means
 settings.py    every option of a session, each with its reason
 loading.py     an opened file as a session, and which node runs where; failures.py: what onnxruntime raises

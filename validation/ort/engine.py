@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnxruntime import RunOptions
 
-from fastvlm.build import Build
+from fastvlm.build import COREML_EP, Build
 from fastvlm.errors import ExecutionError, PackageError, UsageError
 from fastvlm_ref.engine import LARGER_BUILD, Advice, check_rewind
 from validation.host import EmbeddingTable
@@ -27,7 +27,6 @@ from validation.ort.providers import CPU, provider_names
 from validation.ort.settings import Settings
 
 IMAGE, FEATURES = "image", "imageFeatures"  # stated a second time, not taken from `export`: one holds the other
-FOR_COREML = "coreml-ep"  # a build's target
 
 
 class OrtEngine:
@@ -42,7 +41,7 @@ class OrtEngine:
         settings: Settings | None = None,
     ) -> None:  # fmt: skip
         provider_names(providers)
-        if build.target == FOR_COREML:
+        if build.target == COREML_EP:
             raise UsageError(
                 f"{build.folder} was made for onnxruntime's CoreML provider in an app, with fixed shapes and a cache "
                 "that the app keeps; to run or validate it here, export without --target coreml-ep"
@@ -126,6 +125,11 @@ class OrtEngine:
         if self._embeddings is None:
             self._embeddings = EmbeddingTable(table.file, table.rows, table.width, table.dtype)
         return self._embeddings
+
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values of the whole context take; 0 in a build without a language model."""
+        return self.language.cache_bytes if self.build.language else 0
 
     def placement(self) -> dict[str, dict[str, int]]:
         """Returns how many nodes of each file that was opened run where: {"LanguageModel.onnx": {"cpu": 410}}."""

@@ -64,7 +64,7 @@ def _region(tensor: TensorProto) -> Region | str:
     location = entries.get("location", "")
     if not is_plain(location) or "/" in location:
         return f"lies in {location[:200]!r}, expected the name of a file beside the model"
-    wanted = _bytes(tensor)
+    wanted = bytes_of(tensor)
     if isinstance(wanted, str):
         return wanted
     start, length = (_count(entries.get(key, default)) for key, default in (("offset", "0"), ("length", str(wanted))))
@@ -74,11 +74,11 @@ def _region(tensor: TensorProto) -> Region | str:
     return Region(tensor.name[:60], location, start, start + wanted)
 
 
-def _bytes(tensor: TensorProto) -> int | str:
-    """How many bytes its shape takes, or what is wrong with its shape."""
+def bytes_of(tensor: TensorProto) -> int | str:
+    """Returns how many bytes a tensor's shape takes, or what is wrong with its shape."""
     bits = _BITS.get(tensor.data_type)
     if bits is None:
-        return f"is of the type {tensor.data_type}, which has no place outside of the file"
+        return f"is of the type {tensor.data_type}, which is no weight's"
     if len(tensor.dims) > MOST_DIMENSIONS or min(tensor.dims, default=0) < 0:
         return f"has the shape {list(tensor.dims[:MOST_DIMENSIONS])}{'…' * (len(tensor.dims) > MOST_DIMENSIONS)}"
     values: int = math.prod(tensor.dims)

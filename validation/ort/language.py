@@ -7,6 +7,7 @@ read, so going back to an earlier position costs nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,12 @@ class LanguageModel:
                 ) from error
             binding.bind_ortvalue_input(past, buffer)
             binding.bind_ortvalue_output(present, buffer)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values of all layers take when every position is filled."""
+        ports = [port for _, _, port in _caches(self.loaded.file)]
+        return sum(math.prod(_lengths(port)) * _numpy_dtype(port).itemsize for port in ports)
 
     def _value(self, array: NDArray[Any]) -> OrtValue:
         """The array as onnxruntime sees it, in place; kept for as long as the binding."""

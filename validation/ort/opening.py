@@ -2,6 +2,7 @@
 
 Notable choices:
 - the file is plain and small (weights lie beside it), and its message has few parts, so that reading it costs little;
+  of an encoder for the CoreML provider, which holds its weights, so is what is read (`inside`);
 - every tensor is looked at wherever it may hide: the whole message is walked, not a list of known places;
 - what can hang, read files or allocate without end is refused as such: graphs inside nodes (loops), functions, sparse
   tensors (a few bytes that stand for any number of values), nodes of a compiled context (they name files), fields that
@@ -23,11 +24,12 @@ from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto, GraphProto, ModelProto, SparseTensorProto, TensorProto, ValueInfoProto
 
 from export.onnx.graph import IR_VERSION, MICROSOFT, MICROSOFT_OPSET, OPSET
-from fastvlm.build import ONNX, read_build
+from fastvlm.build import COREML_EP, ONNX, read_build
 from fastvlm.errors import PackageError
 from fastvlm.json_file import read_plain
 from fastvlm.paths import contained
-from validation.ort.external import external_problems
+from validation.ort.external import bytes_of, external_problems
+from validation.ort.inside import read_past_weights
 
 MOST_BYTES = 8 << 20  # 40 times the decoder of 0.5B; two bytes can become a message of 150, so no more than is needed
 MOST_PARTS = 500_000  # messages in the file; the decoder of 0.5B has 6,000
@@ -79,18 +81,28 @@ def in_words(ports: Mapping[str, Port]) -> str:
 
 
 def open_build(folder: str | Path) -> list[OnnxFile]:
-    """Reads and checks every model file of a build, encoders first; raises as `open_file`, and BuildError."""
+    """Reads and checks every model file of a build, encoders first; raises as `open_file`, and BuildError.
+
+    Encoders for the CoreML provider may hold their weights: those files have the size that the manifest says.
+    """
     build = read_build(folder, (ONNX,))
-    return [open_file(path) for path in (*build.encoders.values(), *(stage.package for stage in build.language))]
+    sizes = {build.folder / name: entry["bytes"] for name, entry in build.manifest["files"].items()}
+    holding = sizes if build.target == COREML_EP else {}
+    encoders = [open_file(path, holding.get(path)) for path in build.encoders.values()]
+    return encoders + [open_file(stage.package) for stage in build.language]
 
 
-def open_file(path: Path) -> OnnxFile:
+def open_file(path: Path, inside: int | None = None) -> OnnxFile:
     """Reads and checks a model's file and the sizes of the data beside it; no weight is read.
 
-    Raises PackageError that lists what is wrong: the file itself, its version, what it may not hold, its data files.
+    `inside`: how many bytes a file has that may hold its weights; None for one that may not. Raises PackageError that
+    lists what is wrong: the file itself, its version, what it may not hold, its weights, its data files.
     """
-    model = _parse(contained(path.parent, path.name, PackageError))
+    plain = contained(path.parent, path.name, PackageError)
+    data, lengths = _read(plain, inside)
+    model = _parse(plain, data)
     problems = [*_version_problems(model), *_content_problems(model), *external_problems(path, _tensors(model))]
+    problems += _weight_problems(model, lengths)
     if problems:
         shown = "; ".join(problems[:LISTED])
         more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
@@ -99,18 +111,23 @@ def open_file(path: Path) -> OnnxFile:
     return OnnxFile(path, _ports(graph.input), _ports(graph.output), Counter(node.op_type for node in graph.node))
 
 
-def _parse(path: Path) -> ModelProto:
+def _read(path: Path, inside: int | None) -> tuple[bytes, list[int]]:
+    """The message in a file, without the weights that may be inside, and how many bytes each of those has."""
     if path.suffix != SUFFIX:  # by the name alone onnxruntime would read another format, which nobody has looked at
         raise PackageError(f"{path} is not opened: expected a file that ends in {SUFFIX}; {AGAIN}")
     try:
-        data = read_plain(path, MOST_BYTES)
+        if inside is not None:
+            return read_past_weights(path, inside, MOST_BYTES, MOST_PARTS)
+        return read_plain(path, MOST_BYTES), []
     except FileNotFoundError as error:
         raise PackageError(f"{path} is missing; {AGAIN}") from error
     except (OSError, ValueError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) else f"{error}, and weights belong into the file beside it"
-        )
+        beside = "" if inside is not None else ", and weights belong into the file beside it"
+        reason = error.strerror if isinstance(error, OSError) else f"{error}{beside}"
         raise PackageError(f"{path} cannot be read: {reason}; {AGAIN}") from error
+
+
+def _parse(path: Path, data: bytes) -> ModelProto:
     model = ModelProto()
     try:
         model.ParseFromString(data)
@@ -193,6 +210,15 @@ def _holds_unknown(model: ModelProto) -> bool:
     known.CopyFrom(model)
     known.DiscardUnknownFields()
     return bool(known.ByteSize() != model.ByteSize())
+
+
+def _weight_problems(model: ModelProto, lengths: Iterable[int]) -> Iterator[str]:
+    """Weights inside of the file that have another number of bytes than their shape takes."""
+    for tensor, found in zip(model.graph.initializer, lengths, strict=False):
+        wanted = bytes_of(tensor) if found else found
+        if wanted != found:
+            expected = wanted if isinstance(wanted, str) else f"takes {wanted:,} by its shape"
+            yield f"tensor {tensor.name[:60]!r} has {found:,} bytes inside of the file and {expected}"
 
 
 def _port_problems(graph: GraphProto) -> Iterator[str]:
