@@ -122,6 +122,23 @@ def check_entry(folder: Path, error: type[FastVLMError] = BuildError) -> None:
         raise error(f"{folder} may not be read by this user; check the permissions of the folder")
 
 
+def check_tree(root: Path, error: type[FastVLMError] = BuildError, most: int = 1000) -> None:
+    """Raises `error` unless all below `root` are folders and plain files, at most `most`: a library will open them.
+
+    Whoever changes the folder between this look and the library's is not seen.
+    """
+    count = 0
+    for parent, folders, files in os.walk(root):
+        for name in folders + files:
+            path = Path(parent, name)
+            mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise error(_link(path))
+            count += 1
+            if count > most:
+                raise error(f"{_shown(root)} holds more than {most:,} files, expected a few; copy the folder again")
+
+
 def _check_plain(root: Path, relative: object, error: type[FastVLMError]) -> None:
     if not is_plain(relative):
         shown = ascii(relative if isinstance(relative, str) else type(relative).__name__)
@@ -133,7 +150,10 @@ def _check_plain(root: Path, relative: object, error: type[FastVLMError]) -> Non
 
 def _descend(root: Path, folders: list[str]) -> int:
     """The descriptor of the folder below `root` that one comes to by `folders`."""
-    at = os.open(root, _ROOT)
+    try:
+        at = os.open(root, _ROOT)
+    except ValueError as problem:  # NUL
+        raise OSError(errno.EINVAL, "it is no name that a folder can have", ascii(str(root))[:SHOWN]) from problem
     for folder in folders:
         try:
             inner = os.open(folder, _FOLDER, dir_fd=at)
