@@ -61,6 +61,8 @@ class Protection:
 
         Raises BuildError for what no export writes.
         """
+        if not isinstance(record, Mapping):
+            raise BuildError(f"protection in the manifest is {ascii(record)[:60]}, expected an object")
         known = {"safe_forms": bool, "encoder": dict, "residual": int, "scores": int}
         known |= dict.fromkeys(("mlp", "values", "scanned"), list)
         wrong = [name for name, value in record.items() if not isinstance(value, known.get(name, ()))]

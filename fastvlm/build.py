@@ -29,6 +29,10 @@ SOURCE_OPTIONS = ("image_rule", "template", "system")
 HIDDEN = "hiddenStates"  # what a package of the language model hands to the next
 MASKED = -1e4  # of causalMask, where a row may not look; never −inf: fp16 sums of infinities are NaN on the engine
 STATE = "kvCache"  # what every package with layers keeps
+LARGEST_SIDE = 4096  # pixels of an image's side that any export accepts
+LARGEST_HEAD = 1024  # D; models have 64 to 256
+LONGEST = 1 << 20  # C; no model reads more positions
+LARGEST_MASK = 1 << 24  # values of causalMask, Q·C, which the host makes for every call: 128 MiB on the way to fp16
 LARGEST = 1 << 24  # no side, context, vocabulary or width of any model comes near; a larger number is damage
 
 
@@ -121,6 +125,8 @@ def read_build(folder: str | Path, formats: Sequence[str] = (COREML,)) -> Build:
     encoders = _onnx_encoders(root, fields) if kind == ONNX else {}
     encoder = _encoder(root, fields) if kind == COREML else next(iter(encoders.values()), None)
     purpose = fields.choice("for", PURPOSES) if fields.has("for") else None
+    if fields.has("protection"):
+        fields.mapping("protection")
     vocabulary = fields.integer("model.text.vocab_size")
     build = Build(
         root,
@@ -149,11 +155,24 @@ def read_build(folder: str | Path, formats: Sequence[str] = (COREML,)) -> Build:
     )
     if encoder and not build.image_sizes:
         fields.problems.append("image.sizes is empty, expected the sides of the encoder")
+    fields.problems += _too_large(build)
     if purpose and (language or not encoder or len(build.image_sizes) != 1):
         fields.problems.append(f"for is {purpose}, expected packages.encoder at one image size and nothing else")
     if fields.problems:
         raise BuildError(f"{root / NAME} cannot be run: {'; '.join(fields.problems)}; export the build again")
     return build
+
+
+def _too_large(build: Build) -> Iterator[str]:
+    """Numbers that a host would spend all memory on before any package could refuse them."""
+    if any(side > LARGEST_SIDE for side in build.image_sizes):
+        yield f"image.sizes has {max(build.image_sizes)}, expected sides up to {LARGEST_SIDE}"
+    if build.head_dim > LARGEST_HEAD:
+        yield f"model.text.head_dim is {build.head_dim}, expected up to {LARGEST_HEAD}"
+    if build.context > LONGEST:
+        yield f"context is {build.context}, expected up to {LONGEST}"
+    elif build.context * build.query > LARGEST_MASK:
+        yield f"query_length {build.query} times context {build.context} is beyond a mask of {LARGEST_MASK} values"
 
 
 def _format(root: Path, fields: _Fields, formats: Sequence[str]) -> str:
@@ -242,6 +261,8 @@ def _prompt(fields: _Fields) -> dict[str, Any]:
     if fields.has("prompt.system"):
         fields.text("prompt.system", empty=True)
     fields.integers("prompt.stop_ids")
+    if fields.has("prompt.image_token_id"):
+        fields.id("prompt.image_token_id")
     return fields.mapping("prompt")
 
 
@@ -309,6 +330,11 @@ class _Fields:
             return int(value)
         self._wrong(path, f"a whole number from 1 to {LARGEST}")
         return 1
+
+    def id(self, path: str) -> None:
+        value = self._find(path)
+        if type(value) is not int or not -LARGEST <= value <= LARGEST:
+            self._wrong(path, "a whole number")
 
     def number(self, path: str) -> float:
         value = self._find(path)

@@ -9,6 +9,7 @@ It knows nothing of packages or models beyond the names of the fields.
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "files": dict,
 }
 _MAX_BYTES = 32 << 20
+MOST_VERDICT = 32 << 20  # bytes of a validation.json
 # Written into a finished build by `validate` (and by macOS), therefore never in the manifest's own list.
 SELFTEST, SELFTEST_FILES = "selftest", ("picture.png", "photo.png", "features.bin", "selftest.json")
 _ADDED_LATER = ("validation.json", ".DS_Store", *(f"{SELFTEST}/{name}" for name in SELFTEST_FILES))
@@ -70,7 +72,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     Raises BuildError: no such build, not JSON, a newer MAJOR schema, or required fields missing (all listed).
     """
     path = Path(path)
-    file = path if path.name == NAME and path.is_file() else path / NAME
+    file = path if path.name == NAME and os.path.isfile(path) else path / NAME
     check_entry(path)
     manifest = _load(file)
     _check_schema(manifest, file)
@@ -148,8 +150,8 @@ def _problem(root: Path, name: str, entry: FileHash, advance: Advance) -> str | 
     try:
         with open_contained(root, name) as file:
             same = sha256_open(file, advance) == entry["sha256"]
-    except OSError as failure:
-        return f"{name}: cannot be read ({failure.strerror})"
+    except FileNotFoundError:
+        return f"{name}: missing"
     return None if same else f"{name}: its bytes changed (sha256 differs)"
 
 
@@ -179,9 +181,9 @@ def _load(file: Path) -> dict[str, Any]:
 
 def _no_build(folder: Path) -> str:
     """What a folder is that is no build, and what to do."""
-    if all((folder / name).is_file() for name in ("metadata.json", "checksums.json")):
+    if all(os.path.isfile(folder / name) for name in ("metadata.json", "checksums.json")):
         return f"{folder} is an iOS bundle and no build folder; `fastvlm verify` and `fastvlm run` take one"
-    found = f"a folder without {NAME}" if folder.is_dir() else "nothing there"
+    found = f"a folder without {NAME}" if os.path.isdir(folder) else "nothing there"
     return f"{folder} is not a build folder: found {found}; make one with `fastvlm export CHECKPOINT -o BUILD`"
 
 

@@ -59,12 +59,16 @@ def contained(root: Path, relative: object, error: type[FastVLMError] = BuildErr
 
 
 def open_contained(
-    root: Path, relative: object, error: type[FastVLMError] = BuildError, most: int | None = None
+    root: Path,
+    relative: object,
+    error: type[FastVLMError] = BuildError,
+    most: int | None = None,
+    missing: str | None = None,
 ) -> BinaryIO:
     """Opens the plain file `root/relative` of at most `most` bytes to be read; nothing is followed on the way.
 
-    Raises `error` for a path that is not plain, a link on the way, what is no plain file, and a file that is larger;
-    OSError, FileNotFoundError among them, for what is not there or may not be read: the caller's message to give.
+    Raises `error` for a path that is not plain, a link on the way, what is no plain file or may not be read, and a file
+    that is larger. What is not there is FileNotFoundError, or `error` where `missing` says what to do about it.
     """
     _check_plain(root, relative, error)
     *folders, name = str(relative).split("/")
@@ -75,14 +79,12 @@ def open_contained(
             file = _opened(name, path, _FILE, within)
         finally:
             os.close(within)
-    except FileNotFoundError:
-        raise
-    except OSError as problem:
-        if problem.errno in _NO_FILE:
-            raise error(f"{_shown(path)} is no plain file; copy its folder again") from problem
-        if problem.errno not in (errno.ELOOP, errno.ENOTDIR):
+    except FileNotFoundError as problem:
+        if missing is None:
             raise
-        raise error(_link(path)) from problem
+        raise error(f"{root} has no {relative}; {missing}") from problem
+    except OSError as problem:
+        raise error(_refusal(path, problem)) from problem
     if most is not None and (size := os.fstat(file.fileno()).st_size) > most:
         file.close()
         raise error(f"{_shown(path)} has {size:,} bytes, at most {most:,} are read; copy its folder again")
@@ -180,6 +182,15 @@ def _opened(name: str | Path, path: str | Path, flags: int, within: int | None =
 def is_regular(status: os.stat_result) -> bool:
     """Whether what was opened is a plain file: it has an end, and reading it neither waits nor does anything."""
     return stat.S_ISREG(status.st_mode)
+
+
+def _refusal(path: Path, problem: OSError) -> str:
+    """Why a file that is there is not read."""
+    if problem.errno in (errno.ELOOP, errno.ENOTDIR):
+        return _link(path)
+    if problem.errno in _NO_FILE:
+        return f"{_shown(path)} is no plain file; copy its folder again"
+    return f"{_shown(path)} cannot be read ({problem.strerror}); check its permissions"
 
 
 def _link(path: Path) -> str:

@@ -15,6 +15,7 @@ It does not know the model: N is a number that the caller has.
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -241,8 +242,8 @@ def _formats(path: Path) -> list[str]:
 
     Raises ImageError where there is no file, or nothing in it.
     """
-    if not path.is_file():
-        found = "no file" if path.exists() else "not there"
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes any text
+        found = "no file" if os.path.exists(path) else "not there"
         raise ImageError(f"{path} is {found}; expected a picture ({', '.join(FORMATS)})")
     if not path.stat().st_size:
         raise ImageError(f"{path} is empty (0 bytes); expected a picture, copy it or save it again")

@@ -15,6 +15,7 @@ Sources: ml-fastvlm `llava/conversation.py` (conv_qwen_2, conv_llava_plain, conv
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -146,7 +147,7 @@ def template_option(option: str) -> str:
     if option in TEMPLATES or option.lstrip().startswith("{"):
         return _canonical(find_template(option))
     path = Path(option)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(
             f"template '{option}' is neither a name ({', '.join(TEMPLATES)}) nor a file; "
             f"a template file is JSON with {', '.join(field.name for field in fields(Template))}"

@@ -7,10 +7,12 @@ a question without one. Pictures are looked for here, and opened by `fastvlm_ref
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import UsageError
+from fastvlm.paths import SHOWN, open_followed
 from fastvlm_ref.samples import Sample
 
 NEEDED, KNOWN = ("image", "prompt"), ("image", "prompt", "answer")
@@ -26,12 +28,17 @@ def read_questions(file: Path, option: str = "--questions") -> list[Sample]:
     file or no question in it. `option` is what the user typed to name the file.
     """
     named = f"{option} {file}"
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UsageError(f"{named} is not a file; expected lines such as {EXAMPLE}")
-    if file.stat().st_size > LARGEST:
-        raise UsageError(f"{named} has {file.stat().st_size} bytes, at most {LARGEST} are read; split it")
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        with open_followed(file) as opened:
+            data = opened.read(LARGEST + 1)
+    except OSError as error:
+        raise UsageError(f"{named} cannot be read ({error.strerror}); expected lines such as {EXAMPLE}") from error
+    if len(data) > LARGEST:
+        raise UsageError(f"{named} has {os.stat(file).st_size} bytes, at most {LARGEST} are read; split it")
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{named} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
@@ -67,14 +74,19 @@ def _question(file: Path, line: str) -> Sample | str:
     if wrong:
         return ", ".join(wrong)
     picture = file.parent / texts["image"]
-    if "\0" in texts["image"] or not picture.is_file():
-        return f"no picture at {texts['image']}"
+    if not os.path.isfile(picture):  # unlike Path.is_file, it takes any text
+        return f"no picture at {shown_text(texts['image'])}"
     return Sample(picture, texts["prompt"], texts.get("answer"))
 
 
 def is_text(value: object) -> bool:
     """Whether it is text of any length but 0, of characters that exist: half a surrogate pair is none."""
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
+def shown_text(text: str) -> str:
+    """A text from a file as a message shows it: short, and without what a terminal would act on."""
+    return text if text.isprintable() and len(text) <= SHOWN else ascii(text)[:SHOWN]
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

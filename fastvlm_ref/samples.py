@@ -7,6 +7,7 @@ are read by `fastvlm_ref.questions`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -50,7 +51,7 @@ def shipped_photo() -> Path:
 
 def samples_in(folder: Path, option: str = "--images") -> list[Sample]:
     """Returns every picture of `folder`, by name, with the default prompt; raises UsageError when there is none."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"{option} {folder} is not a folder")
     pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not pictures:

@@ -29,6 +29,7 @@ from validation.limits import in_words, storable
 from validation.metrics import psnr_db
 
 Ids = tuple[list[int], list[int]]
+MOST_FEATURES = 256 << 20  # bytes: image tokens of the largest side, 4,096 rows of 8,192 in float32, take half of it
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,15 @@ def run_selftest(bundle: str | Path, backend: str = "mil", progress: Progress = 
         raise BundleError(f"{host.folder} has no self-test: its build was not validated; validate it, bundle it again")
     name = host.get("files.selftest", str)
     try:
-        example = json.loads(host.path(name).read_bytes())
+        with host.open(name) as file:
+            example = json.load(file)
         if str(example["schema"]).split(".")[0] != "0":
             raise BundleError(f"{name} has schema {example['schema']}, expected 0.x; install a newer fastvlm")
         with progress.stage("Running the self-test"):
             return _Run(host, example, Path(name).parent.as_posix()).result()
-    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleError(
-            f"{host.folder / name} is damaged ({error!r}); validate its build again, then bundle that"
+            f"{host.folder / name} is damaged ({ascii(error)[:80]}); validate its build again, then bundle that"
         ) from error
 
 
@@ -105,6 +107,8 @@ class _Run:
     folder: str
 
     def result(self) -> SelfTestResult:
+        if not self.example["greedy_ids"]:
+            raise ValueError("no ids of an answer")
         tolerances, pixels = self.example["tolerances"], self._picture("picture")
         ids = (self.example["ids_before_image"], self.example["ids_after_image"])
         said, error = self._answer(pixels, ids)
@@ -130,7 +134,10 @@ class _Run:
         """The photo at every size of the bundle; self-tests of schema 0.1 have none."""
         if photo := self.example.get("photo"):
             pixels = open_photo(self.host.path(f"{self.folder}/{photo['file']}"))
+            sizes = self.host.all("profiles", int, ".image_size")
             for size in sorted(map(int, photo["pixels_sha256"])):
+                if size not in sizes:
+                    raise ValueError(f"a photo at {size}, which is none of {sizes[:8]}")
                 made = square(pixels, size, self.host.get("vision.image_strategy", str))
                 other = _is_other(made, photo["pixels_sha256"][str(size)])
                 yield Check(f"photo at {size}: hash differs", other, "max", 0)
@@ -143,11 +150,13 @@ class _Run:
 
     def _features(self, pixels: Pixels) -> float:
         stored = self.example["features"]
-        truth = np.fromfile(self.host.path(f"{self.folder}/{stored['file']}"), stored["dtype"])
+        with self.host.open(f"{self.folder}/{stored['file']}", MOST_FEATURES) as file:
+            truth = np.frombuffer(file.read(), stored["dtype"])
         return psnr_db(truth.reshape(stored["shape"]), self.host.features(pixels))
 
     def _prompts(self) -> int:
-        ready = json.loads(self.host.path(self.host.get("files.prompts", str)).read_bytes())["prompts"]
+        with self.host.open(self.host.get("files.prompts", str)) as file:
+            ready = json.load(file)["prompts"]
         return sum(
             differing(self.host.prompt.ids(each["text"]), (each["ids_before_image"], each["ids_after_image"]))
             for each in ready

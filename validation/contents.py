@@ -6,6 +6,7 @@ bytes, so the same package gives the same description everywhere.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -101,7 +102,7 @@ def package_paths(build: str | Path) -> list[Path]:
 
 def is_package(path: str | Path) -> bool:
     """Whether `path` looks like a package and not like a build: it has no manifest.json but Core ML's own."""
-    return (Path(path) / "Manifest.json").is_file() and NAME not in {entry.name for entry in Path(path).iterdir()}
+    return os.path.isfile(Path(path) / "Manifest.json") and NAME not in {entry.name for entry in Path(path).iterdir()}
 
 
 def _package_names(manifest: dict[str, Any]) -> Iterator[str]:

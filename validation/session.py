@@ -8,6 +8,7 @@ picture. An opened session remembers
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,7 @@ class Session(Generic[AnyEngine]):
 
 def is_build(target: str | Path) -> bool:
     """Returns whether `target` is a build folder: a folder with a manifest, of whatever schema."""
-    return (Path(target) / MANIFEST).is_file()
+    return os.path.isfile(Path(target) / MANIFEST)
 
 
 def open_session(

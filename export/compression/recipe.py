@@ -17,6 +17,7 @@ are errors. Which scheme a layer of `mixed` gets is `budget.choose`'s, from nois
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def read_recipe(given: str | Path) -> Recipe:
         name = str(given)
         return Recipe(name, FP16, "int8", budget=DEFAULT_BUDGET if name == MIXED else None)
     path = Path(given)
-    if isinstance(given, str) and not path.suffix and not path.exists():
+    if isinstance(given, str) and not path.suffix and not os.path.exists(path):
         raise UsageError(
             f"{shown(given)} is no scheme and no file; known: {', '.join((*NAMES, FP16))}; or a YAML file's path"
         )

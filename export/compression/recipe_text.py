@@ -8,6 +8,7 @@ It does not know what the keys mean: `recipe` does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ def read_text(path: Path, kind: str = "recipe") -> str:
 
     `kind` is what messages call it.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise UsageError(f"{kind} {path}: no such file; expected a YAML file")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"{kind} {path}: not a file; expected a YAML file")
     try:
         with path.open("rb") as handle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from fastvlm.commands import options
 from fastvlm.commands.compression import in_words
 from fastvlm.errors import FastVLMError, UsageError
 from fastvlm.exponents import protection_in_words
-from fastvlm.manifest import is_onnx
+from fastvlm.manifest import MOST_VERDICT, is_onnx
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @options.debug
 def inspect(path: str, as_json: bool) -> None:
     """Show functions, inputs, outputs, state, op counts, sizes and metadata of an .mlpackage, or of a whole build."""
-    if Path(path).is_file():
+    if os.path.isfile(path):
         raise UsageError(f"{path} is a file, expected a package or a build folder; name the folder it lies in")
     from validation.contents import describe_build, describe_package, is_package
 
@@ -123,17 +124,19 @@ def _listed(value: Any, separator: str) -> str:
 def _verdict(build: Path, manifest: dict[str, Any]) -> str:
     """What validation.json says, if it speaks of this very manifest and the files look like those it lists."""
     from fastvlm.hashes import sha256_file
+    from fastvlm.json_file import read_json
     from fastvlm.manifest import NAME, find_changes
 
     try:
-        verdict = json.loads((build / "validation.json").read_bytes())
+        verdict = read_json(build / "validation.json", MOST_VERDICT)
         same = verdict["manifest_sha256"] == sha256_file(build / NAME)
         if not same:
             return "no: validation.json speaks of another manifest"
         if changes := find_changes(build, manifest):
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             return f"no: the files have changed since ({changes[0]}{more})"
-        return f"{verdict['verdict']} (names and sizes of the files agree; they were not hashed here)"
+        said = options.printable(str(verdict["verdict"])[:60])
+        return f"{said} (names and sizes of the files agree; they were not hashed here)"
     except FastVLMError as problem:
         return f"no: {problem}"
     except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ def lint(path: str, device: str | None, min_resident: float | None, as_json: boo
 
         named(device)  # before the seconds that the import below takes
     progress = TerminalProgress(transient=True)
-    if (Path(path) / MANIFEST).is_file() and is_onnx(path):
+    if os.path.isfile(Path(path) / MANIFEST) and is_onnx(path):
         raise UsageError(f"lint judges Core ML packages, and {path} holds ONNX files; export with --format coreml")
     with progress.stage("Loading libraries"):
         from validation.lint.checking import lint as check
@@ -71,7 +72,7 @@ def lint(path: str, device: str | None, min_resident: float | None, as_json: boo
         click.echo(f"Error: {_percent(least)} stays, at least {min_resident:g} % was asked for", err=True)
         options.next_step(f"fastvlm lint {shlex.quote(path)} --json, for every op that leaves")
         raise click.exceptions.Exit(1)
-    built = (Path(path) / MANIFEST).is_file()
+    built = os.path.isfile(Path(path) / MANIFEST)
     options.next_step(options.validation_of(path) if built else f"fastvlm inspect {shlex.quote(path)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -65,10 +66,9 @@ def text(context: click.Context, parameter: click.Parameter, value: str | None) 
 
 def check_image(image: str) -> None:
     """Raises ImageError for what can be known of a picture without decoding it: whether there is a file."""
-    from pathlib import Path
 
-    if not Path(image).is_file():
-        found = "a folder" if Path(image).is_dir() else "nothing"
+    if not os.path.isfile(image):
+        found = "a folder" if os.path.isdir(image) else "nothing"
         raise ImageError(f"{image}: expected an image file, found {found} there; check the path")
 
 
@@ -210,18 +210,18 @@ def validation_of(build: str) -> str:
 
 def after_running(build: str) -> str:
     """The command behind a look at `build`: to bundle it where a passed verdict lies in it, else to validate it."""
-    import json
     from pathlib import Path
 
-    from fastvlm.manifest import read_manifest
+    from fastvlm.json_file import read_json
+    from fastvlm.manifest import MOST_VERDICT, read_manifest
 
     manifest = read_manifest(build)
     onnx = manifest.get("format") == ONNX
     if onnx and manifest.get("target") == COREML_EP:
         return INTO_AN_APP
     try:
-        verdict = json.loads((Path(build) / "validation.json").read_bytes())["verdict"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        verdict = read_json(Path(build) / "validation.json", MOST_VERDICT)["verdict"]
+    except (OSError, ValueError, LookupError, TypeError):
         verdict = None  # whatever is wrong with it, validating anew is the cure
     passed = verdict == "passed" and (Path(build) / "selftest").is_dir()
     if passed and onnx:

@@ -8,6 +8,7 @@ It does not know layouts; it only reads.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,9 @@ class Folder:
 
 def check_folder(path: Path) -> None:
     """Raises CheckpointError unless `path` is a folder that looks like a checkpoint."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError(f"no such folder: {path}; name a checkpoint folder, or `tiny` for the embedded one")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(f"{path} is a file, expected a checkpoint folder; name the folder that holds config.json")
     check_entry(path, CheckpointError)
     if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():

@@ -19,6 +19,7 @@ It does not know what a checkpoint is: `folder.py` judges what was fetched.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import signal
@@ -66,7 +67,7 @@ class HubId:
 def hub_id(word: str | Path) -> HubId | None:
     """Returns the id that `word` means, or None where it is a Path, names something here, or cannot be an id."""
     found = _ID.fullmatch(word) if isinstance(word, str) else None
-    if found is None or re.search(r"--|\.\.", str(word)) or Path(word).exists():
+    if found is None or re.search(r"--|\.\.", str(word)) or os.path.exists(word):
         return None
     return HubId(found[1], found[2])
 

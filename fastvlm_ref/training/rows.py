@@ -10,6 +10,7 @@ It does not know the model's weights.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,12 @@ import torch
 
 from fastvlm.errors import ImageError, TokenizerError, UsageError
 from fastvlm.hashes import hash_files, sha256_bytes
+from fastvlm.paths import open_followed
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.config import IMAGE_TOKEN, FastVLMConfig
 from fastvlm_ref.image import open_image, preprocess
 from fastvlm_ref.prompt import encode_prompt, find_template
+from fastvlm_ref.questions import LARGEST, is_text, shown_text
 from fastvlm_ref.tokenizer import Tokenizer
 from fastvlm_ref.training.batches import Batch
 from fastvlm_ref.training.packing import Block, pack
@@ -45,13 +48,13 @@ def read_rows(data: Path) -> list[Row]:
 
     Raises UsageError that lists what is wrong (first ten): no file, no JSON, a field missing, a picture not there.
     """
-    files = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
-    if not files or not all(file.is_file() for file in files):
+    files = sorted(data.glob("*.jsonl")) if os.path.isdir(data) else [data]
+    if not files or not all(map(os.path.isfile, files)):
         raise UsageError(f"{data}: expected a .jsonl file or a folder with some, found none; give --data FILE.jsonl")
     rows: list[Row] = []
     problems: list[str] = []
     for file in files:
-        for number, line in enumerate(file.read_text("utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(_read(file).splitlines(), 1):
             if line.strip():
                 row = _row(file, line)
                 if isinstance(row, Row):
@@ -78,6 +81,17 @@ def _refuse(problems: list[str]) -> None:
         raise UsageError(f"{len(problems)} rows cannot be used: {'; '.join(problems[:LISTED])}{rest}")
 
 
+def _read(file: Path) -> str:
+    try:
+        with open_followed(file) as opened:
+            data = opened.read(LARGEST + 1)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
+    if len(data) > LARGEST:
+        raise UsageError(f"{file} has more than {LARGEST} bytes, at most that many are read; split it")
+    return data.decode("utf-8", "replace")
+
+
 def _row(file: Path, line: str) -> Row | str:
     """Returns the row, or what is wrong with it."""
     try:
@@ -86,12 +100,12 @@ def _row(file: Path, line: str) -> Row | str:
         return f"not JSON ({error})"
     if not isinstance(found, dict):
         return f"a {type(found).__name__}, expected an object with {', '.join(FIELDS)}"
-    lacking = [name for name in FIELDS if not (isinstance(found.get(name), str) and found[name].strip())]
+    lacking = [name for name in FIELDS if not is_text(found.get(name))]
     if lacking:
         return f"{', '.join(lacking)} missing or no text"
     image = file.parent / found["image"]
-    if not image.is_file():
-        return f"no picture at {found['image']}"
+    if not os.path.isfile(image):  # unlike Path.is_file, it takes any text
+        return f"no picture at {shown_text(found['image'])}"
     return Row(image, found["prompt"], found["answer"])
 
 

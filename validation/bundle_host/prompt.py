@@ -13,14 +13,18 @@ class Prompt:
     """The bundle's tokenizer with its template; `stops` are the ids that end an answer."""
 
     def __init__(self, bundle: Bundle) -> None:
-        file = bundle.path(bundle.get("files.tokenizer", str))
+        with bundle.open(file := bundle.get("files.tokenizer", str)) as opened:
+            data = opened.read()
         try:
-            self.tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            self.tokenizer = tokenizers.Tokenizer.from_buffer(data)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises plain Exception, and its panics are not even that
             raise BundleError(f"{file} is no tokenizer that can be read ({error}); copy the bundle again") from error
         self.turns = {key: bundle.get(f"prompt.{key}", str) for key in ("system", "system_turn", "before", "after")}
+        places = sum(text.count("{") for key, text in self.turns.items() if key != "system")
+        if places > 8 or max(map(len, self.turns.values())) > 1 << 16:  # each would hold all of the user's text
+            raise BundleError("the template has over 8 places to fill, or 65,536 characters; make the bundle again")
         self.begin = [] if bundle.get("prompt", dict).get("bos_id") is None else [bundle.get("prompt.bos_id", int, 0)]
         self.stops = bundle.all("prompt.stop_ids", int, low=0)
         names = sorted(bundle.all("prompt.controls", str), key=len, reverse=True)

@@ -7,6 +7,7 @@ It knows no chips and reads no weights.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ def sizes_of(target: str | Path) -> Sizes:
         return _checkpoint(EMBEDDED)
     path = Path(target)
     try:
-        there, folder = path.exists(), path.is_dir()
+        there, folder = os.path.exists(path), os.path.isdir(path)
     except OSError as error:  # a name that is too long, a folder that may not be looked into
         raise UsageError(f"{str(target)[:60]!r}: {error.strerror}; expected {ACCEPTED}") from error
     if folder:

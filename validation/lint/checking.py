@@ -7,6 +7,7 @@ each later one takes all that it takes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,9 @@ def lint(path: str | Path, device: str | None = None, rules: Sequence[Rule] = RU
     """
     where = Path(path)
     chosen = _device(device)
-    if where.is_file():
+    if os.path.isfile(where):
         raise UsageError(f"{where} is a file, expected a package or a build folder; name the folder it lies in")
-    alone = where.is_dir() and (is_package(where) or where.suffix == ".mlpackage")
+    alone = os.path.isdir(where) and (is_package(where) or where.suffix == ".mlpackage")
     packages = [where] if alone else package_paths(where)
     reports = tuple(_named(each, chosen, rules) for each in packages)
     engine = chosen.engine if chosen else ENGINES[0]

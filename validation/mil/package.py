@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from fastvlm.errors import PackageError
 from fastvlm.json_file import parse
-from fastvlm.paths import check_tree, open_contained, read_contained
+from fastvlm.paths import SHOWN, check_tree, open_contained, read_contained
 from validation.mil.blob import BlobFile
 from validation.mil.dtypes import DType
 from validation.mil.schema import model_message
@@ -75,10 +75,9 @@ class Package:
             root, name = self._weight_path(file_name)
             try:
                 file = open_contained(root, name, PackageError)
-            except OSError as error:
+            except FileNotFoundError as error:
                 raise PackageError(
-                    f"weight file {name:.60} of {root} is missing or cannot be read ({_reason(error)}); "
-                    "copy the whole package again"
+                    f"weight file {name[:SHOWN]} of {root} is missing; copy the whole package again"
                 ) from error
             with file:
                 self._files[file_name] = BlobFile(root / name, file)
@@ -93,7 +92,7 @@ class Package:
             return self._weights_folder, relative.removeprefix("weights/")
         if self._model_folder is None or self._root is None:
             raise PackageError(
-                f"the program needs {file_name:.60}, but a spec alone was given; pass its weights folder too"
+                f"the program needs {file_name[:SHOWN]}, but a spec alone was given; pass its weights folder too"
             )
         return self._root, f"{self._model_folder}/{relative}"
 
@@ -106,8 +105,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise PackageError(
             f"{folder} holds no Manifest.json; it is no .mlpackage, or was only partly copied"
         ) from error
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{path} cannot be read as JSON ({_reason(error)})") from error
+    except ValueError as error:
+        raise PackageError(f"{path} cannot be read as JSON ({str(error)[:80]})") from error
     entries = manifest.get("itemInfoEntries") if isinstance(manifest, dict) else None
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise PackageError(f"{path} lists no items (itemInfoEntries)")
@@ -144,16 +143,12 @@ def _spec(root: Path, name: str) -> Any:
     try:
         spec.ParseFromString(read_contained(root, name, MOST_PROGRAM, PackageError))
     except FileNotFoundError as error:
-        raise PackageError(f"{root}: the model file {name:.60} is missing; copy the whole package again") from error
-    except (DecodeError, OSError) as error:
+        raise PackageError(f"{root}: the model file {name[:SHOWN]} is missing; copy the whole package again") from error
+    except DecodeError as error:
         raise PackageError(
-            f"{root / name} is not a readable Core ML model ({_reason(error)}); it is damaged or was cut"
+            f"{root / name} is not a readable Core ML model ({str(error)[:80]}); it is damaged or was cut"
         ) from error
     return spec
-
-
-def _reason(error: Exception) -> str:
-    return str(error.strerror if isinstance(error, OSError) else error)[:80]
 
 
 def open_folder(folder: Path) -> Package:
