@@ -9,14 +9,16 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from fastvlm.hashes import FileHash, file_hash
-from fastvlm.paths import contained
+from fastvlm.paths import open_contained
 from fastvlm.progress import Advance, Progress
 from ios_bundle.contents import Entry
 
 FILE_MODE, PROGRAM_MODE, FOLDER_MODE = 0o644, 0o755, 0o755
 _PIECE = 1 << 22
+_AGAIN = "copy or export the build again"
 
 
 def copy_entries(
@@ -46,9 +48,11 @@ def write_entry(build: Path, folder: Path, entry: Entry, advance: Advance) -> Fi
     if entry.source is None:
         target.write_bytes(entry.data)
     elif entry.start == 0 and entry.length is None:
-        shutil.copyfile(contained(build, entry.source), target)
+        with open_contained(build, entry.source, missing=_AGAIN) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy, _PIECE)
     else:
-        _copy_piece(contained(build, entry.source), target, entry.start, entry.size(build))
+        with open_contained(build, entry.source, missing=_AGAIN) as source, target.open("wb") as copy:
+            _copy_piece(source, copy, entry.start, entry.size(build))
     target.chmod(PROGRAM_MODE if entry.executable else FILE_MODE)
     return file_hash(target, advance)
 
@@ -61,12 +65,11 @@ def make_folders(top: Path, folder: Path) -> None:
         folder.chmod(FOLDER_MODE)
 
 
-def _copy_piece(source: Path, target: Path, start: int, length: int) -> None:
-    with source.open("rb") as reader, target.open("wb") as writer:
-        reader.seek(start)
-        while length and (piece := reader.read(min(length, _PIECE))):
-            writer.write(piece)
-            length -= len(piece)
+def _copy_piece(source: BinaryIO, target: BinaryIO, start: int, length: int) -> None:
+    source.seek(start)
+    while length and (piece := source.read(min(length, _PIECE))):
+        target.write(piece)
+        length -= len(piece)
 
 
 def _joined(folder: Path, pieces: list[Entry], files: Mapping[str, FileHash]) -> str:

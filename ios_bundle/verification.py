@@ -15,7 +15,7 @@ from pathlib import Path
 from fastvlm.errors import BundleError
 from fastvlm.hashes import FileHash, sha256_file
 from fastvlm.manifest import NAME as MANIFEST
-from fastvlm.paths import check_entry, is_plain
+from fastvlm.paths import check_entry, is_plain, open_plain
 from fastvlm.progress import SILENT, Advance, Progress
 from ios_bundle.layout import CHECKSUMS, COMPILED, METADATA, MODELS, PACKAGE, SELFTEST
 from ios_bundle.metadata import read_metadata
@@ -163,7 +163,7 @@ def _difference(path: Path, there: bool, size: int, digest: str, advance: Advanc
     try:
         if (actual := path.stat().st_size) != size:
             return f"{actual:,} bytes, expected {size:,}"
-        return None if sha256_file(path, advance) == digest else "its bytes changed (sha256 differs)"
+        return None if sha256_file(path, advance, open_plain) == digest else "its bytes changed (sha256 differs)"
     except OSError as problem:
         return f"cannot be read ({problem.strerror})"
 

@@ -219,7 +219,7 @@ def test_a_full_disk_is_named_before_and_while_it_fills(
     def full(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ios_bundle.copying.shutil.copyfile", full)
+    monkeypatch.setattr("ios_bundle.copying.shutil.copyfileobj", full)
     assert "no space left" in refused(validated, place, OutputError)
 
 

@@ -13,7 +13,7 @@ from onnxruntime import InferenceSession
 
 from fastvlm.errors import ExecutionError, MissingDependency
 from validation.ort.failures import FAILURES, reason
-from validation.ort.opening import OnnxFile
+from validation.ort.opening import OnnxFile, check_unchanged
 from validation.ort.providers import CPU, PROVIDERS, provider_names, provider_word
 from validation.ort.settings import Settings, session_options
 
@@ -47,7 +47,8 @@ class Loaded:
 def load(file: OnnxFile, providers: Sequence[str] = (CPU,), settings: Settings | None = None) -> Loaded:
     """Makes a session of a file that was read and checked, with providers in order of preference.
 
-    Raises UsageError and MissingDependency as `provider_names`, ExecutionError where onnxruntime does not take the
+    Raises UsageError and MissingDependency as `provider_names`, PackageError where the files are no longer those that
+    were checked, ExecutionError where onnxruntime does not take the
     file, or one of the providers takes none of its nodes. With the CPU not among them, every node must be theirs.
     """
     names = provider_names(providers)
@@ -60,6 +61,7 @@ def load(file: OnnxFile, providers: Sequence[str] = (CPU,), settings: Settings |
             f"onnxruntime does not take {file.path} for {', '.join(providers)} ({reason(error)}); export it for this "
             "provider, or choose providers that take it"
         ) from error
+    check_unchanged(file)
     loaded = Loaded(file, session, tuple(providers))
     _check_taken(loaded, names)
     return loaded

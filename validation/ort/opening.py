@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import field as made
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ SUFFIX = ".onnx"
 AGAIN = "export the build again, or copy it whole"
 
 
+State = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Port:
     """An input or output: TensorProto's number of its dtype, and its shape; a word or None stands for any length."""
@@ -59,12 +63,16 @@ class Port:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file that may be given to onnxruntime: what goes in, what comes out, how often each op occurs."""
+    """A file that may be given to onnxruntime: what goes in, what comes out, how often each op occurs.
+
+    states: what was looked at, the file itself and its data, as `state_of` told it then.
+    """
 
     path: Path
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     ops: Counter[str]
+    states: Mapping[Path, State] = made(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data, without the path to it."""
@@ -108,7 +116,26 @@ def open_file(path: Path, inside: int | None = None) -> OnnxFile:
         more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise PackageError(f"{path} is not opened: {shown}{more}; {AGAIN}")
     graph = model.graph
-    return OnnxFile(path, _ports(graph.input), _ports(graph.output), Counter(node.op_type for node in graph.node))
+    beside = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
+    states = {file: state_of(file) for file in (path, *(path.parent / name for name in sorted(beside)))}
+    ops = Counter(node.op_type for node in graph.node)
+    return OnnxFile(path, _ports(graph.input), _ports(graph.output), ops, states)
+
+
+def state_of(path: Path) -> State:
+    """What tells one file from another that was put in its place: device, number, bytes, time; no link is followed."""
+    try:
+        status = path.lstat()
+    except OSError as error:
+        raise PackageError(f"{path} cannot be reached ({error.strerror}); {AGAIN}") from error
+    return status.st_mode, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(file: OnnxFile) -> None:
+    """Raises PackageError where something else lies now where `open_file` looked: a library opens files by itself."""
+    for path, state in file.states.items():
+        if state_of(path) != state:
+            raise PackageError(f"{path} was changed or exchanged while it was opened; {AGAIN}")
 
 
 def _read(path: Path, inside: int | None) -> tuple[bytes, list[int]]:
