@@ -9,7 +9,7 @@ import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -200,10 +200,10 @@ def test_what_is_too_large_for_an_app_may_go_to_a_server(
     assert "4 GB" in words
     assert "--for server" in words
 
-    def copy(source: Path, target: Path) -> None:
-        target.write_bytes(source.read_bytes() if source.stat().st_size < 1_000_000_000 else b"")
+    def copy(source: BinaryIO, target: BinaryIO, length: int) -> None:
+        target.write(source.read() if os.fstat(source.fileno()).st_size < 1_000_000_000 else b"")
 
-    monkeypatch.setattr("ios_bundle.copying.shutil.copyfile", copy)
+    monkeypatch.setattr("ios_bundle.copying.shutil.copyfileobj", copy)
     made = bundle(validated, place, unvalidated=True, purpose="server")
     assert made.is_dir()
 
@@ -216,7 +216,7 @@ def test_a_full_disk_is_named_before_and_while_it_fills(
         patch.setattr("ios_bundle.bundling.shutil.disk_usage", lambda path: usage(10, 10, 1_000_000))
         assert "0.02 GB in" in refused(validated, place, OutputError)
 
-    def full(source: Path, target: Path) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("ios_bundle.copying.shutil.copyfileobj", full)
