@@ -7,19 +7,19 @@ It does not know layouts; it only reads.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fastvlm.errors import CheckpointError
+from fastvlm.json_file import parse
 from fastvlm.paths import check_entry
 from fastvlm_ref.checkpoint.tensors import LazyTensor, TensorFile
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "mm_projector*.bin", "consolidated*.pth", "model*.pt")
-JSON_LIMIT = 64 * 1024 * 1024  # bytes; an index of 7B has 0.1 MB, a tokenizer.json 11
+JSON_LIMIT = 8 * 1024 * 1024  # bytes; an index of 7B has 0.1 MB (tokenizers have a limit of their own)
 TEXT_LIMIT = 4 * 1024 * 1024  # bytes of a README, a licence or a chat template; the longest licences have 0.1 MB
 
 
@@ -83,10 +83,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are read")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse(path.read_bytes(), once=True)
     except OSError as problem:
         raise CheckpointError(f"{path} cannot be read ({problem.strerror}); check its permissions") from problem
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as problem:
+    except ValueError as problem:
         raise CheckpointError(f"{path} is not JSON ({problem}); fetch it again") from problem
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, expected an object")
