@@ -12,11 +12,14 @@ DIGITS = 40  # of a whole number that is still written out
 
 
 class _Short(reprlib.Repr):
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         super().__init__()
-        self.maxstring = self.maxother = MOST
+        self.maxstring = self.maxother = most
         self.maxlist = self.maxtuple = self.maxdict = 10
         self.maxlevel = 3
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x if len(x) <= self.maxstring else f"{x[: self.maxstring]}...")
 
     def repr_int(self, x: int, level: int) -> str:
         # Python refuses to write out more than 4,300 digits, and takes long for fewer.
@@ -25,8 +28,14 @@ class _Short(reprlib.Repr):
 
 def short(value: object, most: int = MOST) -> str:
     """Returns a value of JSON or YAML as messages show it: printable, at most `most` characters."""
-    text = _Short().repr(value)
+    text = _Short(most).repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def printable(text: str, most: int = MOST) -> str:
+    """Returns a text without quotes: what is no printable character as `?`, at most `most` characters."""
+    cut = text if len(text) <= most else f"{text[: most - 3]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in cut)
 
 
 def listed(names: object, most: int = 5) -> str:

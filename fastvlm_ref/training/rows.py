@@ -10,6 +10,7 @@ It does not know the model's weights.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,9 @@ import torch
 
 from fastvlm.errors import ImageError, TokenizerError, UsageError
 from fastvlm.hashes import hash_files, sha256_bytes
+from fastvlm.json_file import parse
 from fastvlm.progress import SILENT, Progress
+from fastvlm.quoting import printable
 from fastvlm_ref.config import IMAGE_TOKEN, FastVLMConfig
 from fastvlm_ref.image import open_image, preprocess
 from fastvlm_ref.prompt import encode_prompt, find_template
@@ -29,6 +32,8 @@ from fastvlm_ref.training.stages import Stage
 
 FIELDS = ("image", "prompt", "answer")
 LISTED = 10  # problems named in one error
+LONGEST_LINE = 1 << 20  # bytes of one row; the context of no model here holds as much text
+MOST_ROWS = 10_000_000  # LLaVA's own data has 665,000
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,31 @@ def read_rows(data: Path) -> list[Row]:
     rows: list[Row] = []
     problems: list[str] = []
     for file in files:
-        for number, line in enumerate(file.read_text("utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(_lines(file), 1):
             if line.strip():
                 row = _row(file, line)
                 if isinstance(row, Row):
                     rows.append(row)
                 else:
                     problems.append(f"{file.name} line {number}: {row}")
+            if len(rows) > MOST_ROWS or len(problems) > MOST_ROWS:
+                raise UsageError(f"{data} holds more than {MOST_ROWS:,} rows; give a part of them")
     _refuse(problems)
     if not rows:
         raise UsageError(f'{data} holds no rows; expected lines of {{"image": …, "prompt": …, "answer": …}}')
     return rows
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """Gives a file's lines; raises UsageError for what cannot be read and for a line that is none of these rows."""
+    try:
+        with file.open("rb") as handle:
+            while line := handle.readline(LONGEST_LINE + 1):
+                if len(line) > LONGEST_LINE:
+                    raise UsageError(f"{file} has a line of more than {LONGEST_LINE:,} bytes; expected one row a line")
+                yield line
+    except OSError as problem:
+        raise UsageError(f"{file} cannot be read ({problem.strerror}); check its permissions") from problem
 
 
 def rows_hash(rows: list[Row], progress: Progress = SILENT) -> str:
@@ -78,21 +97,23 @@ def _refuse(problems: list[str]) -> None:
         raise UsageError(f"{len(problems)} rows cannot be used: {'; '.join(problems[:LISTED])}{rest}")
 
 
-def _row(file: Path, line: str) -> Row | str:
+def _row(file: Path, line: bytes) -> Row | str:
     """Returns the row, or what is wrong with it."""
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
+        found = parse(line)
+    except ValueError as error:
+        return f"not JSON ({str(error)[:100]})"
     if not isinstance(found, dict):
         return f"a {type(found).__name__}, expected an object with {', '.join(FIELDS)}"
     lacking = [name for name in FIELDS if not (isinstance(found.get(name), str) and found[name].strip())]
     if lacking:
         return f"{', '.join(lacking)} missing or no text"
     image = file.parent / found["image"]
-    if not image.is_file():
-        return f"no picture at {found['image']}"
-    return Row(image, found["prompt"], found["answer"])
+    try:
+        there = image.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero in it
+        there = False
+    return Row(image, found["prompt"], found["answer"]) if there else f"no picture at {printable(found['image'])}"
 
 
 class UserRows:
