@@ -8,7 +8,8 @@ from fastvlm.quoting import MOST, listed, printable, short
 
 ODD = [
     10**5000, -(10**5000), "a" * 10**6, "\x1b[31m\n\u202e\ud800", float("nan"), [[[[[[]]]]]] * 100,
-    {"a": {"b": {"c": {}}}}, [0] * 10**6, dict.fromkeys(range(10**5)), (1,), None, True, b"\x00" * 1000, list(range(30)), ["x" * 100] * 3,
+    {"a": {"b": {"c": {}}}}, [0] * 10**6, dict.fromkeys(range(10**5)), (1,), None, True, b"\x00" * 1000,
+    list(range(30)), ["x" * 100] * 3,
 ]  # fmt: skip
 
 
