@@ -173,10 +173,10 @@ def _export_onnx(
     prompts = fitting_prompts(model, asked.plan, progress)
     samples = shipped_samples() if calibration is None else samples_in(Path(calibration), "--calibration")
     check_space(place, onnx_bytes(model, asked))
-    check_weights(model, asked.plan, progress)
+    halves = asked.variant == "fp16"  # nothing else can overflow
+    check_weights(model, asked.plan, progress, halves)
     files = source.files(progress)
     if protection is None:
-        halves = asked.variant == "fp16"  # nothing else can overflow
         named = typed or shlex.quote(source.id)
         protection = kept_protection(model, asked.plan, files, named, progress) if halves else UNPROTECTED
     with staged_folder(place, overwrite, progress=progress) as folder:

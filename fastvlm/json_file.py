@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastvlm.paths import open_plain
+from fastvlm.quoting import short
 
 
 def read_plain(path: Path, most: int) -> bytes:
@@ -29,10 +30,14 @@ def read_json(path: Path, most: int) -> Any:
     return parse(read_plain(path, most))
 
 
-def parse(data: bytes) -> Any:
-    """Returns the JSON document in `data`; ValueError, with a reason of one line, for what is none."""
+def parse(data: bytes, once: bool = False) -> Any:
+    """Returns the JSON document in `data`; ValueError, with a reason of one line, for what is none.
+
+    `once`: what an object names twice is refused too, where two readers could disagree about which one counts.
+    """
     try:
-        content = json.loads(data, parse_constant=_no_number, parse_float=_finite)
+        hook = _once if once else None
+        content = json.loads(data, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=hook)
         json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as problem:
         raise ValueError("it is nested without end") from problem
@@ -43,6 +48,15 @@ def parse(data: bytes) -> Any:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it names {short(name)} twice")
+        found[name] = value
+    return found
 
 
 def _finite(text: str) -> float:

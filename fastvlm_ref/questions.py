@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import UsageError
-from fastvlm.paths import SHOWN, open_followed
+from fastvlm.paths import open_followed
+from fastvlm.quoting import printable
 from fastvlm_ref.samples import Sample
 
 NEEDED, KNOWN = ("image", "prompt"), ("image", "prompt", "answer")
@@ -75,18 +76,13 @@ def _question(file: Path, line: str) -> Sample | str:
         return ", ".join(wrong)
     picture = file.parent / texts["image"]
     if not os.path.isfile(picture):  # unlike Path.is_file, it takes any text
-        return f"no picture at {shown_text(texts['image'])}"
+        return f"no picture at {printable(texts['image'])}"
     return Sample(picture, texts["prompt"], texts.get("answer"))
 
 
 def is_text(value: object) -> bool:
     """Whether it is text of any length but 0, of characters that exist: half a surrogate pair is none."""
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
-
-
-def shown_text(text: str) -> str:
-    """A text from a file as a message shows it: short, and without what a terminal would act on."""
-    return text if text.isprintable() and len(text) <= SHOWN else ascii(text)[:SHOWN]
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from export.compression.recipe_text import load_mapping, read_text, shown
+from export.compression.recipe_text import joined, load_mapping, read_text, shown
 from export.compression.schemes import SCHEMES, Scheme, Shape
 from fastvlm.build import TARGETS
 from fastvlm.errors import UsageError
@@ -43,6 +43,7 @@ NAMES = (*SCHEMES, MIXED)
 LEAST_ELEMENTS = 2048
 RANGES = {"bits": (4.0, 16.0), "snr_db": (5.0, 60.0)}
 EXAMPLES = 3  # names that a message gives
+LONGEST_PATTERN = 200  # letters; the longest name of a layer has 60
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def requested(given: str | Path | None, target: str) -> Recipe:
     recipe = Recipe() if given is None or given == FP16 else read_recipe(given)
     problems = list(_wrong_target(recipe, target))
     if problems:
-        raise UsageError(f"recipe: {'; '.join(problems)}")
+        raise UsageError(f"recipe: {joined(problems)}")
     return recipe
 
 
@@ -113,13 +114,16 @@ def parse_recipe(text: str, title: str = "recipe") -> Recipe:
         problems.append(f"layers: {shown(layers)}, expected lines of the form `PATTERN: SCHEME`")
         layers = {}
     for pattern, choice in layers.items():
-        problems += _wrong_choice(f"layers: {pattern}", choice, LAYER)
+        if not isinstance(pattern, str) or len(pattern) > LONGEST_PATTERN:
+            problems.append(f"layers: {shown(pattern)} is no pattern of at most {LONGEST_PATTERN} letters")
+        else:
+            problems += _wrong_choice(f"layers: {pattern}", choice, LAYER)
     problems += _wrong_budget(found.get("budget"), parts["language"])
     if problems:
-        raise UsageError(f"{title}: {'; '.join(problems)}")
+        raise UsageError(f"{title}: {joined(problems)}")
     return Recipe(
         **parts,
-        layers=tuple((str(pattern), choice) for pattern, choice in layers.items()),
+        layers=tuple(layers.items()),
         budget=_budget(found.get("budget"), parts["language"]),
     )
 
@@ -165,7 +169,7 @@ def check(recipe: Recipe, target: str, shapes: Mapping[str, Shape]) -> None:
     """
     problems = [*_wrong_target(recipe, target), *_idle_patterns(recipe, shapes), *_misfits(recipe, target, shapes)]
     if problems:
-        raise UsageError(f"recipe: {'; '.join(problems)}")
+        raise UsageError(f"recipe: {joined(problems)}")
 
 
 def assign(

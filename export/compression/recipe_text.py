@@ -16,9 +16,12 @@ from typing import Any
 import yaml
 
 from fastvlm.errors import UsageError
+from fastvlm.quoting import short
 
-LARGEST = 1 << 20  # bytes
+LARGEST = 1 << 16  # bytes: a line for each matrix of 7B takes 15,000; a megabyte of keys took 16 s to read
 DEEPEST = 2  # levels of mappings
+MOST_LISTED = 10  # problems that one error lists
+MOST_SAID = 100  # characters of a parser's own sentence
 
 
 def read_text(path: Path, kind: str = "recipe") -> str:
@@ -55,18 +58,23 @@ def load_mapping(text: str, title: str, example: str = "language: lut4") -> dict
     except yaml.YAMLError as error:
         problems = [_in_words(error)]
     except (ValueError, OverflowError) as error:  # a date or number that looks like one and is none
-        problems = [str(error)]
+        problems = ["a number of thousands of digits" if "digits" in str(error) else str(error)[:MOST_SAID]]
     if not problems and not isinstance(found, (dict, type(None))):
         problems = [f"holds {shown(found)}, expected lines of the form `{example}`"]
     if problems:
-        raise UsageError(f"{title}: {'; '.join(problems)}")
+        raise UsageError(f"{title}: {joined(problems)}")
     return found or {}
 
 
 def shown(value: Any) -> str:
     """Returns the value as messages show it, not longer than 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return short(value)
+
+
+def joined(problems: list[str]) -> str:
+    """Returns problems as one error lists them: the first `MOST_LISTED`, and how many more there are."""
+    more = [f"and {len(problems) - MOST_LISTED} more"] if len(problems) > MOST_LISTED else []
+    return "; ".join([*problems[:MOST_LISTED], *more])
 
 
 def _refused(text: str) -> Iterator[str]:
@@ -104,5 +112,5 @@ def _repeated(node: yaml.Node) -> list[str]:
 
 def _in_words(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    problem = str(getattr(error, "problem", None) or " ".join(str(error).split()))[:MOST_SAID]
     return f"line {mark.line + 1}: {problem}" if mark else str(problem)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.encoder import EncoderGraph
-from export.plan import check_options
+from export.plan import CONTEXT, ExportPlan, check_options
+from export.precheck import check_weights
 from export.ranges.cache import fingerprint, load, store
 from export.ranges.decoder import decoder_pass
 from export.ranges.encoder import encoder_pass
@@ -81,6 +82,9 @@ def scan_model(
     if known is not None and known.covers(sides, asked.calibration):
         progress.note("this checkpoint was scanned before; --again scans it anew")
         return known
+    check_weights(
+        model, ExportPlan(sides, CONTEXT, query_length=64), progress, halves=False
+    )  # before minutes are spent
     found = Scanner(model, asked, progress).ranges(mark)
     if changed := differing(_stamps(model.source), stamps):
         raise CheckpointError(f"{', '.join(changed)} changed while it was scanned; scan it again")

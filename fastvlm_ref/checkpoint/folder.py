@@ -7,7 +7,6 @@ It does not know layouts; it only reads.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastvlm.errors import CheckpointError
+from fastvlm.json_file import parse
 from fastvlm.paths import SHOWN, check_entry, is_plain
 from fastvlm_ref.checkpoint.tensors import LazyTensor, TensorFile
 from fastvlm_ref.files import read_file, size_of
@@ -22,7 +22,7 @@ from fastvlm_ref.files import read_file, size_of
 SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "mm_projector*.bin", "consolidated*.pth", "model*.pt")
-JSON_LIMIT = 64 * 1024 * 1024  # bytes; an index of 7B has 0.1 MB, a tokenizer.json 11
+JSON_LIMIT = 8 * 1024 * 1024  # bytes; an index of 7B has 0.1 MB (tokenizers have a limit of their own)
 TEXT_LIMIT = 4 * 1024 * 1024  # bytes of a README, a licence or a chat template; the longest licences have 0.1 MB
 
 LISTED = 20  # names in one message
@@ -85,9 +85,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file; raises CheckpointError when it is anything else."""
     text = read_file(path, JSON_LIMIT)
     try:
-        data = json.loads(text.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as problem:
-        raise CheckpointError(f"{path} is not JSON ({str(problem)[:80]}); fetch it again") from problem
+        data = parse(text, once=True)
+    except ValueError as problem:
+        raise CheckpointError(f"{path} is not JSON ({str(problem)[:120]}); fetch it again") from problem
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, expected an object")
     return data

@@ -17,7 +17,9 @@ Source: RepVGG, arXiv 2101.03697; MobileOne, arXiv 2206.04040; FastViT, arXiv 23
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,7 @@ MIXER = re.compile(r"(vision_encoder\..+\.token_mixer)\.(?:mixer|norm)\.(?:rbr_c
 MIXER_PART = re.compile(r"\.token_mixer\.(?:mixer|norm)$")
 MOBILE_ONE = re.compile(r"(vision_encoder\..+)\.(?:rbr_conv|rbr_scale|rbr_skip)\.")
 LARGE = re.compile(r"(vision_encoder\..+)\.(?:lkb_origin|small_conv)\.")
+BRANCH = re.compile(r"(\d{1,4})\.")
 POSITION = re.compile(r"(vision_encoder\..+)\.pe\.")
 
 Shape = tuple[int, ...]
@@ -80,6 +83,7 @@ class _Blocks:
 
     def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
         self.rest = dict(tensors)
+        self.sorted = sorted(self.rest)  # so that what a block holds is found without asking every tensor
         self.problems: list[str] = []
         self.broken: set[str] = set()
         self.mixers_scale = any(re.search(r"\.token_mixer\.layer_scale$", name) for name in tensors)
@@ -88,7 +92,10 @@ class _Blocks:
         """Replaces the branches under `prefix` by `prefix.name.weight` and `.bias`, where all of them are there."""
         if f"{prefix}.{name}.weight" in self.rest:
             return
-        where = next(tensor.where for key, tensor in self.rest.items() if key.startswith(prefix + "."))
+        held = self.below(f"{prefix}.")
+        if not held:  # names within names: what was below went with the block around it, whose problem is noted
+            return
+        where = self.rest[held[0]].where
         fused = build(prefix)
         if fused is None:
             self.broken |= {f"{prefix}.{name}.weight", f"{prefix}.{name}.bias"}
@@ -96,6 +103,12 @@ class _Blocks:
         shape, values = fused
         self.rest[f"{prefix}.{name}.weight"] = computed(shape, where, lambda: values()[0].float())
         self.rest[f"{prefix}.{name}.bias"] = computed(shape[:1], where, lambda: values()[1].float())
+
+    def below(self, start: str) -> list[str]:
+        """Returns the names still there that begin with `start`, in order."""
+        place = bisect_left(self.sorted, start)
+        found = takewhile(lambda name: name.startswith(start), islice(self.sorted, place, None))
+        return [name for name in found if name in self.rest]
 
     def take(self, name: str, shape: Shape | None = None) -> LazyTensor | None:
         """Removes and returns a branch's tensor; notes the problem and returns None where it is absent or misshapen."""
@@ -156,8 +169,8 @@ class _Blocks:
         numbers = sorted(
             {
                 int(found[1])
-                for name in self.rest
-                if (found := re.match(re.escape(prefix) + r"\.rbr_conv\.(\d+)\.", name))
+                for name in self.below(f"{prefix}.rbr_conv.")
+                if (found := BRANCH.match(name.removeprefix(f"{prefix}.rbr_conv.")))
             }
         )
         if not numbers:
@@ -170,15 +183,15 @@ class _Blocks:
         if shape is None:
             self._drop(prefix)
             return None
-        if any(name.startswith(f"{prefix}.rbr_scale.") for name in self.rest):
+        if self.below(f"{prefix}.rbr_scale."):
             branches.append(self.conv_norm(f"{prefix}.rbr_scale", shape[0]))
-        if any(name.startswith(f"{prefix}.rbr_skip.") for name in self.rest):
+        if self.below(f"{prefix}.rbr_skip."):
             branches.append(self.skip(f"{prefix}.rbr_skip", shape))
         return self.total(prefix, shape, branches)
 
     def _drop(self, prefix: str) -> None:
         """Forgets the other branches of a block whose problem is already noted, so that it is told once."""
-        for name in [name for name in self.rest if name.startswith(f"{prefix}.rbr_")]:
+        for name in self.below(f"{prefix}.rbr_"):
             del self.rest[name]
 
     def total(self, prefix: str, shape: Shape, branches: list[Convolution | None]) -> Convolution | None:
@@ -187,6 +200,7 @@ class _Blocks:
         odd = [
             branch.shape for branch in whole
             if branch.shape[:2] != shape[:2] or (shape[2] - branch.shape[2]) % 2 or branch.shape[2] > shape[2]
+            or branch.shape[2] != branch.shape[3]
         ]  # fmt: skip
         self.problems += [
             f"misshapen branch of {prefix}: {list(found)} does not fit into {list(shape)}" for found in odd
@@ -205,7 +219,7 @@ class _Blocks:
         """Takes the large and, where there is one, the small kernel of a down-sampling convolution."""
         branches = [self.conv_norm(f"{prefix}.lkb_origin")]
         shape = branches[0].shape if branches[0] is not None else None
-        if any(name.startswith(f"{prefix}.small_conv.") for name in self.rest):
+        if self.below(f"{prefix}.small_conv."):
             branches.append(self.conv_norm(f"{prefix}.small_conv", shape[0] if shape else None))
         return self.total(prefix, shape, branches) if shape else None
 

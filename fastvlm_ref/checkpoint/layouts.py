@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from fastvlm.errors import CheckpointError, TensorError
 from fastvlm_ref.checkpoint.tensors import LazyTensor, viewed
 
-WRAPPERS = ("base_model.model.", "_orig_mod.", "module.")  # peft, torch.compile, DistributedDataParallel
+WRAPPERS = re.compile(r"(?:base_model\.model\.|_orig_mod\.|module\.)*")  # peft, torch.compile, DistributedDataParallel
 UNUSED = re.compile(
     r"(^|\.)(num_batches_tracked|rotary_emb\.inv_freq|rotary_emb\.original_inv_freq)$|^vision_encoder\.head\."
 )
@@ -36,6 +36,9 @@ RULES: tuple[tuple[str | None, re.Pattern[str], str], ...] = tuple(
         (None, r"^(?:model\.)?(?:language_model\.)?(?:model\.)?(embed_tokens|layers|norm)\.", r"decoder.\1."),
     )
 )
+
+# Two digits: a stage doubles the stride, and a number alone must not cost time.
+TIMM_STAGE = re.compile(r"stages\.(\d{1,2})\.(downsample|pos_emb|blocks)\.")
 
 # timm's names inside a FastViT, after `timm.`; where a stage stands in Apple's `network` depends on those before it.
 TIMM_PARTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -86,13 +89,8 @@ def unused(name: str) -> bool:
 
 def unwrapped(name: str) -> str:
     """Returns a stored name without the prefixes that peft, torch.compile and data-parallel training put before it."""
-    while True:
-        for wrapper in WRAPPERS:
-            if name.startswith(wrapper):
-                name = name[len(wrapper) :]
-                break
-        else:
-            return name
+    wrapped = WRAPPERS.match(name)
+    return name[wrapped.end() :] if wrapped else name
 
 
 def _translated(name: str) -> str:
@@ -105,18 +103,18 @@ def _translated(name: str) -> str:
 
 def _timm_network(names: list[str]) -> dict[str, str]:
     """Returns {timm name: our name}: `stages.i` is spread over Apple's `network.N`, counted in order."""
-    stages = {int(found[1]) for name in names if (found := re.match(r"timm\.stages\.(\d+)\.", name))}
+    parts = {(int(found[1]), found[2]) for name in names if (found := TIMM_STAGE.match(name.removeprefix("timm.")))}
     places: dict[tuple[int, str], int] = {}
-    for stage in range(max(stages, default=-1) + 1):
+    for stage in range(max((stage for stage, _ in parts), default=-1) + 1):
         for part in ("downsample", "pos_emb", "blocks"):
-            if part == "blocks" or any(name.startswith(f"timm.stages.{stage}.{part}.") for name in names):
+            if part == "blocks" or (stage, part) in parts:
                 places[stage, part] = len(places)
     return {name: _timm_name(name, places) for name in names}
 
 
 def _timm_name(name: str, places: dict[tuple[int, str], int]) -> str:
     inner = name.removeprefix("timm.")
-    if found := re.match(r"stages\.(\d+)\.(downsample|pos_emb|blocks)\.", inner):
+    if found := TIMM_STAGE.match(inner):
         inner = f"network.{places[int(found[1]), found[2]]}.{inner[found.end() :]}"
     elif inner.startswith("stem."):
         inner = "patch_embed." + inner.removeprefix("stem.")

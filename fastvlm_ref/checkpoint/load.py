@@ -23,7 +23,7 @@ from fastvlm_ref.checkpoint.opening import Opened, folder_of, open_checkpoint
 from fastvlm_ref.checkpoint.sizes import vision_config
 from fastvlm_ref.checkpoint.statements import Statements
 from fastvlm_ref.checkpoint.stream import StreamedEmbedding, attach
-from fastvlm_ref.checkpoint.tensors import LazyTensor, same_values
+from fastvlm_ref.checkpoint.tensors import FLOATS, LazyTensor, same_values
 from fastvlm_ref.checkpoint.text_config import family, model_type, text_config
 from fastvlm_ref.config import FastVLMConfig, PromptConfig
 from fastvlm_ref.model.fastvlm import FastVLM
@@ -32,6 +32,8 @@ from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
 
 EMBEDDING, HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
 COUNTER = "num_batches_tracked"
+LEAST_TENSORS = 9  # of a decoder layer
+MOST_NAMED = 60  # problems that one error lists
 
 
 def load_checkpoint(
@@ -98,7 +100,7 @@ def read_config(opened: Opened, *, image_rule: str | None, template: str | None,
     tied, tied_note = _tied_head(opened.config, tensors)
     text, text_notes = text_config(opened.config, _has_qkv_bias(tensors), tied)
     said.assumed += text_notes + tied_note
-    if text.layers > len(tensors):  # every layer has several; a number alone must not cost memory
+    if text.layers * LEAST_TENSORS > len(tensors):  # a number alone must cost neither memory nor time
         raise ConfigError(f"config.json has num_hidden_layers {text.layers}, the folder holds {len(tensors)} tensors")
     name = said.template(template)
     prompt = PromptConfig(name, said.system(system, name), tuple(said.end_ids()), said.image_token_id())
@@ -140,7 +142,7 @@ def _tied_head(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> 
 
 
 def check_tensors(model: FastVLM, opened: Opened) -> None:
-    """Raises one TensorError that lists every missing, extra and misshapen tensor, with expected and found."""
+    """Raises one TensorError that lists the missing, extra, misshapen and mistyped tensors, expected and found."""
     tensors, problems, broken = opened.fused
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items() if not name.endswith(COUNTER)}
     if model.config.text.tied_head:
@@ -153,13 +155,20 @@ def check_tensors(model: FastVLM, opened: Opened) -> None:
         for name, shape in wanted.items()
         if name in tensors and tensors[name].shape != shape
     ]
+    mistyped = [
+        f"mistyped {name}: is {tensors[name].dtype}, expected one of {', '.join(FLOATS)}; quantised ones are not read"
+        for name in wanted
+        if name in tensors and tensors[name].dtype not in FLOATS
+    ]
     known = {*wanted, HEAD} if model.config.text.tied_head else wanted.keys()
     extra = [f"extra {name} {list(tensor.shape)}" for name, tensor in tensors.items() if name not in known]
-    found = [*problems, *missing, *misshapen, *extra]
+    found = [*problems, *missing, *misshapen, *mistyped, *extra]
     if found:
+        more = [f"and {len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
+        listed = "; ".join([*found[:MOST_NAMED], *more])
         raise TensorError(
             f"{len(found)} tensor{'s do' if len(found) > 1 else ' does'} not fit the model that config.json describes; "
-            f"fetch both again, or take the config.json that belongs to these weights: {'; '.join(found)}"
+            f"fetch both again, or take the config.json that belongs to these weights: {listed}"
         )
 
 

@@ -3,7 +3,7 @@
 W + scale · B·A, scale = alpha / r, or alpha / √r for rank-stabilised LoRA; tensors that the adapter holds whole
 (modules_to_save, trained biases, LLaVA's non-LoRA tensors) replace the base's. Nothing is merged until a tensor is
 read, so that it works for streaming too.
-LLaVA keeps its non-LoRA tensors in a pickle. It is opened only when asked, and then by torch's weights-only unpickler.
+LLaVA keeps its non-LoRA tensors in a pickle. It is opened only when asked, and then as `pickled.py` says.
 Source: LoRA, arXiv 2106.09685; rsLoRA, arXiv 2312.03732; the adapter format of huggingface/peft; LLaVA `train.py`.
 """
 
@@ -17,17 +17,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastvlm.errors import CheckpointError, ConfigError, MissingBase, TensorError
+from fastvlm.quoting import short
 from fastvlm_ref.checkpoint.folder import read_json
+from fastvlm_ref.checkpoint.header import is_name
 from fastvlm_ref.checkpoint.layouts import own_names, unused, unwrapped
+from fastvlm_ref.checkpoint.pickled import read_pickle
 from fastvlm_ref.checkpoint.tensors import LazyTensor, TensorFile, computed
 
 CONFIG = "adapter_config.json"
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 OTHERS = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
+MOST = 1_000_000  # of r, alpha and their patterns; adapters have 4 to 1,024
+MOST_PATTERNS = 1_024  # lines of them; one for each matrix of 7B would be 224
+MOST_NAMED = 60  # problems that one error lists
 FACTOR = re.compile(r"^(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?$")
 
 
@@ -71,7 +76,7 @@ def is_adapter(folder: Path) -> bool:
 def needs_base(folder: Path) -> MissingBase:
     """Returns the error for an adapter without its base, with the options that the command lacks."""
     named = read_json(folder / CONFIG).get("base_model_name_or_path")
-    base = named if isinstance(named, str) and named else "CHECKPOINT"
+    base = str(named) if is_name(named) else "CHECKPOINT"
     pickle = any((folder / name).is_file() for name in (ADAPTERS[1], OTHERS[1])) and not (folder / OTHERS[0]).is_file()
     options = ("--base", base, *(["--allow-pickle"] if pickle else []))
     return MissingBase(
@@ -104,22 +109,24 @@ def _one_of(folder: Path, names: tuple[str, ...]) -> Path | None:
 def _rule(config: Mapping[str, Any]) -> Rule:
     problems = []
     if config.get("peft_type", "LORA") != "LORA":
-        problems.append(f"peft_type is {config['peft_type']!r}, supported is LORA")
+        problems.append(f"peft_type is {short(config['peft_type'])}, supported is LORA")
     problems += [
         f"{name} is set, which is not supported" for name in ("use_dora", "use_qalora", "lora_bias") if config.get(name)
     ]
     r, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-        problems.append(f"r is {r!r}, expected a whole number of at least 1")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
-        problems.append(f"lora_alpha is {alpha!r}, expected a number")
+    if not _number(r) or not isinstance(r, int):
+        problems.append(f"r is {short(r)}, expected a whole number from 1 to {MOST:,}")
+    if not _number(alpha):
+        problems.append(f"lora_alpha is {short(alpha)}, expected a number above 0, at most {MOST:,}")
     patterns = [config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")]
     if not all(isinstance(value, dict) and all(map(_number, value.values())) for value in patterns):
-        problems.append("rank_pattern or alpha_pattern is no table of numbers")
+        problems.append(f"rank_pattern or alpha_pattern is no table of numbers above 0, at most {MOST:,}")
+    elif sum(map(len, patterns)) > MOST_PATTERNS:
+        problems.append(f"rank_pattern and alpha_pattern have more than {MOST_PATTERNS:,} lines")
     elif odd := [name for value in patterns for name in value if not re.fullmatch(r"\^?[\w.]+", name)]:
         # They are regular expressions in peft; one that is not understood must not fall back to the default in silence.
         problems.append(
-            f"rank_pattern or alpha_pattern uses the expression {odd[0]!r}, supported are plain module names"
+            f"rank_pattern or alpha_pattern uses the expression {short(odd[0])}, supported are plain module names"
         )
     if problems:
         raise ConfigError(f"{CONFIG} cannot be used: {'; '.join(problems)}")
@@ -129,7 +136,7 @@ def _rule(config: Mapping[str, Any]) -> Rule:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= MOST
 
 
 def _matching(patterns: Mapping[str, Any], module: str, default: float) -> float:
@@ -148,21 +155,7 @@ def _pickled(file: Path, allowed: bool) -> dict[str, LazyTensor]:
             f"{file} is a pickle, which can run code when opened; if you trust who made it, add --allow-pickle "
             "(it is then read by torch's weights-only reader)"
         )
-    try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as problem:  # the unpickler answers damaged or hostile bytes with errors of many kinds
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise CheckpointError(f"{file} cannot be read as a pickle of tensors ({reason}); save it again") from problem
-    if not isinstance(held, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) and value.is_floating_point()
-        for name, value in held.items()
-    ):
-        raise CheckpointError(f"{file} holds something else than a table of names and float tensors; save it again")
-    return {name: _held(value, file.name) for name, value in held.items()}
-
-
-def _held(value: Tensor, where: str) -> LazyTensor:
-    return computed(tuple(value.shape), where, lambda: value.detach().to(torch.float32, copy=True).contiguous())
+    return read_pickle(file)
 
 
 def merged(base: Mapping[str, LazyTensor], base_stored: list[str], adapter: Adapter) -> dict[str, LazyTensor]:
@@ -194,7 +187,9 @@ def merged(base: Mapping[str, LazyTensor], base_stored: list[str], adapter: Adap
         else:
             result[ours] = change
     if problems:
-        raise TensorError(f"the adapter in {adapter.folder} does not fit its base: {'; '.join(problems)}")
+        more = [f"and {len(problems) - MOST_NAMED} more"] if len(problems) > MOST_NAMED else []
+        listed = "; ".join([*problems[:MOST_NAMED], *more])
+        raise TensorError(f"the adapter in {adapter.folder} does not fit its base: {listed}")
     return result
 
 

@@ -7,17 +7,17 @@ It does not know tensors.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import ConfigError
+from fastvlm.quoting import short
 from fastvlm_ref.checkpoint.folder import read_json, read_text
 from fastvlm_ref.checkpoint.source import licence_files
-from fastvlm_ref.checkpoint.text_config import LLAMA, OTHER_CONFIG, text_section
+from fastvlm_ref.checkpoint.text_config import LARGEST, LLAMA, OTHER_CONFIG, text_section
 from fastvlm_ref.config import IMAGE_TOKEN, LARGEST_SIDE
 from fastvlm_ref.prompt import find_template, template_option
 
@@ -25,6 +25,8 @@ RULES = ("pad", "crop")
 STRIDE = 64
 AMLR = "apple-amlr"
 BICUBIC = 3  # Pillow's number
+SYSTEM_TURN = re.compile(r"(['\"]?)<\|im_start\|>system(?:\\n|\n)")
+MOST_ENDS = 64  # ids that end an answer; released models state one or two
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}  # of a Jinja string; any other escaped character is itself
 
 
@@ -49,7 +51,7 @@ class Statements:
             ("vision_feature_select_strategy", (None, "full")),
         )
         problems = [
-            f"{name} is {self.config[name]!r}, supported is {values[-1]!r}"
+            f"{name} is {short(self.config[name])}, supported is {values[-1]!r}"
             for name, values in supported
             if self.config.get(name) not in values
         ]
@@ -104,7 +106,7 @@ class Statements:
             return "crop"  # LLaVA hands such images to its CLIP processor: shortest edge, centre crop
         if stated is not None:
             raise ConfigError(
-                f"config.json has image_aspect_ratio {stated!r}, supported are pad and square; "
+                f"config.json has image_aspect_ratio {short(stated)}, supported are pad and square; "
                 "choose with --image-rule pad or --image-rule crop"
             )
         if self.layout == "hf":
@@ -129,20 +131,23 @@ class Statements:
             for name, value in (("image_mean", 0), ("image_std", 1)):
                 found = stated.get(name)
                 if found is not None and any(item != value for item in (found if isinstance(found, list) else [found])):
-                    problems.append(f"{name} is {found}, supported is {value} for every channel")
+                    problems.append(f"{name} is {short(found)}, supported is {value} for every channel")
         factor = stated.get("rescale_factor", 1 / 255)
         if (
             stated.get("do_rescale", True) is False
             or not isinstance(factor, (int, float))
-            or abs(factor * 255 - 1) > 1e-6
+            or not abs(factor * 255 - 1) <= 1e-6
         ):
             problems.append(
-                f"do_rescale/rescale_factor is {stated.get('do_rescale', True)}/{factor}, supported is 1/255"
+                f"do_rescale/rescale_factor is {short(stated.get('do_rescale', True))}/{short(factor)}, "
+                "supported is 1/255"
             )
         if problems:
             raise ConfigError(f"preprocessor_config.json cannot be honoured: {'; '.join(problems)}")
         if stated.get("resample", BICUBIC) != BICUBIC:
-            self.assumed.append(f"preprocessor_config.json asks for resample {stated['resample']}: bicubic (3) is used")
+            self.assumed.append(
+                f"preprocessor_config.json asks for resample {short(stated['resample'])}: bicubic (3) is used"
+            )
 
     def chat_template(self) -> str:
         """Returns the text of the stored chat template, or an empty one."""
@@ -184,19 +189,31 @@ class Statements:
         return None
 
     def end_ids(self) -> list[int]:
-        """Returns the ids that generation_config.json and config.json name as the end, in that order, once each."""
+        """Returns the ids that generation_config.json and config.json name as the end, in that order, once each.
+
+        Raises ConfigError for what is no id, and for more than `MOST_ENDS` of them.
+        """
         found: list[int] = []
         for section in (self._side("generation_config.json"), self.config, text_section(self.config)):
             value = section.get("eos_token_id")
-            found += [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int)]
+            stated = value if isinstance(value, list) else [] if value is None else [value]
+            if len(stated) > MOST_ENDS or not all(map(_is_id, stated)):
+                raise ConfigError(
+                    f"eos_token_id is {short(value)}, expected at most {MOST_ENDS} whole numbers from 0 to {LARGEST}"
+                )
+            found += stated
         return list(dict.fromkeys(found))
 
     def image_token_id(self) -> int:
         """Returns the id that marks the image in a prompt: −200 in LLaVA, 151646 in Hugging Face ports."""
         for name in ("image_token_index", "image_token_id"):
             value = self.config.get(name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
+            if value is not None and value != IMAGE_TOKEN and not _is_id(value):
+                raise ConfigError(
+                    f"{name} is {short(value)}, expected {IMAGE_TOKEN} or a whole number from 0 to {LARGEST}"
+                )
+            if value is not None:
+                return int(value)
         return IMAGE_TOKEN
 
     def licence(self) -> str:
@@ -214,13 +231,23 @@ def system_literal(template: str) -> str | None:
     Inside a quoted Jinja literal backslashes escape, outside of `{{ }}` they do not; text that is put together from
     variables is no literal.
     """
-    for found in re.finditer(r"(['\"]?)<\|im_start\|>system(?:\\n|\n)(.+?)<\|im_end\|>", template, re.DOTALL):
-        quote, text = found.groups()
+    for quote, text in _system_texts(template):
         if quote and re.fullmatch(rf"(?:[^{quote}\\]|\\.)*", text, re.DOTALL):
             return re.sub(r"\\(.)", lambda escape: ESCAPES.get(escape[1], escape[1]), text, flags=re.DOTALL)
         if not quote and not set(text) & set("{}"):
-            return str(text)
+            return text
     return None
+
+
+def _system_texts(template: str) -> Iterator[tuple[str, str]]:
+    """Gives (quote before it, text) of every system turn; one pass, however many begin and never end."""
+    end = 0
+    while begun := SYSTEM_TURN.search(template, end):
+        last = template.find("<|im_end|>", begun.end() + 1)
+        if last < 0:
+            return
+        yield begun[1], template[begun.end() : last]
+        end = last + len("<|im_end|>")
 
 
 def _folder_licence(folder: Path) -> str | None:
@@ -232,10 +259,14 @@ def _folder_licence(folder: Path) -> str | None:
     return next((name for text in texts if (name := _licence_of(text))), None)
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+
 def _side(value: int, where: str) -> int:
     if value < STRIDE or value % STRIDE or value > LARGEST_SIDE:
         raise ConfigError(
-            f"{where} states an image side of {value}, expected a multiple of {STRIDE} up to {LARGEST_SIDE}"
+            f"{where} states an image side of {short(value)}, expected a multiple of {STRIDE} up to {LARGEST_SIDE}"
         )
     return value
 
@@ -245,7 +276,7 @@ def _square(value: Any, where: str) -> int | None:
     if isinstance(value, Mapping):
         sides = {value[name] for name in ("height", "width", "shortest_edge") if isinstance(value.get(name), int)}
         if len(sides) > 1:
-            raise ConfigError(f"{where} is {json.dumps(dict(value))}, expected a square")
+            raise ConfigError(f"{where} is {short(dict(value))}, expected a square")
         value = sides.pop() if sides else None
     if value is None or isinstance(value, bool) or not isinstance(value, int):
         return None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastvlm.errors import CheckpointError
-from fastvlm_ref.checkpoint.header import ITEM_BYTES, Entry, read_header
+from fastvlm_ref.checkpoint.header import ITEM_BYTES, Entry, header_of
 from fastvlm_ref.files import open_file
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -59,7 +59,7 @@ class TensorFile:
     """A safetensors file, checked and mapped; `tensors` holds its contents by the names in the file.
 
     The mapping is copy-on-write, so nothing can reach the file; it closes with the last LazyTensor that uses it.
-    Raises CheckpointError for anything `read_header` refuses.
+    Raises CheckpointError for anything `header_of` refuses.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,7 +67,7 @@ class TensorFile:
         self.map: mmap.mmap | None = None
         try:
             with open_file(path) as file:  # the header and the data of one file, whatever lies at `path` by then
-                self.entries = read_header(path, file)
+                self.entries = header_of(path, file)
                 if any(entry.end > entry.begin for entry in self.entries):
                     self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as problem:  # an empty file cannot be mapped

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastvlm.errors import ConfigError
+from fastvlm.quoting import listed, short
 from fastvlm_ref.config import TextConfig
 
 QWEN2, LLAMA = "qwen2", "llama"
@@ -36,7 +37,7 @@ def model_type(config: Mapping[str, Any]) -> str:
     found = config.get("model_type")
     if not isinstance(found, str) or found not in MODEL_TYPES:
         raise ConfigError(
-            f"config.json has model_type {found!r}, known are {', '.join(sorted(MODEL_TYPES))}; "
+            f"config.json has model_type {short(found)}, known are {', '.join(sorted(MODEL_TYPES))}; "
             "name a FastVLM checkpoint"
         )
     return found
@@ -51,9 +52,9 @@ def family(config: Mapping[str, Any]) -> str:
     if inner in (QWEN2, LLAMA):
         return str(inner)
     if isinstance(inner, str) and inner not in MODEL_TYPES:
-        raise ConfigError(f"config.json has text_config.model_type {inner!r}, known are {LLAMA}, {QWEN2}")
+        raise ConfigError(f"config.json has text_config.model_type {short(inner)}, known are {LLAMA}, {QWEN2}")
     architectures = config.get("architectures") or []
-    names = " ".join(map(str, architectures)) if isinstance(architectures, list) else ""
+    names = " ".join(name for name in architectures if isinstance(name, str)) if isinstance(architectures, list) else ""
     return LLAMA if "Llama" in names and "Qwen" not in names else QWEN2
 
 
@@ -67,6 +68,8 @@ def text_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 LARGEST = 1 << 24  # no size of any model comes near; what is larger is damage, and would cost memory
+EPS_RANGE = (1e-12, 0.1)  # released models have 1e-5 and 1e-6
+THETA_RANGE = (1.0, 1e12)  # released models have 1e4 to 1e9
 
 
 class Fields:
@@ -84,18 +87,18 @@ class Fields:
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST:
             return value
         self.problems.append(
-            f"{name} is {value!r}, expected a whole number from {least} to {LARGEST}"
+            f"{name} is {short(value)}, expected a whole number from {least} to {LARGEST}"
             if value is not None
             else f"{name} is missing"
         )
         return least
 
-    def positive(self, name: str, value: Any) -> float:
-        """Returns `value` as a float above zero."""
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e18:
+    def number(self, name: str, value: Any, least: float, most: float) -> float:
+        """Returns `value` as a float from `least` to `most`."""
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most:
             return float(value)
-        self.problems.append(f"{name} is {value!r}, expected a number above 0")
-        return 1.0
+        self.problems.append(f"{name} is {short(value)}, expected a number from {least:g} to {most:g}")
+        return least
 
 
 def text_config(config: Mapping[str, Any], qkv_bias: bool, tied_head: bool) -> tuple[TextConfig, list[str]]:
@@ -122,7 +125,7 @@ def text_config(config: Mapping[str, Any], qkv_bias: bool, tied_head: bool) -> t
         head_dim=fields.whole("head_dim", max(hidden // heads, 1)),
         intermediate_size=fields.whole("intermediate_size"),
         vocab_size=fields.whole("vocab_size"),
-        rms_norm_eps=NORM_EPS if eps is None else fields.positive("rms_norm_eps", eps),
+        rms_norm_eps=NORM_EPS if eps is None else fields.number("rms_norm_eps", eps, *EPS_RANGE),
         rope_theta=theta,
         qkv_bias=qkv_bias,
         tied_head=tied_head,
@@ -142,7 +145,7 @@ def _rope_theta(section: Mapping[str, Any], fields: Fields) -> tuple[float, list
         theta = section.get("rope_theta")
     if theta is None:
         return ROPE_THETA, [f"config.json states no rope_theta: {ROPE_THETA:g} assumed, as transformers does"]
-    return fields.positive("rope_theta", theta), []
+    return fields.number("rope_theta", theta, *THETA_RANGE), []
 
 
 def _check_ratios(section: Mapping[str, Any], text: TextConfig, fields: Fields) -> None:
@@ -160,21 +163,21 @@ def _check_supported(section: Mapping[str, Any], fields: Fields) -> None:
     """Adds a problem for every field that asks for arithmetic which the decoder does not do."""
     act = section.get("hidden_act", "silu")
     if act not in ("silu", "swish"):
-        fields.problems.append(f"hidden_act is {act!r}, supported is silu")
+        fields.problems.append(f"hidden_act is {short(act)}, supported is silu")
     for name in ("rope_scaling", "rope_parameters"):
         scaling = section.get(name)
         if not isinstance(scaling, Mapping):
             if scaling is not None:
-                fields.problems.append(f"{name} is {scaling!r}, expected an object")
+                fields.problems.append(f"{name} is {short(scaling)}, expected an object")
             continue
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind not in ("default", None):
-            fields.problems.append(f"{name} has rope_type {kind!r}, supported is default (no scaling)")
+            fields.problems.append(f"{name} has rope_type {short(kind)}, supported is default (no scaling)")
         partial = scaling.get("partial_rotary_factor", 1)
         if partial not in (None, 1):
-            fields.problems.append(f"{name} has partial_rotary_factor {partial}, supported is 1")
+            fields.problems.append(f"{name} has partial_rotary_factor {short(partial)}, supported is 1")
     if section.get("partial_rotary_factor") not in (None, 1):
-        fields.problems.append(f"partial_rotary_factor is {section['partial_rotary_factor']}, supported is 1")
+        fields.problems.append(f"partial_rotary_factor is {short(section['partial_rotary_factor'])}, supported is 1")
     if section.get("mlp_bias"):
         fields.problems.append("mlp_bias is true, supported is false")
     if section.get("rope_traditional"):
@@ -186,13 +189,16 @@ def _check_window(section: Mapping[str, Any], fields: Fields) -> None:
     # Qwen2 states a window and turns it off with use_sliding_window; where that is on, layers from max_window_layers
     # on use it, so max_window_layers = num_hidden_layers also means off.
     kinds = section.get("layer_types")
-    if isinstance(kinds, list):
-        other = sorted({str(kind) for kind in kinds if kind != "full_attention"})
+    if kinds is not None:
+        other = [kind for kind in kinds if kind != "full_attention"] if isinstance(kinds, list) else [kinds]
         if other:
-            fields.problems.append(f"layer_types holds {', '.join(other)}, supported is full_attention")
+            names = sorted({short(kind) if not isinstance(kind, str) else kind for kind in other[:1000]})
+            fields.problems.append(f"layer_types holds {listed(names)}, supported is full_attention")
         return
     window, layers = section.get("sliding_window"), section.get("num_hidden_layers")
     from_layer = section.get("max_window_layers", 0)
     used = section.get("use_sliding_window", False) and window is not None
     if used and not (isinstance(from_layer, int) and isinstance(layers, int) and from_layer >= layers):
-        fields.problems.append(f"use_sliding_window is true with sliding_window {window}, supported is full attention")
+        fields.problems.append(
+            f"use_sliding_window is true with sliding_window {short(window)}, supported is full attention"
+        )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,14 @@ import torch
 
 from fastvlm.errors import ImageError, TokenizerError, UsageError
 from fastvlm.hashes import hash_files, sha256_bytes
+from fastvlm.json_file import parse
 from fastvlm.paths import open_followed
 from fastvlm.progress import SILENT, Progress
+from fastvlm.quoting import printable
 from fastvlm_ref.config import IMAGE_TOKEN, FastVLMConfig
 from fastvlm_ref.image import open_image, preprocess
 from fastvlm_ref.prompt import encode_prompt, find_template
-from fastvlm_ref.questions import LARGEST, is_text, shown_text
+from fastvlm_ref.questions import is_text
 from fastvlm_ref.tokenizer import Tokenizer
 from fastvlm_ref.training.batches import Batch
 from fastvlm_ref.training.packing import Block, pack
@@ -32,6 +35,8 @@ from fastvlm_ref.training.stages import Stage
 
 FIELDS = ("image", "prompt", "answer")
 LISTED = 10  # problems named in one error
+LONGEST_LINE = 1 << 20  # bytes of one row; the context of no model here holds as much text
+MOST_ROWS = 10_000_000  # LLaVA's own data has 665,000
 
 
 @dataclass(frozen=True)
@@ -54,17 +59,31 @@ def read_rows(data: Path) -> list[Row]:
     rows: list[Row] = []
     problems: list[str] = []
     for file in files:
-        for number, line in enumerate(_read(file).splitlines(), 1):
+        for number, line in enumerate(_lines(file), 1):
             if line.strip():
                 row = _row(file, line)
                 if isinstance(row, Row):
                     rows.append(row)
                 else:
                     problems.append(f"{file.name} line {number}: {row}")
+            if len(rows) > MOST_ROWS or len(problems) > MOST_ROWS:
+                raise UsageError(f"{data} holds more than {MOST_ROWS:,} rows; give a part of them")
     _refuse(problems)
     if not rows:
         raise UsageError(f'{data} holds no rows; expected lines of {{"image": …, "prompt": …, "answer": …}}')
     return rows
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """Gives a file's lines; raises UsageError for what cannot be read and for a line that is none of these rows."""
+    try:
+        with open_followed(file) as handle:
+            while line := handle.readline(LONGEST_LINE + 1):
+                if len(line) > LONGEST_LINE:
+                    raise UsageError(f"{file} has a line of more than {LONGEST_LINE:,} bytes; expected one row a line")
+                yield line
+    except OSError as problem:
+        raise UsageError(f"{file} cannot be read ({problem.strerror}); check its permissions") from problem
 
 
 def rows_hash(rows: list[Row], progress: Progress = SILENT) -> str:
@@ -81,23 +100,12 @@ def _refuse(problems: list[str]) -> None:
         raise UsageError(f"{len(problems)} rows cannot be used: {'; '.join(problems[:LISTED])}{rest}")
 
 
-def _read(file: Path) -> str:
-    try:
-        with open_followed(file) as opened:
-            data = opened.read(LARGEST + 1)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
-    if len(data) > LARGEST:
-        raise UsageError(f"{file} has more than {LARGEST} bytes, at most that many are read; split it")
-    return data.decode("utf-8", "replace")
-
-
-def _row(file: Path, line: str) -> Row | str:
+def _row(file: Path, line: bytes) -> Row | str:
     """Returns the row, or what is wrong with it."""
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
+        found = parse(line)
+    except ValueError as error:
+        return f"not JSON ({str(error)[:100]})"
     if not isinstance(found, dict):
         return f"a {type(found).__name__}, expected an object with {', '.join(FIELDS)}"
     lacking = [name for name in FIELDS if not is_text(found.get(name))]
@@ -105,7 +113,7 @@ def _row(file: Path, line: str) -> Row | str:
         return f"{', '.join(lacking)} missing or no text"
     image = file.parent / found["image"]
     if not os.path.isfile(image):  # unlike Path.is_file, it takes any text
-        return f"no picture at {shown_text(found['image'])}"
+        return f"no picture at {printable(found['image'])}"
     return Row(image, found["prompt"], found["answer"])
 
 

@@ -181,7 +181,7 @@ def test_patterns_for_a_part_that_is_not_built_are_left_alone() -> None:
         ("int5", "'int5' is no scheme and no file; known: int8, int4, lut6, lut4, mixed, fp16; or a YAML file's path"),
         ("missing.yaml", "recipe .*missing.yaml: no such file"),
         ("folder.yaml", "not a file"),
-        ("large.yaml", "larger than 1,048,576 bytes"),
+        ("large.yaml", "larger than 65,536 bytes"),
         ("latin.yaml", "byte 2 is not UTF-8"),
     ],
 )

@@ -15,7 +15,7 @@ from small_export import CONTEXT, QUERY, small_model
 
 from export import api, precheck
 from export.plan import ExportPlan
-from export.precheck import all_finite, check_weights, used_weights
+from export.precheck import NO_NUMBERS, TOO_LARGE, Weight, all_below, check_weights, find_fault, used_weights
 from fastvlm.errors import TensorError
 from fastvlm_ref.checkpoint import load_checkpoint
 
@@ -30,17 +30,17 @@ def test_all_numbers_are_told_from_what_is_none(dtype: torch.dtype, monkeypatch:
     monkeypatch.setattr(precheck, "BLOCK", 64)
     if dtype.itemsize == 2:
         values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-        assert [all_finite(value.reshape(1)) for value in values] == torch.isfinite(values).tolist()
+        assert [all_below(value.reshape(1), math.inf) for value in values] == torch.isfinite(values).tolist()
     limits = torch.finfo(dtype)
     extremes = [0.0, -0.0, limits.max, limits.min, limits.tiny, -limits.tiny, limits.tiny * limits.eps]
     good = torch.tensor(extremes * 11, dtype=dtype)
     assert bool(torch.isfinite(good).all())
-    assert all_finite(good)
+    assert all_below(good, math.inf)
     for place in (0, 7, 31, 32, len(good) - 1):
         for value in BAD:
             bad = good.clone()
             bad[place] = value
-            assert not all_finite(bad), (place, value)
+            assert not all_below(bad, math.inf), (place, value)
 
 
 PLANTED = {
@@ -143,10 +143,11 @@ def test_good_weights_are_read_once_and_told(model: Any, heard: Any) -> None:
 def test_an_interrupt_does_not_wait_for_the_rest(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     read, first = [], threading.Event()
 
-    def slow(weight: Any) -> None:
+    def slow(weight: Any) -> list[Any]:
         read.append(weight.name)
         if len(read) > 2:
             first.wait(0.2)
+        return []
 
     class Interrupting(precheck.Progress):
         def stage(self, name: str, total: int | None = None) -> Any:
@@ -161,3 +162,38 @@ def test_an_interrupt_does_not_wait_for_the_rest(model: Any, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         check_weights(model, PLAN, Interrupting())
     assert len(read) < 10
+
+
+LARGE = (65_520.0, -65_520.0, 65_536.0, 3e38)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_numbers_beyond_fp16_are_located_and_told_apart(dtype: torch.dtype, heard: Any) -> None:
+    values = torch.zeros(1000, dtype=dtype)
+    values[[3, 4]] = torch.tensor([65_504.0 if dtype != torch.bfloat16 else 65_280.0, -65_280.0], dtype=dtype)
+    assert find_fault(Weight("it", (1000,), lambda: iter((values,)))) == []
+    values[700:704] = torch.tensor(LARGE, dtype=dtype)
+    values[900], values[901] = math.nan, -math.inf
+    none, large = find_fault(Weight("it", (1000,), lambda: iter(values.split(300))))
+    assert (none.kind, none.count, none.first) == (NO_NUMBERS, 2, 900)
+    assert (large.kind, large.count, large.first) == (TOO_LARGE, 4, 700)
+
+
+def test_what_float32_cannot_hold_is_no_number() -> None:
+    largest = torch.tensor([torch.finfo(torch.float32).max], dtype=torch.float64)
+    both = find_fault(Weight("it", (2,), lambda: iter((torch.cat((largest, largest * 1.0001)),))))
+    assert [(fault.kind, fault.count, fault.first) for fault in both] == [(NO_NUMBERS, 1, 1), (TOO_LARGE, 1, 0)]
+
+
+def test_numbers_beyond_fp16_are_a_note_and_no_error(heard: Any) -> None:
+    model = small_model()
+    model.decoder.layers[1].mlp.down_proj.weight.reshape(-1)[[7, 9]] = 70_000.0
+    model.get_buffer("vision_encoder.network.0.0.convffn.conv.bn.running_var")[1] = 70_000.0  # no package stores it
+    check_weights(model, PLAN, heard)
+    assert heard.notes == [
+        "decoder.layers.1.mlp.down_proj.weight holds numbers beyond fp16 (2 of 6,144 values, the first at flat index "
+        "7): fp16 rounds them to infinity (from 65,520 on); those that no exponent and no folding brings into range "
+        "become ±65,504"
+    ]
+    check_weights(model, PLAN, heard, halves=False)
+    assert len(heard.notes) == 1

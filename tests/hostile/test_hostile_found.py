@@ -135,14 +135,14 @@ def test_header_and_values_are_those_of_one_file(tmp_path: Path, monkeypatch: py
     file, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     save_file({"w": torch.ones(4096)}, file)
     save_file({"w": torch.zeros(4096)}, other)
-    read = tensors.read_header
+    read = tensors.header_of
 
     def exchanged(path: Path, *opened: Any) -> Any:
         found = read(path, *opened)
         other.replace(path)
         return found
 
-    monkeypatch.setattr(tensors, "read_header", exchanged)
+    monkeypatch.setattr(tensors, "header_of", exchanged)
     assert tensors.TensorFile(file).tensors["w"].read().eq(1).all()
 
 

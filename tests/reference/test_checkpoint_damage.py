@@ -46,7 +46,7 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
     "header past the end": (raw(b"{}", length=1000), "truncated: its header needs 1008"),
     "not JSON": (raw(b"{]"), "not JSON"),
     "not UTF-8": (raw(b'{"\xff":1}'), "not JSON"),
-    "a list": (raw([]), "header that is list"),
+    "a list": (raw([]), "does not begin with {"),
     "deep nesting": (raw(b'{"a":' * 100_000), "not JSON"),
     "huge integer": (raw(b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}'), "not JSON"),
     "named twice": (

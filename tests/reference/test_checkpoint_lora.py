@@ -207,7 +207,7 @@ def test_a_pickle_is_opened_only_when_allowed_and_never_runs(tmp_path: Path, bas
 
     for other in ([1], {"a": 1}, {1: torch.zeros(1)}, {"a": torch.zeros(1, dtype=torch.int64)}):
         torch.save(other, folder / "non_lora_trainables.bin")
-        with pytest.raises(CheckpointError, match="something else"):
+        with pytest.raises(CheckpointError, match=r"something else|opcode EMPTY_LIST at 2, which tensors do not need"):
             load_checkpoint(folder, base=base, allow_pickle=True)
 
 
