@@ -27,8 +27,9 @@ from validation.session import build_session
 
 LINES = 300
 KNOWN = {
-    "fastvlm.errors", "fastvlm.paths", "fastvlm.tokenizer_json", "validation.backends", "collections",
-    "collections.abc", "itertools", "json", "numpy", "numpy.typing", "pathlib", "PIL", "re", "tokenizers", "typing", "warnings",
+    "fastvlm.errors", "fastvlm.paths", "fastvlm.picture_files", "fastvlm.tokenizer_json", "validation.backends",
+    "collections", "collections.abc", "itertools", "json", "numpy", "numpy.typing", "pathlib", "PIL", "re",
+    "tokenizers", "typing", "warnings",
 }  # fmt: skip
 
 

@@ -57,8 +57,7 @@ class Prompt:
 
     def text(self, ids: Iterable[int]) -> Iterator[str]:
         """Yields the text of ids piece by piece; a character waits for its last byte."""
-        seen: list[int] = []
-        whole, sent = "", 0
+        seen, whole, sent = list[int](), "", 0
         for id_ in ids:
             seen.append(id_)
             whole = called(BundleError, "cannot decode its ids", self.tokenizer.decode, seen, True)
