@@ -80,7 +80,11 @@ def check_png(file: BinaryIO, *, rows: bool = True) -> None:
     expected = _png_bytes(width, height, depth * CHANNELS.get(colour, 1), bool(interlaced)) if rows else 0
     found = 0
     stream = zlib.decompressobj()
+    palette = colour != 3
     for name, data in chunks:
+        palette |= name == b"PLTE"
+        if name == b"IDAT" and not palette:
+            raise Damaged("its palette is missing")
         while name == b"IDAT" and data and found < expected and not stream.eof:
             found += len(stream.decompress(data, PIECE))
             data = stream.unconsumed_tail
@@ -210,7 +214,8 @@ class _Feed:
                 raise Damaged(f"{end - early:,} bytes or more of its image data are not used, so that some are wrong")
             begun = early + STEPS
         self(data[begun:end] + ONES)
-        if self(b"\0"):
+        # One byte may be what completes a block; the next ones then wait for more
+        if any(self(b"\0") for _ in range(STEPS)):
             raise Damaged("its image data ends early")
 
 
