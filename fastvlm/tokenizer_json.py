@@ -25,6 +25,7 @@ MAX_ADDED = 16_384  # Qwen2 has 22, Gemma 3 6,242
 MAX_TOKEN_BYTES = 4_096  # the longest of Qwen2 has 256
 # of a text before it is encoded: eight bytes for each of Qwen2's 32,768 positions; takes 0.4 s and 100 MB
 MAX_TEXT_BYTES = 262_144
+MAX_RUN_BYTES = 2 * MAX_TEXT_BYTES  # of what is encoded at a time: a user's text and a template's, or a system text
 AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
 
@@ -80,11 +81,11 @@ def check_text(text: str) -> None:
         raise PromptError("the prompt is empty; type a question, for example 'Describe the image.'")
 
 
-def check_length(text: str) -> None:
+def check_length(text: str, most: int = MAX_TEXT_BYTES) -> None:
     """Raises PromptError for a text that is longer than any context, before anything is computed from it."""
-    if len(text) > MAX_TEXT_BYTES or len(text.encode("utf-8", "replace")) > MAX_TEXT_BYTES:
+    if len(text) > most or len(text.encode("utf-8", "replace")) > most:
         raise PromptError(
-            f"the text has {len(text):,} characters, at most {MAX_TEXT_BYTES:,} bytes of UTF-8 are read; shorten it"
+            f"the text has {len(text):,} characters, at most {most:,} bytes of UTF-8 are read; shorten it"
         )
 
 

@@ -28,6 +28,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from fastvlm.errors import TokenizerError
 from fastvlm.tokenizer_json import (
     MAX_FILE_BYTES,
+    MAX_RUN_BYTES,
     MAX_TOKENS,
     called,
     check_added,
@@ -74,12 +75,12 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Returns the ids of plain text; strings such as `<|im_end|>` in it are spelled out, never matched.
 
-        Raises PromptError for a text of over MAX_TEXT_BYTES, TokenizerError if the vocabulary itself would turn plain
+        Raises PromptError for a text of over MAX_RUN_BYTES, TokenizerError if the vocabulary itself would turn plain
         text into a control token or any other added one, or if the library fails at the text.
         """
         if not text:
             return []
-        check_length(text)
+        check_length(text, MAX_RUN_BYTES)
         text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate has no bytes: "?"
         ids: list[int] = called(TokenizerError, "cannot encode this text", self._ids, text)
         made = self._guarded.intersection(ids)

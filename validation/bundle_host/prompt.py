@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import tokenizers
 
 from fastvlm.errors import BundleError
-from fastvlm.tokenizer_json import called, check_length, check_text, read_tokenizer
+from fastvlm.tokenizer_json import MAX_RUN_BYTES, called, check_length, check_text, read_tokenizer
 from validation.bundle_host.bundle import Bundle
 
 
@@ -43,7 +43,7 @@ class Prompt:
 
     def _plain(self, text: str) -> Iterator[int]:
         """Ids of text that is not looked through for control tokens; a lone surrogate becomes "?"."""
-        check_length(text := text.encode("utf-8", "replace").decode("utf-8"))
+        check_length(text := text.encode("utf-8", "replace").decode("utf-8"), MAX_RUN_BYTES)
         for token in called(BundleError, "cannot encode this text", self._tokens, text):
             if token.id in self.added:
                 raise BundleError(f"plain text became the control token {token.value:.60}; use another tokenizer")
