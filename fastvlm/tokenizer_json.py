@@ -113,7 +113,8 @@ def _check_model(model: Any) -> bool:
     vocab: Any = model.get("vocab")
     check_vocabulary(vocab)
     unknown = model.get("unk_token")
-    if unknown not in vocab and (kind == "WordLevel" or unknown is not None):
+    known = unknown in vocab if isinstance(unknown, str) else unknown is None and kind == "BPE"
+    if not known:
         raise Unfit(f"its unk_token {shown(unknown)} is not in its vocabulary")
     if kind == "WordLevel":
         return False

@@ -148,7 +148,7 @@ def _template(step: Mapping[str, Any], nested: int) -> float:
             raise Unfit(f"its post_processor's {key} is no list of at most {MOST_STEPS}")
         for piece in pieces:
             named = piece.get("SpecialToken") if isinstance(piece, dict) else None
-            if isinstance(named, dict) and named.get("id") not in tokens:
+            if isinstance(named, dict) and str(named.get("id")) not in tokens:
                 raise Unfit(f"its post_processor names {shown(named.get('id'))}, which its special_tokens lack")
     return 1.0
 

@@ -128,7 +128,7 @@ def long(speaker: Speaker, length: int, fill: str) -> None:
                 run(text)
         raise PromptError("refused by both")
     _compare(speaker, encode_prompt(speaker.tokenizer, text), encode_prompt(speaker.tokenizer, HARMLESS))
-    assert speaker.host.ids(text[:2000]) == encode_prompt(speaker.tokenizer, text[:2000])
+    assert speaker.host.ids(text[-2000:]) == encode_prompt(speaker.tokenizer, text[-2000:])
 
 
 def prompts(speakers: list[Speaker], count: int) -> list[Case]:
