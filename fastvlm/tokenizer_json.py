@@ -26,7 +26,6 @@ MAX_TOKEN_BYTES = 4_096  # the longest of Qwen2 has 256
 # of a text before it is encoded: eight bytes for each of Qwen2's 32,768 positions; takes 0.4 s and 100 MB
 MAX_TEXT_BYTES = 262_144
 MAX_RUN_BYTES = 2 * MAX_TEXT_BYTES  # of what is encoded at a time: a user's text and a template's, or a system text
-AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
 
 def read_tokenizer(path: Path, error: type[FastVLMError]) -> tuple[str, tuple[str, ...]]:
@@ -121,9 +120,11 @@ def _check_model(model: Any) -> bool:
     merges = _list(model, "merges")
     if len(merges) > MAX_TOKENS:
         raise Unfit(f"it has {len(merges):,} merges, at most {MAX_TOKENS:,} are read")
-    for key in AFFIXES:
-        if (affix := model.get(key)) is not None and (not isinstance(affix, str) or len(affix) > 16):
-            raise Unfit(f"its {key} is {shown(affix)}, expected a text of at most 16 characters")
+    if model.get("continuing_subword_prefix"):  # WordPiece's; cutting it off ends the process where it cuts a letter
+        raise Unfit(f"its continuing_subword_prefix is {shown(model['continuing_subword_prefix'])}, expected none")
+    suffix = model.get("end_of_word_suffix")
+    if suffix is not None and (not isinstance(suffix, str) or len(suffix) > 16):
+        raise Unfit(f"its end_of_word_suffix is {shown(suffix)}, expected a text of at most 16 characters")
     return bool(model.get("dropout"))
 
 

@@ -31,7 +31,8 @@ TEXTS = (
 )
 NASTY = (
     None, True, 0, -1, 1, 10**12, 2**31, 2**63, 10**400, 0.5, 1e308, "", "a", "\ud800", "x" * 5000, "<|im_end|>",
-    "\x1b[2J", [], {}, [[]], {"type": "Evil"}, {"Regex": "(a+)+$"}, {"String": ""}, {"Fixed": 10**12}, ["a", "b"], {"a": -1},
+    "\x1b[2J", [], {}, [[]], {"type": "Evil"}, {"Regex": "(a+)+$"}, {"String": ""}, {"Fixed": 10**12}, ["a", "b"],
+    {"a": -1},
 )  # fmt: skip
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 
@@ -72,11 +73,11 @@ def tried(folder: Path, found: Json | str, words: str | None) -> None:
     raise TokenizerError(said)
 
 
-def told(act: Callable[[], Any], *kinds: type[BaseException]) -> tuple[Any, str]:
+def told(act: Callable[[], Any], kinds: tuple[type[BaseException], ...] = (FastVLMError,)) -> tuple[Any, str]:
     """Returns (what a call returns, "") or (None, the words of its error)."""
     try:
         return act(), ""
-    except kinds or (FastVLMError,) as error:
+    except kinds as error:
         return None, str(error) or "an error without words"
 
 
@@ -159,6 +160,8 @@ def lies(whole: Json) -> dict[str, tuple[Callable[[], Json | str], str | None]]:
         "an end that is not there": (lambda: put(whole, "post_processor", value=ends("<gone>")), "special_tokens lack"),
         "an unknown token that is not there": (lambda: put(whole, "model", "unk_token", value="<gone>"), "unk_token"),
         "words without an unknown": (lambda: put(whole, "model", value=lone), "unk_token"),
+        "a prefix of words": (  # once an abort: it was cut off within a letter
+            lambda: put(whole, "model", "continuing_subword_prefix", value="a"), "its continuing_subword_prefix"),
         "200,000 added tokens": (lambda: added(whole, 200_000), "over 16,384 added"),
         "an added token of a megabyte": (lambda: added(whole, 1, "x" * 2**20), "an added token is"),
         "an added token of nothing": (lambda: added(whole, 1, ""), "an added token is"),
