@@ -1,10 +1,11 @@
-"""Pictures: any file that a phone or a trainer leaves -> upright RGB -> square uint8 pixels, the same bytes everywhere.
+"""Pictures: JPEG, PNG, WebP or HEIC files (`image_file`) -> upright RGB -> square uint8, the same bytes everywhere.
 
 Notable choices, one rule per kind of picture:
 - orientation: turned upright by EXIF, then forgotten, so that it cannot be turned twice;
 - alpha: laid over white. A transparent picture is made to be seen on a page; over black its dark lines would vanish,
   and dropping alpha (what `convert("RGB")` does) shows whatever colour lies hidden under it;
 - 16-bit grey: scaled to 8 bits by v · 255 / 65535, rounded, where `convert("RGB")` clips at 255 (Pillow #3011);
+- 16-bit colour: Pillow's decoder keeps the high byte of each value;
 - CMYK, YCbCr, palettes: Pillow's conversion; colour profiles are not applied, as in Apple's predict.py;
 - animations and pages: the first one, with a note;
 - the pad rule is LLaVA's expand2square in black, then Pillow bicubic; the crop rule is the Hugging Face processor's,
@@ -14,31 +15,23 @@ It does not know the model: N is a number that the caller has.
 
 from __future__ import annotations
 
-import importlib
-import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from fastvlm.errors import ImageError, UsageError
+from fastvlm.picture_files import load_whole
 from fastvlm.progress import SILENT, Progress
+from fastvlm_ref.image_file import MAX_PIXELS, MAX_SIDE, check_size, opened, said
 
 if TYPE_CHECKING:
     import torch
 
-MAX_PIXELS = 50_000_000  # of the header, before a byte is decoded: 200 MB in Pillow's memory
-MAX_SIDE = 30_000  # padding makes a square of the longest side: its cost grows with side², 5 s at this limit
 STRIP_PIXELS = 16_000_000  # of the padded square that exist at one time: 64 MB
-# EPS and WMF start further programs; JPEG2000, ICO and TGA are left out because Pillow accepts files cut short there
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
 STRATEGIES = ("pad", "crop")
-HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,60 +50,21 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
     plugin is missing (HEIC: pillow-heif). What was left out (further frames) or Pillow warned of is told to
     `progress.note`.
     """
-    path = Path(path)
-    formats = _formats(path)
-    with _naming(path, max_pixels):
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            with Image.open(path, formats=formats) as image:
-                check_size(image.size, max_pixels)
-                if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO adds only a preview
-                    progress.note(f"{path.name} has several frames or pages; the first one is used")
-                upright = to_rgb(image)
-        if image.format == "PNG":
-            _verify_png(path)
-    for text in dict.fromkeys(_one_line(str(warning.message)) for warning in told):  # of damaged metadata, mostly
+    path, notes = Path(path), list[str]()
+    with opened(path, max_pixels, notes) as (image, file):
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO adds only a preview
+            notes.append("it has several frames; the first one is used")
+        load_whole(image, file, Image._getdecoder)
+        upright = to_rgb(image)
+    for text in notes:
         progress.note(f"{path.name}: {text}")
     return upright
 
 
 def check_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> None:
     """Raises ImageError as `open_image` does for what a file's header tells, without decoding the picture."""
-    path = Path(path)
-    formats = _formats(path)
-    with (
-        _naming(path, max_pixels),
-        warnings.catch_warnings(action="ignore"),
-        Image.open(path, formats=formats) as image,
-    ):
-        check_size(image.size, max_pixels)
-
-
-@contextmanager
-def _naming(path: Path, max_pixels: int) -> Iterator[None]:
-    """Turns whatever Pillow raises into an ImageError that names the file."""
-    try:
-        yield
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path} is not a picture, or not a whole one; expected {', '.join(FORMATS)}") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path} is too large ({error}); at most {max_pixels} pixels are read, shrink it") from error
-    except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
-        raise ImageError(f"{path} is damaged or cut short ({_said(error)}); copy it or save it again") from error
-
-
-def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Raises ImageError for a picture (width, height) that is empty, too large or too long."""
-    width, height = size
-    if width < 1 or height < 1:
-        raise ImageError(f"the picture is {width}×{height} pixels; it is empty")
-    if width * height > max_pixels:
-        count = width * height
-        raise ImageError(f"the picture has {width}×{height} = {count} pixels, at most {max_pixels} are read; shrink it")
-    if max(size) > MAX_SIDE:
-        raise ImageError(f"the picture is {width}×{height} pixels, at most {MAX_SIDE} a side are read; shrink it")
+    with opened(Path(path), max_pixels, []):
+        pass
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -194,16 +148,7 @@ def _load(image: Image.Image) -> int:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         return orientation if orientation in UPRIGHT else 1
     except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
-        raise ImageError(f"the picture is damaged or cut short ({_said(error)}); copy it or save it again") from error
-
-
-def _said(error: Exception) -> str:
-    """Returns a decoder's complaint on one line; libheif's end in a line break."""
-    return _one_line(f"{type(error).__name__}: {error}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+        raise ImageError(f"the picture is damaged or cut short ({said(error)}); copy it or save it again") from error
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -229,47 +174,3 @@ def _grey16(image: Image.Image) -> Image.Image:
     if low < 0 or high > 65535:
         raise ImageError(f"the picture's grey runs from {low} to {high}; expected 0 to 65535, save it with 16 bits")
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-
-
-def _verify_png(path: Path) -> None:
-    """Reads every chunk's checksum up to the end; decoding stops where the last row is complete."""
-    with Image.open(path, formats=["PNG"]) as image:
-        image.verify()
-
-
-def _formats(path: Path) -> list[str]:
-    """Returns the formats to try: those of this Pillow, and HEIF where the file is one and its plugin is there.
-
-    Raises ImageError where there is no file, or nothing in it.
-    """
-    if not os.path.isfile(path):  # unlike Path.is_file, it takes any text
-        found = "no file" if os.path.exists(path) else "not there"
-        raise ImageError(f"{path} is {found}; expected a picture ({', '.join(FORMATS)})")
-    if not path.stat().st_size:
-        raise ImageError(f"{path} is empty (0 bytes); expected a picture, copy it or save it again")
-    return [*(name for name in FORMATS if name in _registered()), *_plugin_formats(path)]
-
-
-def _registered() -> dict[str, object]:
-    Image.init()
-    return dict(Image.OPEN)
-
-
-def _plugin_formats(path: Path) -> list[str]:
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head[4:8] != b"ftyp":
-        return []
-    length = min(int.from_bytes(head[:4]), 64)
-    brands = {head[at : at + 4] for at in (8, *range(16, length, 4))}
-    if not brands & HEIF_BRANDS or brands & {b"avif", b"avis"}:
-        return []
-    try:
-        plugin = importlib.import_module("pillow_heif")
-    except ImportError as error:
-        raise ImageError(
-            f"{path} is a HEIC picture and its plugin is not installed; install it with `pip install pillow-heif`, "
-            "or save the picture as JPEG"
-        ) from error
-    plugin.register_heif_opener()
-    return ["HEIF"]

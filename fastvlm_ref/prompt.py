@@ -8,6 +8,7 @@ Notable choices:
   so that cutting there would change the ids;
 - a custom template is a JSON file with the fields of `Template`. `PromptConfig.template` holds a built-in name or, for
   a custom one, that JSON itself: no path of one machine reaches a manifest.
+- a user's text is held to a length before anything is done with it, a template to counts that keep its work small.
 It does not know what a tokenizer is made of.
 Sources: ml-fastvlm `llava/conversation.py` (conv_qwen_2, conv_llava_plain, conv_vicuna_v1) and `mm_utils.py`.
 """
@@ -17,15 +18,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastvlm.errors import PromptError, UsageError
+from fastvlm.errors import TokenizerError, UsageError
+from fastvlm.tokenizer_json import check_length, check_text
+from fastvlm.tokenizer_steps import shown
 from fastvlm_ref.config import PromptConfig
 
 MAX_TEMPLATE_BYTES = 65_536
+MAX_CONTROLS = 64  # of a template, and as many stops; qwen_2 has two
+MAX_SYSTEM = 8  # places of the system text in a template's turns
+LISTS = ("controls", "stops")
 
 
 class Encoder(Protocol):
@@ -90,17 +96,20 @@ def encode_prompt(tokenizer: Encoder, text: str, prompt: PromptConfig | None = N
     """Returns (ids before the image, ids after it) of the user's text.
 
     Without `prompt` the tokenizer's own (`tokenizer.prompt`, set by `load_checkpoint`) is used, else qwen_2.
-    Raises PromptError for an empty text, UsageError for an unknown template, TokenizerError for a control token that
-    the tokenizer lacks.
+    Raises PromptError for an empty or overlong text, UsageError for an unknown template, TokenizerError for a control
+    token that the tokenizer lacks, and where the text became the id that marks the image.
     """
-    _check_text(text)
+    check_text(text)
     prompt = prompt or getattr(tokenizer, "prompt", None) or PromptConfig()
     template = find_template(prompt.template)
     system = template.system if prompt.system is None else prompt.system
+    check_length(system)
     values = {"{system}": system, "{prompt}": text}
     before = (template.system_turn if system else "") + template.before
     start = _begin(tokenizer, template)
-    return start + _encode(tokenizer, template, before, values), _encode(tokenizer, template, template.after, values)
+    ids = start + _encode(tokenizer, template, before, values), _encode(tokenizer, template, template.after, values)
+    _check_slot([*ids[0], *ids[1]], prompt)
+    return ids
 
 
 def encode_follow_up(tokenizer: Encoder, text: str, prompt: PromptConfig | None = None) -> list[int]:
@@ -110,16 +119,19 @@ def encode_follow_up(tokenizer: Encoder, text: str, prompt: PromptConfig | None 
     it. The new turn has neither system text nor image, nor the line break that parts the image from a text. Raises as
     `encode_prompt`. Source: ml-fastvlm `llava/conversation.py`, which puts turns together in the same way.
     """
-    _check_text(text)
+    check_text(text)
     prompt = prompt or getattr(tokenizer, "prompt", None) or PromptConfig()
     template = find_template(prompt.template)
     system = template.system if prompt.system is None else prompt.system
+    check_length(system)
     stop = next((name for name in template.stops if tokenizer.has_control(name)), None)
     behind = template.after.partition(stop)[2] if stop else ""
     gap = behind[: len(behind) - len(behind.lstrip())]
     turn = gap + template.before + template.after.removeprefix("\n")
     end = [tokenizer.control(stop)] if stop else list(prompt.stop_ids[:1])
-    return end + _encode(tokenizer, template, turn, {"{system}": system, "{prompt}": text})
+    ids = end + _encode(tokenizer, template, turn, {"{system}": system, "{prompt}": text})
+    _check_slot(ids, prompt)
+    return ids
 
 
 def stop_ids(tokenizer: Encoder, prompt: PromptConfig | None = None) -> tuple[int, ...]:
@@ -136,7 +148,7 @@ def find_template(template: str) -> Template:
     if template in TEMPLATES:
         return TEMPLATES[template]
     known = ", ".join(TEMPLATES)
-    raise UsageError(f"template '{template}' is unknown; known are {known}, or a JSON file (--template FILE)")
+    raise UsageError(f"template {shown(template)} is unknown; known are {known}, or a JSON file (--template FILE)")
 
 
 def template_option(option: str) -> str:
@@ -182,17 +194,24 @@ def prompt_from_record(record: Mapping[str, Any]) -> PromptConfig:
         template = name if built_in and replace(custom, system=built_in.system) == built_in else _canonical(custom)
     else:
         template = find_template(name).name
-    return PromptConfig(
-        template=template,
-        system=system,
-        stop_ids=tuple(int(stop) for stop in record.get("stop_ids", ())),
-        image_token_id=int(record.get("image_token_id", PromptConfig.image_token_id)),
-    )
+    stops, slot = record.get("stop_ids", []), record.get("image_token_id", PromptConfig.image_token_id)
+    problems = [] if system is None or isinstance(system, str) else [f"its system text is {shown(system)}"]
+    if not isinstance(stops, (list, tuple)) or not all(type(stop) is int for stop in stops):
+        problems.append(f"its stop_ids are {shown(stops)}")
+    if type(slot) is not int:
+        problems.append(f"its image_token_id is {shown(slot)}")
+    if problems:
+        raise UsageError(f"the manifest's prompt cannot be used: {'; '.join(problems)}; export the build again")
+    return PromptConfig(template=template, system=system, stop_ids=tuple(stops), image_token_id=slot)
 
 
-def _check_text(text: str) -> None:
-    if not text.strip():
-        raise PromptError("the prompt is empty; type a question, for example 'Describe the image.'")
+def _check_slot(ids: list[int], prompt: PromptConfig) -> None:
+    """Raises TokenizerError where text became the id that marks the image."""
+    if prompt.image_token_id in ids:
+        raise TokenizerError(
+            f"text became id {prompt.image_token_id}, which marks the image; config.json names a token that text is "
+            "made of, correct its image_token_index"
+        )
 
 
 def _begin(tokenizer: Encoder, template: Template) -> list[int]:
@@ -247,7 +266,8 @@ def _parse(text: str, where: str) -> Template:
 def _problems(found: dict[str, Any]) -> list[str]:
     """Lists everything that is wrong with a template's fields."""
     kinds = {field.name: type(getattr(QWEN_2, field.name)) for field in fields(Template)}
-    problems = [f"'{key}' is unknown (known: {', '.join(kinds)})" for key in found if key not in kinds]
+    strange = [shown(key) for key in found if key not in kinds]
+    problems = [f"{key} is unknown (known: {', '.join(kinds)})" for key in strange[:8]]
     problems += [f"'{key}' is missing" for key in ("name", "before", "after") if key not in found]
     for key, kind in kinds.items():
         if key in found and not _is_a(found[key], kind):
@@ -255,10 +275,27 @@ def _problems(found: dict[str, Any]) -> list[str]:
             problems.append(f"'{key}' is {json.dumps(found[key])[:60]}, expected {expected}")
     if problems:
         return problems
+    if sum(map(len, _texts(found))) > MAX_TEMPLATE_BYTES:
+        problems.append(f"its texts have over {MAX_TEMPLATE_BYTES} characters together")
+    problems += [f"'{key}' has over {MAX_CONTROLS} texts" for key in LISTS if len(found.get(key, ())) > MAX_CONTROLS]
+    if problems:
+        return problems
     if found["after"].count("{prompt}") + found["before"].count("{prompt}") != 1:
         problems.append("{prompt} must stand once in 'before' or 'after'")
     turns = found.get("system_turn", "") + found["before"] + found["after"]
-    return problems + [f"control {name!r} stands in no turn" for name in found.get("controls", ()) if name not in turns]
+    if turns.count("{system}") > MAX_SYSTEM:
+        problems.append(f"{{system}} stands over {MAX_SYSTEM} times in its turns")
+    for name in found.get("controls", ()):
+        if name not in turns:
+            problems.append(f"control {shown(name)} stands in no turn")
+        if "{system}" in name or "{prompt}" in name:
+            problems.append(f"control {shown(name)} holds a placeholder")
+    return problems
+
+
+def _texts(found: dict[str, Any]) -> Iterator[str]:
+    for value in found.values():
+        yield from [value] if isinstance(value, str) else value if isinstance(value, list) else []
 
 
 def _is_a(value: Any, kind: type) -> bool:

@@ -2,7 +2,10 @@
 
 Notable choices:
 - text runs through normalizer, pre-tokenizer and model by hand, never through the step that looks for added tokens:
-  user text cannot produce a control token, whatever it spells (transformers #47853 is this bug);
+  user text cannot produce a control token, whatever it spells (transformers #47853 is this bug). Should a vocabulary
+  spell one itself, that is an error, for every added token: files of trainers mark controls as special or do not;
+- what the library would act on is checked before it sees the file (`fastvlm.tokenizer_json`), a text's length before it
+  is encoded, and a panic of the library, which is no Exception, is a TokenizerError like any other;
 - the number of tokens that counts is the highest id + 1, since ids are rows of the embedding table;
 - a stream holds back incomplete UTF-8, and its pieces joined are exactly the full decode.
 It does not know templates; `fastvlm_ref.prompt` does. No code from the checkpoint is run and no pickle is read.
@@ -12,7 +15,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +25,24 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from fastvlm.errors import TokenizerError
+from fastvlm.tokenizer_json import (
+    MAX_FILE_BYTES,
+    MAX_RUN_BYTES,
+    MAX_TOKENS,
+    called,
+    check_added,
+    check_length,
+    check_vocabulary,
+    read_tokenizer,
+)
+from fastvlm.tokenizer_steps import Unfit, shown
 from fastvlm_ref.config import PromptConfig
-from fastvlm_ref.files import copy_file, read_file, size_of
+from fastvlm_ref.files import copy_file, open_file, read_file, size_of
 
 # Qwen2's split into words (transformers, tokenization_qwen2.py, PRETOKENIZE_REGEX); digits stand alone
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-MAX_FILE_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 250,000 tokens has 35 MB
 OWN_FILES = (  # what a checkpoint may hold of its tokenizer; copied into the build as they are
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "tokenizer.model", "chat_template.json", "chat_template.jinja",
@@ -44,10 +59,13 @@ class Tokenizer:
         bos: int | None = None,
         files: Sequence[Path] = (),
         assumed: tuple[str, ...] = (),
+        cleaned: str | None = None,
     ) -> None:
         self._inner = inner
         self._added = {token.content: id_ for id_, token in inner.get_added_tokens_decoder().items()}
         self._control_ids = frozenset(id_ for id_, token in inner.get_added_tokens_decoder().items() if token.special)
+        self._guarded = frozenset(self._added.values())  # of which none may come out of plain text
+        self._cleaned = cleaned  # what is read of tokenizer.json, where that is not all of it
         self.bos = bos
         self.files = tuple(files)
         self.assumed = assumed
@@ -57,22 +75,27 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Returns the ids of plain text; strings such as `<|im_end|>` in it are spelled out, never matched.
 
-        Raises TokenizerError if the vocabulary itself would turn plain text into a control token.
+        Raises PromptError for a text of over MAX_RUN_BYTES, TokenizerError if the vocabulary itself would turn plain
+        text into a control token or any other added one, or if the library fails at the text.
         """
         if not text:
             return []
-        inner = self._inner
+        check_length(text, MAX_RUN_BYTES)
         text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate has no bytes: "?"
+        ids: list[int] = called(TokenizerError, "cannot encode this text", self._ids, text)
+        made = self._guarded.intersection(ids)
+        if made:
+            names = ", ".join(sorted(str(self._inner.id_to_token(id_)) for id_ in made))[:60]
+            raise TokenizerError(f"plain text became the control token {names}; this vocabulary is unsafe to use")
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        inner = self._inner
         if inner.normalizer is not None:
             text = inner.normalizer.normalize_str(text)
         splitter = inner.pre_tokenizer
         words = [text] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
-        ids = [token.id for word in words for token in inner.model.tokenize(word)]
-        made = self._control_ids.intersection(ids)
-        if made:
-            names = ", ".join(sorted(str(inner.id_to_token(id_)) for id_ in made))
-            raise TokenizerError(f"plain text became the control token {names}; this vocabulary is unsafe to use")
-        return ids
+        return [token.id for word in words for token in inner.model.tokenize(word)]
 
     def has_control(self, name: str) -> bool:
         """True where the tokenizer has the added token `name`."""
@@ -81,16 +104,18 @@ class Tokenizer:
     def control(self, name: str) -> int:
         """Returns the id of an added token such as `<|im_end|>`. Raises TokenizerError naming those that exist."""
         if name not in self._added:
-            known = ", ".join(sorted(self._added)[:12]) or "none"
+            known = ", ".join(shown(token)[1:-1] for token in sorted(self._added)[:12]) or "none"
             raise TokenizerError(
-                f"the tokenizer has no token {name!r} (it has {known}); this is another family's tokenizer, or its "
-                "added tokens were lost: copy tokenizer.json from the model that was fine-tuned, or choose --template"
+                f"the tokenizer has no token {shown(name)} (it has {known}); this is another family's tokenizer, or "
+                "its added tokens were lost: copy tokenizer.json from the model that was fine-tuned, or choose "
+                "--template"
             )
         return self._added[name]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
-        text: str = self._inner.decode(list(ids), skip_special_tokens=True)
+        decode = partial(self._inner.decode, skip_special_tokens=True)
+        text: str = called(TokenizerError, "cannot decode these ids", decode, list(ids))
         return text
 
     def shows(self, id_: int) -> bool:
@@ -119,6 +144,8 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.files:
             copy_file(file, folder / file.name)
+        if self._cleaned is not None:
+            (folder / "tokenizer.json").write_text(self._cleaned, "utf-8")
         if not (folder / "tokenizer.json").exists():
             (folder / "tokenizer.json").write_text(self.as_json(), "utf-8")
         if not (folder / "tokenizer_config.json").exists():
@@ -183,16 +210,19 @@ def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
     _check_sizes(files)
     config = _read_json(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
     assumed: tuple[str, ...] = ()
+    cleaned: str | None = None
     whole = folder / "tokenizer.json"
     if whole.name in names:
-        data = read_file(whole, MAX_FILE_BYTES, TokenizerError)
-        inner = _guard(whole, lambda: tokenizers.Tokenizer.from_buffer(data))
+        text, dropped = read_tokenizer(whole, TokenizerError, open_file)
+        inner = called(TokenizerError, f"cannot read {whole}", tokenizers.Tokenizer.from_str, text)
+        assumed = tuple(f"tokenizer.json asks for {name}: left out, a prompt is one whole text" for name in dropped)
+        cleaned = text if dropped else None
     elif {"vocab.json", "merges.txt"} <= names:
         inner = _qwen2_from_parts(folder, config)
         assumed = ("tokenizer.json is absent: built from vocab.json and merges.txt as Qwen2's byte-level BPE",)
     else:
         raise TokenizerError(_nothing_found(folder, names))
-    tokenizer = Tokenizer(inner, bos=_bos(inner, config), files=files, assumed=assumed)
+    tokenizer = Tokenizer(inner, bos=_bos(inner, config), files=files, assumed=assumed, cleaned=cleaned)
     if tokenizer.size > vocab_rows:
         raise TokenizerError(
             f"the tokenizer in {folder} has {tokenizer.size} tokens, the embedding table {vocab_rows} rows; each token "
@@ -229,14 +259,17 @@ def _qwen2_from_parts(folder: Path, config: dict[str, Any]) -> tokenizers.Tokeni
     kind = config.get("tokenizer_class", "Qwen2Tokenizer")
     if kind not in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):
         raise TokenizerError(
-            f"{folder} has vocab.json and merges.txt of a {kind}; only Qwen2Tokenizer is built from these, "
+            f"{folder} has vocab.json and merges.txt of a {str(kind)[:60]}; only Qwen2Tokenizer is built from these, "
             "any other needs its tokenizer.json"
         )
     vocab = _read_json(folder / "vocab.json")
-    if not all(isinstance(id_, int) and id_ >= 0 for id_ in vocab.values()):
-        raise TokenizerError(f"{folder / 'vocab.json'} is damaged: expected a JSON object of token to id")
+    try:
+        check_vocabulary(vocab)
+    except Unfit as error:
+        raise TokenizerError(f"{folder / 'vocab.json'} is damaged: {error}") from error
     merges = _read_merges(folder / "merges.txt")
-    inner = _guard(folder / "merges.txt", lambda: tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges)))
+    model = called(TokenizerError, f"cannot read {folder / 'merges.txt'}", models.BPE, vocab, merges)
+    inner = tokenizers.Tokenizer(model)
     inner.normalizer = normalizers.NFC()
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -252,9 +285,11 @@ def _qwen2_from_parts(folder: Path, config: dict[str, Any]) -> tokenizers.Tokeni
 def _read_merges(file: Path) -> list[tuple[str, str]]:
     try:
         text = read_file(file, MAX_FILE_BYTES, TokenizerError).decode("utf-8")
-        lines = text.split("\n")  # not splitlines: a merge may hold U+0085 or U+2028
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{file} cannot be read ({error})") from error
+    if text.count("\n") > MAX_TOKENS:
+        raise TokenizerError(f"{file} has over {MAX_TOKENS:,} lines, no tokenizer has as many merges; copy it again")
+    lines = text.split("\n")  # not splitlines: a merge may hold U+0085 or U+2028
     pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip("\r") and not line.startswith("#version")]
     bad = next((pair for pair in pairs if len(pair) != 2 or not all(pair)), None)
     if bad is not None:
@@ -264,32 +299,43 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
 
 def _add_tokens(inner: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]) -> None:
     """Adds the declared tokens in the order of their ids, and checks that each got the id that was declared for it."""
-    declared: dict[int, tokenizers.AddedToken] = {}
-    file = folder / "added_tokens.json"
-    try:
-        for content, id_ in (_read_json(file) if file.is_file() else {}).items():
-            declared[int(id_)] = tokenizers.AddedToken(content, special=content.startswith("<|"), normalized=False)
-        for id_, entry in config.get("added_tokens_decoder", {}).items():
-            flags = {key: bool(entry.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
-            declared[int(id_)] = tokenizers.AddedToken(entry["content"], **flags)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(
-            f"the added tokens of {folder} are damaged ({error!r}); "
-            "copy added_tokens.json and tokenizer_config.json again"
-        ) from error
+    declared = _declared(folder, config)
+    for special, tokens in groupby((token for _, token in sorted(declared.items())), lambda token: token.special):
+        add = inner.add_special_tokens if special else inner.add_tokens
+        called(TokenizerError, f"cannot add the tokens of {folder}", add, list(tokens))
     for id_, token in sorted(declared.items()):
-        (inner.add_special_tokens if token.special else inner.add_tokens)([token])
         given = inner.token_to_id(token.content)
         if given != id_:
             raise TokenizerError(
-                f"{folder} declares the added token {token.content!r} with id {id_}, the vocabulary leads to {given}; "
-                "the ids must follow the vocabulary without a gap: save the tokenizer again as tokenizer.json"
+                f"{folder} declares the added token {shown(token.content)} with id {id_}, the vocabulary leads to "
+                f"{given}; the ids must follow the vocabulary without a gap: save the tokenizer again as tokenizer.json"
             )
+
+
+def _declared(folder: Path, config: dict[str, Any]) -> dict[int, tokenizers.AddedToken]:
+    """Returns the added tokens of added_tokens.json and of tokenizer_config.json, which wins, by id."""
+    declared: dict[int, tokenizers.AddedToken] = {}
+    file = folder / "added_tokens.json"
+    try:
+        own, stated = _read_json(file) if file.is_file() else {}, config.get("added_tokens_decoder", {})
+        check_added({"content": content, "id": int(id_)} for content, id_ in own.items())
+        check_added({"content": entry["content"], "id": int(id_)} for id_, entry in stated.items())
+        for content, id_ in own.items():
+            declared[int(id_)] = tokenizers.AddedToken(content, special=content.startswith("<|"), normalized=False)
+        for id_, entry in stated.items():
+            flags = {key: bool(entry.get(key)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+            declared[int(id_)] = tokenizers.AddedToken(entry["content"], **flags)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise TokenizerError(
+            f"the added tokens of {folder} are damaged ({repr(error)[:200]}); "
+            "copy added_tokens.json and tokenizer_config.json again"
+        ) from error
+    return declared
 
 
 def _bos(inner: tokenizers.Tokenizer, config: dict[str, Any]) -> int | None:
     """Returns the id that every sequence begins with, by the config where it says so, else by the post-processor."""
-    begun = inner.encode("", add_special_tokens=True).ids[:1]
+    begun = called(TokenizerError, "cannot tell what a text begins with", inner.encode, "").ids[:1]
     wanted = config.get("add_bos_token", str(config.get("tokenizer_class", "")).startswith("Llama") or None)
     if wanted is False:
         return None
@@ -298,7 +344,9 @@ def _bos(inner: tokenizers.Tokenizer, config: dict[str, Any]) -> int | None:
     if wanted and isinstance(name, str):
         id_: int | None = inner.token_to_id(name)
         if id_ is None:
-            raise TokenizerError(f"tokenizer_config.json begins texts with {name!r}, which the tokenizer does not have")
+            raise TokenizerError(
+                f"tokenizer_config.json begins texts with {shown(name)}, which the tokenizer does not have"
+            )
         return id_
     return begun[0] if begun else None
 
@@ -311,14 +359,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise TokenizerError(f"{file} holds a {type(found).__name__}; expected a JSON object")
     return found
-
-
-def _guard(file: Path, build: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tokenizer:
-    """Names what the tokenizers library refuses; it raises plain Exception, and its panics are not even that."""
-    try:
-        return build()
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        found = " ".join(str(error).split())
-        raise TokenizerError(f"{file} is no tokenizer that can be read ({found}); copy it again") from error

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm.build import Build
-from fastvlm.errors import BuildError, PackageError, UsageError
+from fastvlm.errors import BuildError, PackageError, PromptError, UsageError
 from fastvlm_ref.engine import LARGER_BUILD, Advice, check_rewind
 from validation.backends import check_backend, open_package
 from validation.chain import Chain
@@ -142,7 +142,12 @@ class PackageEngine:
                 self.decode(rows)
 
     def decode(self, embeds: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns logits float32 (V,) after one more row (1, H)."""
+        """Returns logits float32 (V,) after one more row (1, H); PromptError, and nothing written, where none fits."""
+        if len(embeds) != 1 or self.position >= self.context:
+            raise PromptError(
+                f"{self.position} positions are used and {len(embeds)} more do not fit into the context of "
+                f"{self.context}, of which one at a time is decoded; shorten the prompt, or {LARGER_BUILD}"
+            )
         inputs = self._inputs(embeds, 1)
         logits = self.chain.decode(inputs, self._states(), partial(self._predict, "language"))
         self.position += 1

@@ -32,6 +32,7 @@ from fastvlm.errors import CheckpointError
 from fastvlm.quoting import printable, short
 from fastvlm_ref.checkpoint.header import TENSOR_LIMIT, is_name
 from fastvlm_ref.checkpoint.tensors import FLOATS, LazyTensor, computed
+from fastvlm_ref.files import open_file
 
 FILE_LIMIT = (1 << 32) - 1  # bytes: what a zip can tell without its second directory; LLaVA's pickles have 0.1 GB
 DIRECTORY_LIMIT = 4 * 1024 * 1024  # bytes; an entry takes some 130
@@ -81,8 +82,7 @@ NAMES: dict[str, Any] = {
 def read_pickle(file: Path) -> dict[str, LazyTensor]:
     """Returns the tensors of a pickle by name; raises CheckpointError for anything but a table of float tensors."""
     try:
-        # Not blocking: a pipe would keep whoever opens it waiting for a writer.
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
+        with open_file(file) as handle:
             plans = _planned(handle)
             _check(plans)
             handle.seek(0)

@@ -163,7 +163,7 @@ def _bundle(folder: Path) -> Reader:
     (folder / "tokenizer").mkdir(parents=True)
     shutil.copyfile(TINY / "tokenizer.json", folder / "tokenizer" / "tokenizer.json")
     (folder / "embeddings.bin").write_bytes(bytes(8 * 4 * 2))
-    turns = dict.fromkeys(("system", "system_turn", "before", "after"), "")
+    turns = {"system": "", "system_turn": "", "before": "{prompt}", "after": ""}
     language = {"prefill_chunk_size": 64, "max_context_length": 512, "vocab_size": 8, "head_dim": 32}
     metadata: dict[str, Any] = {
         "bundle": {"schema": "0.1"}, "kind": "vlm", "profiles": [{"image_size": 256}],

@@ -24,7 +24,7 @@ def names(reader: Reader) -> list[str]:
         up, f"./{up}", f"a/./../{up}", f"{inner}../{up}", f"a/b/../../{up}", f"{up}/", f"{up}/.",
         up.replace("../", "..//"), str(outside), f"/{outside}", f"/.{outside}",
         f"/proc/self/root{outside}", f"/proc/self/cwd/{up}",
-        "/dev/zero", "/dev/fd/0", "/dev/stdin", "/proc/self/environ", "/etc/passwd", f"file://{outside}", f"~/{up}",
+        "/dev/zero", "/dev/fd/0", "/dev/stdin", "/proc/self/environ", "/etc/passwd", f"file:/{outside}", f"~/{up}",
         "~root/x", f"$HOME/{leaf}", f"${{PWD}}/{good}", f"$(pwd)/{good}", f"`pwd`/{good}", up.replace("..", "%2e%2e"),
         up.replace("/", "%2f"), up.replace("/", "\\"), f"C:\\{leaf}", f"C:/{leaf}", f"C:{leaf}", f"\\\\host\\x\\{leaf}",
         f"//host/x/{leaf}", f"\\\\?\\C:\\{leaf}", f"{good}\0", f"{good}\0.txt", f"{up}\0{leaf}", f"{good}\n",

@@ -21,11 +21,12 @@ from fastvlm_ref import image as image_module
 from fastvlm_ref.image import open_image, pixels_to_tensor, preprocess
 
 WAYS = [
-    *((kind, {}) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")),
+    *((kind, {}) for kind in ("PNG", "JPEG", "WEBP")),
     ("JPEG", {"progressive": True}),
+    ("JPEG", {"restart_marker_rows": 1}),
     ("WEBP", {"lossless": True}),
-    ("TIFF", {"compression": "tiff_lzw"}),
 ]
+OTHERS = {"GIF": "GIF", "BMP": "BMP", "TIFF": "TIFF", "JPEG2000": "JPEG 2000", "AVIF": "AVIF", "ICO": "ICO"}
 
 
 def photo(width: int = 61, height: int = 37, seed: int = 0) -> Image.Image:
@@ -126,7 +127,7 @@ def test_pixels_to_tensor() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_exif_upright_once(tmp_path: Path, orientation: int, kind: str) -> None:
     upright = photo()
     back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # the transposition that EXIF undoes
@@ -192,10 +193,9 @@ def test_palette_transparency(tmp_path: Path) -> None:
     assert seen == [[200, 0, 0], [255, 255, 255]]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_grey_of_16_bits_is_scaled(tmp_path: Path, kind: str) -> None:
+def test_grey_of_16_bits_is_scaled(tmp_path: Path) -> None:
     values = np.array([[0, 128, 129, 255, 256, 32767, 32768, 65406, 65407, 65535]], np.uint16)
-    path = stored(tmp_path, encoded(Image.fromarray(values), kind))
+    path = stored(tmp_path, encoded(Image.fromarray(values), "PNG"))
     seen = np.asarray(open_image(path))[0]
     assert seen[:, 0].tolist() == np.rint(values[0] * 255.0 / 65535.0).astype(int).tolist()
     assert (seen == seen[:, :1]).all()
@@ -206,22 +206,19 @@ def test_big_endian_grey(tmp_path: Path) -> None:
     assert np.asarray(image_module.to_rgb(picture))[0, :, 0].tolist() == [1, 254]
 
 
-def test_grey_beyond_16_bits_and_floats_are_refused(tmp_path: Path) -> None:
+def test_grey_beyond_16_bits_and_floats_are_refused() -> None:
     with pytest.raises(ImageError, match="from -5 to 70000; expected 0 to 65535"):
         preprocess(Image.fromarray(np.array([[-5, 70000]], np.int32)), 64)
-    path = stored(tmp_path, encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
     with pytest.raises(ImageError, match="float"):
-        open_image(path)
+        preprocess(Image.fromarray(np.ones((4, 4), np.float32)), 64)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "RGB"])
-def test_pillow_modes(tmp_path: Path, mode: str) -> None:
+def test_pillow_modes(mode: str) -> None:
     picture = photo().convert(mode)
-    expected = np.asarray(picture.convert("RGB"))
-    path = stored(tmp_path, encoded(picture, "TIFF"))
-    opened = open_image(path)
-    assert opened.mode == "RGB"
-    assert np.array_equal(np.asarray(opened), expected)
+    made = image_module.to_rgb(picture)
+    assert made.mode == "RGB"
+    assert np.array_equal(np.asarray(made), np.asarray(picture.convert("RGB")))
 
 
 def test_a_mode_without_conversion_is_named() -> None:
@@ -231,10 +228,10 @@ def test_a_mode_without_conversion_is_named() -> None:
 
 def test_animation_gives_its_first_frame_and_a_note(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
-    path = stored(tmp_path, encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "moving.gif")
+    moving = encoded(frames[0], "WEBP", lossless=True, save_all=True, append_images=frames[1:])
     notes = Notes()
-    assert open_image(path, progress=notes).getpixel((4, 4)) == (255, 0, 0)
-    assert notes.lines == ["moving.gif has several frames or pages; the first one is used"]
+    assert open_image(stored(tmp_path, moving, "moving.webp"), progress=notes).getpixel((4, 4)) == (255, 0, 0)
+    assert notes.lines == ["moving.webp: it has several frames; the first one is used"]
 
 
 def test_still_pictures_and_phone_previews_give_no_note(tmp_path: Path) -> None:
@@ -272,7 +269,7 @@ def test_truncated(tmp_path: Path, kind: str, options: dict[str, object]) -> Non
     data = encoded(photo(), kind, **options)
     path = stored(tmp_path, data)
     assert open_image(path).size == photo().size
-    trailer = {"PNG": 4, "GIF": 2, "BMP": 1}.get(kind, 0)  # a last checksum, an end mark, a row's padding: no pixels
+    trailer = {"PNG": 4}.get(kind, 0)  # a last checksum: no pixels
     for length in {*range(0, 40, 3), *range(40, len(data) - trailer, max(1, len(data) // 25)), len(data) - trailer - 1}:
         path.write_bytes(data[:length])
         refused(path)
@@ -282,7 +279,7 @@ def test_cut_short_says_so(tmp_path: Path) -> None:
     assert "damaged or cut short" in refused(stored(tmp_path, encoded(photo(), "JPEG")[:700]))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_flipped_bytes_are_pictures_or_image_errors(tmp_path: Path, kind: str) -> None:
     data = encoded(photo(), kind)
     rng = np.random.default_rng(1)
@@ -304,9 +301,16 @@ def test_a_flipped_png_pixel_is_found_by_its_checksum(tmp_path: Path) -> None:
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
 
 
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_kinds_are_named_with_what_to_do(tmp_path: Path, kind: str) -> None:
+    message = refused(stored(tmp_path, encoded(photo(), kind), "picture.png"))
+    assert f"{OTHERS[kind]} " in message
+    assert "expected JPEG, PNG, WebP or HEIC: save it as PNG or JPEG, for example with: python -c" in message
+
+
 @pytest.mark.parametrize("data", [b"", b"hello, this is text\n" * 9, EPS, bytes(4096)])
 def test_not_an_image(tmp_path: Path, data: bytes) -> None:
-    found = "not a picture" if data else "is empty (0 bytes)"
+    found = "PostScript file" if data == EPS else "not a picture" if data else "is empty (0 bytes)"
     assert found in refused(stored(tmp_path, data, "notes.jpg"))
 
 
@@ -350,14 +354,14 @@ def test_a_decoder_s_complaint_stays_on_one_line(tmp_path: Path, monkeypatch: py
     def complain(*_: object, **__: object) -> None:
         raise RuntimeError("points outside\nof the file\n")
 
-    path = stored(tmp_path, encoded(photo(), "PPM"))
+    path = stored(tmp_path, encoded(photo(), "PNG"))
     monkeypatch.setattr(Image if when == "open" else ImageFile.ImageFile, when, complain)
     assert "RuntimeError: points outside of the file" in refused(path)
 
 
 def test_avif_is_not_taken_for_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
-    assert open_image(stored(tmp_path, encoded(photo(), "AVIF"))).size == photo().size
+    assert "is an AVIF picture, which is not read" in refused(stored(tmp_path, encoded(photo(), "AVIF")))
 
 
 def png_header(width: int, height: int) -> bytes:

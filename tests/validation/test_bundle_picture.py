@@ -126,7 +126,8 @@ def test_every_kind_of_file_becomes_the_same_rgb(tmp_path: Path, image: Image.Im
 def test_every_shade_over_white_is_pillow_s(tmp_path: Path) -> None:
     colour, alpha = np.meshgrid(np.arange(256), np.arange(256))
     rgba = np.stack((colour, colour, colour, alpha), -1).astype(np.uint8)
-    (file := tmp_path / "shades.png").write_bytes(saved(Image.fromarray(rgba, "RGBA"), "PNG"))
+    file = tmp_path / "shades.png"
+    file.write_bytes(saved(Image.fromarray(rgba, "RGBA"), "PNG"))
     white = Image.new("RGBA", (256, 256), "white")
     expected = Image.alpha_composite(white, Image.fromarray(rgba, "RGBA")).convert("RGB")
     assert np.array_equal(open_photo(file), np.asarray(expected))

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from fastvlm.errors import BundleError, ImageError
 from fastvlm.paths import open_followed
+from fastvlm.picture_files import load_whole
 
 Pixels = NDArray[np.uint8]
 KINDS, PIXELS, SIDE = ("PNG", "JPEG"), 50_000_000, 30_000  # by the header, before a byte is decoded
@@ -18,13 +19,12 @@ BITS = 22  # of a weight behind the point: 32 − 8 of a byte − 2, since sums 
 def open_photo(path: str | Path) -> Pixels:
     """Returns RGB (height, width, 3) of a PNG or JPEG file, upright; transparent places are laid over white."""
     try:
-        with warnings.catch_warnings(action="ignore"), open_followed(path) as opened:
-            head = Image.open(opened, formats=KINDS)
-            if head.width * head.height > PIXELS or max(head.size) > SIDE:
-                raise ValueError(f"it is {head.width} × {head.height}")
-            head.verify()  # every chunk of a PNG; decoding stops where the last row is complete
-            opened.seek(0)
-            image = ImageOps.exif_transpose(Image.open(opened, formats=KINDS))
+        with warnings.catch_warnings(action="ignore"), open_followed(path) as data:
+            image: Image.Image = Image.open(data, formats=KINDS)
+            if image.width * image.height > PIXELS or max(image.size) > SIDE:
+                raise ValueError(f"it is {image.width} × {image.height}")
+            load_whole(image, data, Image._getdecoder)
+            ImageOps.exif_transpose(image, in_place=True)  # a copy takes as much again
         if image.mode.startswith("I"):  # 16-bit grey
             image = Image.fromarray(((np.asarray(image, np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
         rgba = np.asarray(image.convert("RGBA"))
