@@ -6,6 +6,7 @@ prompt into prefill chunks, and rows of `embeddings.bin`. It knows neither torch
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from fastvlm.build import MASKED
 from fastvlm.errors import BuildError, PromptError
+from fastvlm.paths import open_plain
 
 EMBEDS = "inputsEmbeds"  # what goes into every package of the language model
 
@@ -116,15 +118,21 @@ class EmbeddingTable:
         codes = np.dtype(dtype)
         self.scales: NDArray[np.float16] | None = None
         expected = rows * width * codes.itemsize + (2 * rows if dtype == "int8" else 0)
-        found = path.stat().st_size if path.is_file() else None
+        try:
+            with open_plain(path) as file:
+                found: int | None = os.fstat(file.fileno()).st_size
+                if found == expected:
+                    self.table = np.memmap(file, codes, "r", shape=(rows, width))
+                if found == expected and dtype == "int8":
+                    file.seek(rows * width)
+                    self.scales = np.frombuffer(file.read(2 * rows), np.float16)
+        except OSError:
+            found = None
         if found != expected:
             raise BuildError(
                 f"{path.name}: expected {expected} bytes for {rows} rows of {width} {dtype}, found "
-                f"{'no file' if found is None else f'{found} bytes'}; export again"
+                f"{'no file that can be read' if found is None else f'{found} bytes'}; export again"
             )
-        self.table = np.memmap(path, codes, "r", shape=(rows, width))
-        if dtype == "int8":
-            self.scales = np.fromfile(path, np.float16, offset=rows * width)
 
     def __call__(self, ids: Sequence[int]) -> NDArray[np.floating]:
         """Returns rows (S, H), fp16 or float32, of ids (S,); raises PromptError for an id outside the table."""
