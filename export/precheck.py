@@ -91,7 +91,7 @@ def check_weights(model: FastVLM, plan: ExportPlan, progress: Progress = SILENT,
     if large and halves:
         progress.note(
             f"{_named(large)}: fp16 rounds them to infinity (from {BEYOND:,.0f} on); those that no exponent and no "
-            "folding brings into range become ±65,504"
+            "folding brings into range are clamped"
         )
 
 

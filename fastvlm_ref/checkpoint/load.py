@@ -18,6 +18,7 @@ from torch import nn
 
 from fastvlm.errors import CheckpointError, ConfigError, TensorError, TokenizerError
 from fastvlm.progress import SILENT, Progress
+from fastvlm.quoting import printable
 from fastvlm_ref.checkpoint.hub import on_disk
 from fastvlm_ref.checkpoint.opening import Opened, folder_of, open_checkpoint
 from fastvlm_ref.checkpoint.sizes import vision_config
@@ -161,7 +162,9 @@ def check_tensors(model: FastVLM, opened: Opened) -> None:
         if name in tensors and tensors[name].dtype not in FLOATS
     ]
     known = {*wanted, HEAD} if model.config.text.tied_head else wanted.keys()
-    extra = [f"extra {name} {list(tensor.shape)}" for name, tensor in tensors.items() if name not in known]
+    extra = [
+        f"extra {printable(name, 160)} {list(tensor.shape)}" for name, tensor in tensors.items() if name not in known
+    ]
     found = [*problems, *missing, *misshapen, *mistyped, *extra]
     if found:
         more = [f"and {len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []

@@ -292,7 +292,9 @@ def test_what_fp16_cannot_hold_is_clamped_and_told(tmp_path: Path, heard: Any) -
         progress=heard,
     )
     name = "decoder.layers.4.self_attn.k_proj.weight"
-    assert heard.notes == [f"{name}: 2 values beyond 65,504 were clamped to what fp16 can hold"]
+    located, clamped = heard.notes
+    assert located.startswith(f"{name} holds numbers beyond fp16 (2 of 4,096 values, the first at flat index 0)")
+    assert clamped == f"{name}: 2 values beyond 65,504 were clamped to what fp16 can hold"
     assert read_manifest(build)["saturated"] == {name: 2}
 
 
