@@ -135,7 +135,7 @@ def prompts(speakers: list[Speaker], count: int) -> list[Case]:
     made: list[Case] = []
     for who in speakers:
         for number, fill in enumerate(FILLS):
-            lengths = LENGTHS if number < 3 else LENGTHS[number % 3 :: 3]
+            lengths = LENGTHS if number < 2 else LENGTHS[number % 4 :: 4]
             made += [(f"{who.name} {n} of {fill!r}", functools.partial(long, who, n, fill)) for n in lengths]
     for index in range(count - len(made)):
         who = speakers[index % len(speakers)]

@@ -34,6 +34,27 @@ NASTY = (
     "\x1b[2J", [], {}, [[]], {"type": "Evil"}, {"Regex": "(a+)+$"}, {"String": ""}, {"Fixed": 10**12}, ["a", "b"],
     {"a": -1},
 )  # fmt: skip
+STEPS = {  # kinds that are run, of which a stranger may put any anywhere
+    "normalizer": (
+        {"type": "NFKC"}, {"type": "NFD"}, {"type": "Lowercase"}, {"type": "StripAccents"}, {"type": "Nmt"},
+        {"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Prepend", "prepend": "▁é"},
+        {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": "▁"}, {"type": "ByteLevel"},
+    ),
+    "pre_tokenizer": (
+        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+        {"type": "Digits", "individual_digits": True}, {"type": "Punctuation", "behavior": "MergedWithNext"},
+        {"type": "Whitespace"}, {"type": "WhitespaceSplit"},
+        {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}"}, "behavior": "Removed", "invert": True},
+    ),
+    "decoder": (
+        {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Metaspace", "replacement": "é", "prepend_scheme": "first"},
+        {"type": "Strip", "content": "é", "start": 9, "stop": 9}, {"type": "BPEDecoder", "suffix": "é"},
+        {"type": "Replace", "pattern": {"Regex": "[a-z]+"}, "content": "é"},
+    ),
+}  # fmt: skip
+INNER = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 
 
@@ -204,7 +225,10 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def changed(folder: Path, whole: Json, seed: int) -> None:
     rng = random.Random(f"tokenizer {seed}")
     made, paths = copy.deepcopy(whole), places(whole)
-    for _ in range(rng.choice((1, 1, 2, 4))):
+    for part in rng.choices(list(STEPS), k=rng.randrange(3)):
+        steps = rng.choices(STEPS[part], k=rng.randrange(1, 4))
+        made[part] = {"type": "Sequence", INNER[part]: steps} if rng.random() < 0.7 else steps[0]
+    for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
         small = [path for path in paths if path[:2] not in (("model", "vocab"), ("model", "merges"))]
         path = rng.choice(small if rng.random() < 0.7 else paths)
         try:

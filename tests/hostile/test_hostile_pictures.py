@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hostile_pictures import bombs, damaged, harmless, modes, turned
+from hostile_modes import modes
+from hostile_pictures import bombs, damaged, harmless, turned
 from ordeal import in_lines, size, tally, try_all
 from PIL import Image
 

@@ -48,7 +48,7 @@ def test_named_lies(whole: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_changed_tokenizers(wholes: list[dict[str, Any]], tmp_path: Path) -> None:
-    outcomes = try_all(mutated(tmp_path, wholes, size(300, 6_000)))
+    outcomes = try_all(mutated(tmp_path, wholes, size(300, 10_000)))
     bad = tally("tokenizer.json: random changes of two", outcomes)
     assert not bad, in_lines(bad)
     assert {outcome.kind for outcome in outcomes} == {"passed", "named"}
@@ -96,20 +96,20 @@ def test_many_added_tokens_are_refused_by_their_count(tiny: Path, tmp_path: Path
 # Fuzzing: what reads a stranger's words before anything else does
 
 
-@settings(max_examples=size(150, 5_000))
+@settings(max_examples=size(100, 2_000))
 @given(
     key=st.sampled_from(["normalizer", "pre_tokenizer", "post_processor", "decoder", "model", "added_tokens"]),
     value=VALUES,
 )
 def test_the_check_of_tokenizer_json_names_all_it_refuses(key: str, value: object) -> None:
     model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
-    assert len(told(lambda: checked(json.dumps({"model": model, key: value})), ValueError)[1]) < 600
+    assert len(told(lambda: checked(json.dumps({"model": model, key: value})), (ValueError,))[1]) < 600
 
 
-@settings(max_examples=size(150, 5_000))
+@settings(max_examples=size(100, 2_000))
 @given(st.text(max_size=60) | VALUES.map(json.dumps))
 def test_any_text_is_checked(text: str) -> None:
-    assert len(told(lambda: checked(text), ValueError, RecursionError)[1]) < 600
+    assert len(told(lambda: checked(text), (ValueError, RecursionError))[1]) < 600
 
 
 TEMPLATES = st.fixed_dictionaries(
@@ -120,7 +120,7 @@ TEMPLATES = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=size(200, 5_000))
+@settings(max_examples=size(100, 2_000))
 @given(TEMPLATES, st.text(max_size=20))
 def test_any_template_works_or_is_named(tiny_words: Any, template: dict[str, Any], text: str) -> None:
     whole = prompt_record(PromptConfig())
