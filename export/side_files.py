@@ -6,7 +6,6 @@ It knows no graph and no format.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from fastvlm.progress import Progress
 from fastvlm.prompts import NAME as PROMPTS
 from fastvlm.prompts import EncodedPrompt, dump_prompts
 from fastvlm_ref.checkpoint.source import Source, is_licence
+from fastvlm_ref.files import copy_file
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import prompt_record
 from fastvlm_ref.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def write_licences(folder: Path, source: Source, licence: str, progress: Progres
     for place, text in texts:
         into = folder / LICENCE / place
         into.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(text, into / text.name)
+        copy_file(text, into / text.name)
     if licence == APPLE and not texts:
         progress.note(
             f"licence {APPLE} asks for a copy of its agreement with every derivative, "

@@ -1,7 +1,8 @@
 """SHA-256 of files, bytes and folder trees, as manifests and reports state them.
 
 Paths are POSIX and sorted, so that a tree's hashes are the same bytes on every machine. Linked files are read
-through (a Hugging Face snapshot is all links); a linked folder is refused, because it could lead in a circle.
+through (a Hugging Face snapshot is all links) unless `opened` says otherwise; a linked folder is refused, because it
+could lead in a circle, and a pipe or a device in a file's place is an OSError: it has no end.
 Hashing 15 GB takes a minute: whoever hashes more than one small file passes a `progress`, which is told in bytes.
 """
 
@@ -9,14 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import BinaryIO, TypedDict
 
 from fastvlm.errors import FastVLMError
+from fastvlm.paths import open_followed
 from fastvlm.progress import SILENT, Advance, Progress, ignore
 
 _PIECE = 1 << 20  # bytes read at a time: hashes at full speed, and a bar moves smoothly
+
+
+Opener = Callable[[Path], BinaryIO]  # how a file is opened: by which rule
 
 
 class FileHash(TypedDict):
@@ -31,26 +36,34 @@ def sha256_bytes(data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: str | Path, advance: Advance = ignore) -> str:
-    """The SHA-256 of a file's bytes, read in pieces so that its size does not matter; `advance` is told of each."""
+def sha256_open(file: BinaryIO, advance: Advance = ignore) -> str:
+    """The SHA-256 of the rest of an open file, read in pieces so that its size does not matter."""
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as handle:
-        while piece := handle.read(_PIECE):
-            digest.update(piece)
-            advance(len(piece))
+    while piece := file.read(_PIECE):
+        digest.update(piece)
+        advance(len(piece))
     return digest.hexdigest()
 
 
-def file_hash(path: str | Path, advance: Advance = ignore) -> FileHash:
+def sha256_file(path: str | Path, advance: Advance = ignore, opened: Opener = open_followed) -> str:
+    """The SHA-256 of a file's bytes, as `sha256_open`; `advance` is told of each piece."""
+    with opened(Path(path)) as file:
+        return sha256_open(file, advance)
+
+
+def file_hash(path: str | Path, advance: Advance = ignore, opened: Opener = open_followed) -> FileHash:
     """Hash and length of one file, in bytes."""
-    return FileHash(sha256=sha256_file(path, advance), bytes=os.stat(path).st_size)
+    with opened(Path(path)) as file:
+        return FileHash(sha256=sha256_open(file, advance), bytes=os.fstat(file.fileno()).st_size)
 
 
-def hash_files(files: Mapping[str, Path], name: str, progress: Progress = SILENT) -> dict[str, FileHash]:
+def hash_files(
+    files: Mapping[str, Path], name: str, progress: Progress = SILENT, opened: Opener = open_followed
+) -> dict[str, FileHash]:
     """`{key: {"sha256", "bytes"}}` of `files`, sorted by key; one stage `name` of as many units as they have bytes."""
     total = sum(os.stat(path).st_size for path in files.values())
     with progress.stage(name, total) as advance:
-        return {key: file_hash(path, advance) for key, path in sorted(files.items())}
+        return {key: file_hash(path, advance, opened) for key, path in sorted(files.items())}
 
 
 def list_tree(folder: Path, skip: Collection[str] = ()) -> list[str]:

@@ -7,34 +7,12 @@ be dumped. It does not know what a file is for; who asks says what is wrong, and
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import stat
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
-
-def open_plain(path: Path) -> BinaryIO:
-    """Opens a plain file to be read.
-
-    Raises OSError (its `strerror` says what) for a link, a pipe, a device, a folder, or what cannot be read.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as problem:
-        if problem.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "it is a link, expected a plain file", str(path)) from problem
-        raise
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no plain file", str(path))
-        return os.fdopen(handle, "rb")
-    except BaseException:
-        os.close(handle)
-        raise
+from fastvlm.paths import open_plain
 
 
 def read_plain(path: Path, most: int) -> bytes:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import BuildError, FastVLMError
-from fastvlm.hashes import FileHash, list_tree, sha256_file
+from fastvlm.hashes import FileHash, list_tree, sha256_open
 from fastvlm.json_file import read_json
-from fastvlm.paths import check_entry, contained
+from fastvlm.paths import check_entry, contained, open_contained
 from fastvlm.progress import SILENT, Advance, Progress
 
 # 0.2: functions.language is a list, one entry for each of packages.language
@@ -143,12 +143,14 @@ def check_files(build: str | Path, manifest: dict[str, Any], progress: Progress 
 
 def _problem(root: Path, name: str, entry: FileHash, advance: Advance) -> str | None:
     """What is wrong with one listed file, or None."""
-    path = contained(root, name)
-    if problem := _size_problem(path, name, entry):
+    if problem := _size_problem(contained(root, name), name, entry):
         return problem
-    if sha256_file(path, advance) != entry["sha256"]:
-        return f"{name}: its bytes changed (sha256 differs)"
-    return None
+    try:
+        with open_contained(root, name) as file:
+            same = sha256_open(file, advance) == entry["sha256"]
+    except OSError as failure:
+        return f"{name}: cannot be read ({failure.strerror})"
+    return None if same else f"{name}: its bytes changed (sha256 differs)"
 
 
 def _size_problem(path: Path, name: str, entry: FileHash) -> str | None:

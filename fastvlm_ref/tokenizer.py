@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from fastvlm.errors import TokenizerError
 from fastvlm_ref.config import PromptConfig
+from fastvlm_ref.files import copy_file, read_file, size_of
 
 # Qwen2's split into words (transformers, tokenization_qwen2.py, PRETOKENIZE_REGEX); digits stand alone
 QWEN2_WORDS = (
@@ -118,7 +118,7 @@ class Tokenizer:
         """Copies the checkpoint's files into `folder`; writes tokenizer.json and tokenizer_config.json where absent."""
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.files:
-            shutil.copyfile(file, folder / file.name)
+            copy_file(file, folder / file.name)
         if not (folder / "tokenizer.json").exists():
             (folder / "tokenizer.json").write_text(self.as_json(), "utf-8")
         if not (folder / "tokenizer_config.json").exists():
@@ -185,7 +185,8 @@ def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
     assumed: tuple[str, ...] = ()
     whole = folder / "tokenizer.json"
     if whole.name in names:
-        inner = _guard(whole, lambda: tokenizers.Tokenizer.from_file(str(whole)))
+        data = read_file(whole, MAX_FILE_BYTES, TokenizerError)
+        inner = _guard(whole, lambda: tokenizers.Tokenizer.from_buffer(data))
     elif {"vocab.json", "merges.txt"} <= names:
         inner = _qwen2_from_parts(folder, config)
         assumed = ("tokenizer.json is absent: built from vocab.json and merges.txt as Qwen2's byte-level BPE",)
@@ -202,7 +203,7 @@ def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
 
 def _check_sizes(files: Sequence[Path]) -> None:
     for file in files:
-        if (size := file.stat().st_size) > MAX_FILE_BYTES:
+        if (size := size_of(file)) > MAX_FILE_BYTES:
             raise TokenizerError(
                 f"{file} has {size:,} bytes, at most {MAX_FILE_BYTES:,} are read; no tokenizer is that large, "
                 "copy it again from the source"
@@ -250,8 +251,9 @@ def _qwen2_from_parts(folder: Path, config: dict[str, Any]) -> tokenizers.Tokeni
 
 def _read_merges(file: Path) -> list[tuple[str, str]]:
     try:
-        lines = file.read_text("utf-8").split("\n")  # not splitlines: a merge may hold U+0085 or U+2028
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_file(file, MAX_FILE_BYTES, TokenizerError).decode("utf-8")
+        lines = text.split("\n")  # not splitlines: a merge may hold U+0085 or U+2028
+    except UnicodeDecodeError as error:
         raise TokenizerError(f"{file} cannot be read ({error})") from error
     pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip("\r") and not line.startswith("#version")]
     bad = next((pair for pair in pairs if len(pair) != 2 or not all(pair)), None)
@@ -303,8 +305,8 @@ def _bos(inner: tokenizers.Tokenizer, config: dict[str, Any]) -> int | None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = json.loads(read_file(file, MAX_FILE_BYTES, TokenizerError).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{file} cannot be read as JSON ({error}); copy it again from the source") from error
     if not isinstance(found, dict):
         raise TokenizerError(f"{file} holds a {type(found).__name__}; expected a JSON object")

@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastvlm.errors import CheckpointError
-from fastvlm.paths import check_entry
+from fastvlm.paths import SHOWN, check_entry, is_plain
 from fastvlm_ref.checkpoint.tensors import LazyTensor, TensorFile
+from fastvlm_ref.files import read_file, size_of
 
+SUFFIX = ".safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "mm_projector*.bin", "consolidated*.pth", "model*.pt")
 JSON_LIMIT = 64 * 1024 * 1024  # bytes; an index of 7B has 0.1 MB, a tokenizer.json 11
 TEXT_LIMIT = 4 * 1024 * 1024  # bytes of a README, a licence or a chat template; the longest licences have 0.1 MB
+
+LISTED = 20  # names in one message
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,13 @@ def _no_checkpoint(path: Path, missing: str) -> NoReturn:
 def read_text(path: Path) -> str:
     """Returns a text that people wrote, bytes that are no UTF-8 replaced; CheckpointError where it is too long."""
     check_text_size(path)
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as problem:
-        raise CheckpointError(f"{path} cannot be read ({problem.strerror}); check its permissions") from problem
+    text = read_file(path, TEXT_LIMIT).decode("utf-8", "replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def check_text_size(path: Path) -> None:
     """Raises CheckpointError for a file too large to be the text that its name promises."""
-    size = path.stat().st_size
+    size = size_of(path)
     if size > TEXT_LIMIT:
         raise CheckpointError(
             f"{path} has {size:,} bytes, a text of this name at most {TEXT_LIMIT:,}; remove it or give it another name"
@@ -80,14 +82,11 @@ def check_text_size(path: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file; raises CheckpointError when it is anything else."""
+    text = read_file(path, JSON_LIMIT)
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are read")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise CheckpointError(f"{path} cannot be read ({problem.strerror}); check its permissions") from problem
+        data = json.loads(text.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as problem:
-        raise CheckpointError(f"{path} is not JSON ({problem}); fetch it again") from problem
+        raise CheckpointError(f"{path} is not JSON ({str(problem)[:80]}); fetch it again") from problem
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, expected an object")
     return data
@@ -133,15 +132,21 @@ def _shards(path: Path, index: Path) -> tuple[list[Path], dict[str, str]]:
     if not isinstance(placed, dict) or not placed or not all(isinstance(value, str) for value in placed.values()):
         raise CheckpointError(f"{index} has no weight_map of tensor names to file names; fetch it again")
     names = sorted(set(placed.values()))
-    foreign = [name for name in names if Path(name).name != name or name in (".", "..") or "\\" in name]
+    foreign = [ascii(name)[:SHOWN] for name in names if not is_plain(name) or "/" in name]
     if foreign:
-        raise CheckpointError(
-            f"{index} names files outside its folder: {', '.join(foreign)}; expected plain file names"
-        )
+        raise CheckpointError(f"{index} names files outside its folder: {_listed(foreign)}; expected plain file names")
+    others = [name for name in names if not name.endswith(SUFFIX)]
+    if others:
+        raise CheckpointError(f"{index} names {_listed(others)}, expected files that end in {SUFFIX}; fetch it again")
     missing = [name for name in names if not (path / name).is_file()]
     if missing:
-        raise CheckpointError(f"{path} lacks {len(missing)} of {len(names)} shards: {', '.join(missing)}; fetch them")
+        raise CheckpointError(f"{path} lacks {len(missing)} of {len(names)} shards: {_listed(missing)}; fetch them")
     return [path / name for name in names], placed
+
+
+def _listed(names: list[str]) -> str:
+    """The first few of names that a stranger has chosen."""
+    return ", ".join(name[:SHOWN] for name in names[:LISTED]) + ", …" * (len(names) > LISTED)
 
 
 def _join(files: list[Path], placed: dict[str, str] | None, index: Path) -> dict[str, LazyTensor]:

@@ -13,11 +13,13 @@ import json
 import math
 import os
 import stat
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastvlm.errors import CheckpointError
+from fastvlm_ref.files import open_file
 
 HEADER_LIMIT = 8 * 1024 * 1024  # bytes
 RANK_LIMIT = 8
@@ -40,13 +42,13 @@ class Entry:
     end: int
 
 
-def read_header(path: Path) -> list[Entry]:
-    """Returns the tensors of the file in the order of their bytes.
+def read_header(path: Path, file: BinaryIO | None = None) -> list[Entry]:
+    """Returns the tensors of the file in the order of their bytes; `file`: the same, opened already, is left open.
 
     Raises CheckpointError, naming the file, for anything that the format does not allow.
     """
     try:
-        with open(path, "rb") as handle:
+        with open_file(path) if file is None else nullcontext(file) as handle:
             status = os.fstat(handle.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointError(f"{path} is not a file, expected safetensors")

@@ -16,6 +16,7 @@ from typing import Any
 from fastvlm.hashes import FileHash, hash_files
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.checkpoint.folder import check_text_size
+from fastvlm_ref.files import open_file, size_of
 
 EMBEDDED = "tiny"
 PROMPTS = "prompts.json"  # ready-made prompts of the checkpoint's own (`fastvlm_ref.ready_prompts`)
@@ -59,7 +60,7 @@ class Source:
 
     def files(self, progress: Progress = SILENT) -> dict[str, FileHash]:
         """Returns {file name: {"sha256", "bytes"}} of every file in `paths`, sorted."""
-        return hash_files(self.paths, "Hashing the checkpoint", progress)
+        return hash_files(self.paths, "Hashing the checkpoint", progress, open_file)
 
 
 def is_licence(name: str) -> bool:
@@ -104,6 +105,8 @@ def source_of(
     """Returns the Source of an opened folder; a folder of the Hub's cache gives its repository and revision."""
     texts = [path.name for path in licence_files(folder)] + [name for name in TEXT_FILES if (folder / name).is_file()]
     names = sorted({path.name for path in weight_files}.union(texts))
+    for text in texts:
+        size_of(folder / text)  # a link is told now, not when a build is ready for it
     cached = re.search(r"(?:^|/)models--([^/]+)/snapshots/([0-9a-f]{7,40})/?$", folder.resolve().as_posix())
     if name is None and cached:
         return Source(_not_embedded(cached[1].replace("--", "/")), cached[2], layout, folder, tuple(names), base)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastvlm.errors import CheckpointError
 from fastvlm_ref.checkpoint.header import ITEM_BYTES, Entry, read_header
+from fastvlm_ref.files import open_file
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 OWN_PAGES = 256 * 1024  # bytes from which a tensor gets pages of its own
@@ -63,11 +64,15 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries = read_header(path)
         self.map: mmap.mmap | None = None
-        if any(entry.end > entry.begin for entry in self.entries):
-            with open(path, "rb") as handle:
-                self.map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        try:
+            with open_file(path) as file:  # the header and the data of one file, whatever lies at `path` by then
+                self.entries = read_header(path, file)
+                if any(entry.end > entry.begin for entry in self.entries):
+                    self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as problem:  # an empty file cannot be mapped
+            reason = getattr(problem, "strerror", None) or "it became shorter while it was read"
+            raise CheckpointError(f"{path} cannot be read ({reason}); check the path and its permissions") from problem
         self.tensors = {entry.name: self._lazy(entry) for entry in self.entries}
 
     def _lazy(self, entry: Entry) -> LazyTensor:
@@ -88,6 +93,8 @@ class TensorFile:
         """Values of the bytes [begin, end) as a flat view of the mapping, or a copy where they are not aligned."""
         if self.map is None or begin == end:
             return torch.empty(0, dtype=dtype)
+        if self.map.size() < end:  # pages behind the end of a file kill whoever touches them
+            raise CheckpointError(f"{self.path} became shorter while it was read; fetch it again")
         if begin % dtype.itemsize:
             return torch.frombuffer(bytearray(self.map[begin:end]), dtype=dtype)
         return torch.frombuffer(self.map, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=begin)

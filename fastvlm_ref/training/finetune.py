@@ -8,7 +8,6 @@ Notable choices:
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fastvlm_ref.checkpoint.load import read_config
 from fastvlm_ref.checkpoint.opening import open_checkpoint
 from fastvlm_ref.checkpoint.source import Source, licence_files
 from fastvlm_ref.config import PromptConfig
+from fastvlm_ref.files import copy_file
 from fastvlm_ref.model.fastvlm import FastVLM
 from fastvlm_ref.prompt import find_template
 from fastvlm_ref.training.loop import train_stage
@@ -128,4 +128,4 @@ def _copy_licences(source: Source, folder: Path) -> None:
     for origin, prefix in ((source, ""), (source.base, "LICENSE_of_base_")):
         for file in licence_files(origin.folder) if origin is not None else ():
             taken = (folder / file.name).exists()
-            shutil.copyfile(file, folder / f"{prefix if taken else ''}{file.name}")
+            copy_file(file, folder / f"{prefix if taken else ''}{file.name}")

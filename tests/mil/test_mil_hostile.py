@@ -17,7 +17,7 @@ from mil_messages import _declare, _fill, add_op, empty_program, give, one_op
 from fastvlm.errors import ExecutionError, PackageError
 from validation.mil import MILModel
 from validation.mil.binding import to_tensor
-from validation.mil.package import Package, contained
+from validation.mil.package import Package
 
 ONE = np.ones(1, np.float32)
 MODEL, WEIGHTS, MANIFEST = "Data/com/model.mlmodel", "Data/com/weights/weight.bin", "Manifest.json"
@@ -84,13 +84,14 @@ def refused(message: str, source: Any, **options: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_links_that_stay_in_the_package_are_followed(tmp_path: Path) -> None:
+def test_links_that_stay_in_the_package_are_refused_too(tmp_path: Path) -> None:
     package = write_package(tmp_path / "a.mlpackage")
     assert run(package) == 42
+    (tmp_path / "link.mlpackage").symlink_to(package)  # the user's own word
+    assert run(tmp_path / "link.mlpackage") == 42
     (package / WEIGHTS).rename(package / "elsewhere.bin")
     (package / WEIGHTS).symlink_to("../../../elsewhere.bin")
-    (tmp_path / "link.mlpackage").symlink_to(package)
-    assert run(tmp_path / "link.mlpackage") == 42
+    refused("is a link", package)
 
 
 @pytest.mark.parametrize("part", ["Data", "Data/com", "Data/com/weights", MANIFEST, MODEL, WEIGHTS])
@@ -98,9 +99,9 @@ def test_a_link_out_of_the_package_is_never_followed(tmp_path: Path, part: str) 
     package = write_package(tmp_path / "a.mlpackage")
     (package / part).rename(tmp_path / "outside")
     (package / part).symlink_to(tmp_path / "outside")
-    refused("link out of the package", package)
+    refused("is a link", package)
     if "weights" not in part:
-        with pytest.raises(PackageError, match="link out of the package"):
+        with pytest.raises(PackageError, match="is a link"):
             MILModel(package)
 
 
@@ -111,14 +112,17 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, part: str, kind: str) -> 
     path = package / part
     path.unlink()
     {"pipe": os.mkfifo, "folder": os.mkdir, "loop": lambda place: os.symlink(path.name, place)}[kind](path)
-    refused("no plain file|is missing|no Manifest|loop|cannot be followed", package)
+    refused("no plain file", package)
 
 
 @pytest.mark.parametrize(
     "model", ["/etc/passwd", "../x", "a" * 300, "a/" * 3000 + "b", "a\0b", "a\ud800", "a\nb", "", ".", "com"]
 )
 def test_model_paths_of_no_sense(tmp_path: Path, model: str) -> None:
-    refused("leaves the package|is missing|cannot be followed", write_package(tmp_path / "a.mlpackage", model=model))
+    refused(
+        "plain relative path|is missing|no plain file|half a character",
+        write_package(tmp_path / "a.mlpackage", model=model),
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,8 +130,8 @@ def test_model_paths_of_no_sense(tmp_path: Path, model: str) -> None:
 )
 def test_weight_names_of_no_sense(tmp_path: Path, name: str) -> None:
     package = write_package(tmp_path / "a.mlpackage", name)
-    refused("leaves the package|is missing|cannot be followed", package)
-    refused("leaves the package|is missing|cannot be followed", stored_spec(name), weights=package / "Data/com/weights")
+    refused("plain relative path|is missing|no plain file", package)
+    refused("plain relative path|is missing|no plain file", stored_spec(name), weights=package / "Data/com/weights")
 
 
 @pytest.mark.parametrize("source", ["a\0b", "a" * 5000, "\ud800", ""])
@@ -137,13 +141,7 @@ def test_sources_of_no_sense(source: str) -> None:
 
 @pytest.mark.parametrize("weights", ["a\0b", "a" * 5000, 3])
 def test_weight_folders_of_no_sense(weights: object) -> None:
-    refused("is missing|cannot be followed|weights", stored_spec(), weights=weights)
-
-
-def test_containment_needs_no_file(tmp_path: Path) -> None:
-    assert contained(tmp_path, "a/b", "Data") == tmp_path / "Data/a/b"
-    with pytest.raises(PackageError, match="leaves the package"):
-        contained(tmp_path, "/a", "Data")
+    refused("is missing|weights|no plain file", stored_spec(), weights=weights)
 
 
 def immediate(shape: tuple[int, ...], values: list[Any], dtype: str = "fp32", kind: str = "floats") -> np.ndarray:

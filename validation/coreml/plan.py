@@ -21,7 +21,7 @@ from validation.children import Child, Tell
 from validation.coreml import here
 from validation.coreml.placement import FunctionPlan, OpPlace
 from validation.coreml.units import NAMES
-from validation.mil.package import parse_spec
+from validation.mil.package import check_package, parse_spec
 
 SERVES = "validation.coreml.plan:PlanReader"
 
@@ -70,6 +70,7 @@ class PlanReader:
 
 def with_default(package: Path, function: str, folder: Path) -> Path:
     """Returns a copy of a package in `folder` whose default function is `function`; its weights are the same files."""
+    check_package(package)
     copy = folder / package.name
     shutil.copytree(package, copy, copy_function=_linked)
     file = copy / MODEL_FILE

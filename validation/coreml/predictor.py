@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from fastvlm.errors import ExecutionError, PackageError
 from validation.coreml import here
 from validation.coreml.units import NAMES
+from validation.mil.package import check_package
 
 
 class CoreMLPredictor:
@@ -22,6 +23,7 @@ class CoreMLPredictor:
 
     def __init__(self, package: Path, function: str, units: str) -> None:
         self._title = f"{function} of {package.name} on {units}"
+        check_package(package)
         library = here.library()
         with warnings.catch_warnings(record=True) as told:  # it warns where it cannot load, and fails at the first run
             warnings.simplefilter("always")

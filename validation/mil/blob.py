@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import struct
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from fastvlm.errors import PackageError
+from fastvlm.paths import open_plain
 from validation.mil.dtypes import DType, unpack
 
 _HEADER = struct.Struct("<II")
@@ -26,17 +28,15 @@ _VERSION = 2
 
 
 class BlobFile:
-    """Read-only view of one weight file.
+    """Read-only view of one weight file, of `opened` where it is open already.
 
     Raises PackageError when the file is missing, shorter than its header, or not of storage version 2.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, opened: BinaryIO | None = None):
         self.path = path
-        if not os.path.isfile(path):  # a pipe or a device would be read without end
-            raise PackageError(f"weight file {str(path)!r} is missing or no plain file; copy the whole package again")
         try:
-            with path.open("rb") as file:
+            with nullcontext(opened) if opened is not None else open_plain(path) as file:
                 # Copy-on-write: torch warns about read-only memory, and nothing here ever writes.
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:

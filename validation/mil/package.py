@@ -1,37 +1,40 @@
 """Opening an .mlpackage folder, a spec with its weights folder, or an in-memory coremltools model.
 
 A package is a folder with `Manifest.json`, which names the model file (a protobuf) and its weights folder. Its paths
-are untrusted: absolute paths, `..`, symbolic links that leave the package and whatever is no plain file are refused.
+are untrusted: they and what lies there go by the path rule of all files (`fastvlm.paths`), so no link is followed.
 Weights are mapped when a constant is first used. This file does not know ops or execution.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from fastvlm.errors import PackageError
+from fastvlm.json_file import parse
+from fastvlm.paths import check_tree, open_contained, read_contained
 from validation.mil.blob import BlobFile
 from validation.mil.dtypes import DType
 from validation.mil.schema import model_message
 
 _WEIGHT_PREFIX = "@model_path/"
+MOST_MANIFEST = 1 << 20  # bytes of a Manifest.json; one of two items has 600
+MOST_PROGRAM = 128 << 20  # bytes of a program, which holds no weights; that of 7B has 3 MB
 
 
 class Package:
     """A spec (Model.proto) and the weight files its program refers to.
 
     spec: the protobuf message. root: the folder that no file may leave; None for a program without weight files.
-    model_folder: what `@model_path` stands for. weights_folder: overrides it for specs handed over in memory.
+    model_folder: what `@model_path` stands for, below root. weights_folder: overrides it for specs given in memory.
     """
 
-    def __init__(self, spec: Any, root: Path | None, model_folder: Path | None, weights_folder: Path | None = None):
+    def __init__(self, spec: Any, root: Path | None, model_folder: str | None, weights_folder: Path | None = None):
         kind = spec.WhichOneof("Type")
         if kind != "mlProgram":
             raise PackageError(
@@ -69,83 +72,88 @@ class Package:
 
     def _file(self, file_name: str) -> BlobFile:
         if file_name not in self._files:
-            self._files[file_name] = BlobFile(self._weight_path(file_name))
+            root, name = self._weight_path(file_name)
+            try:
+                file = open_contained(root, name, PackageError)
+            except OSError as error:
+                raise PackageError(
+                    f"weight file {name:.60} of {root} is missing or cannot be read ({_reason(error)}); "
+                    "copy the whole package again"
+                ) from error
+            with file:
+                self._files[file_name] = BlobFile(root / name, file)
         return self._files[file_name]
 
-    def _weight_path(self, file_name: str) -> Path:
+    def _weight_path(self, file_name: str) -> tuple[Path, str]:
+        """The folder that a weight file may not leave, and its path there."""
         if not file_name.startswith(_WEIGHT_PREFIX):
-            raise PackageError(f"weight file name {file_name!r} does not start with {_WEIGHT_PREFIX}")
+            raise PackageError(f"weight file name {file_name!a:.60} does not start with {_WEIGHT_PREFIX}")
         relative = file_name[len(_WEIGHT_PREFIX) :]
         if self._weights_folder is not None:
-            inner = PurePosixPath(relative)
-            inner = inner.relative_to("weights") if inner.parts[:1] == ("weights",) else inner
-            return contained(self._weights_folder, str(inner))  # str, so that an absolute rest stays absolute
+            return self._weights_folder, relative.removeprefix("weights/")
         if self._model_folder is None or self._root is None:
             raise PackageError(
-                f"the program needs {file_name}, but a spec alone was given; pass its weights folder too"
+                f"the program needs {file_name:.60}, but a spec alone was given; pass its weights folder too"
             )
-        return contained(self._root, relative, str(self._model_folder.relative_to(self._root)))
-
-
-def contained(root: Path, relative: str, below: str = "") -> Path:
-    """The path `relative` from the folder `below` of `root`, which it may not leave.
-
-    Raises PackageError when it is absolute, holds `..`, is no name that a file can have, or a link on the way leaves
-    `root` or runs in a circle.
-    """
-    parts = PurePosixPath(relative)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in relative or "\0" in relative:
-        raise PackageError(f"package {root} names the path {relative!r}, which leaves the package; it is not opened")
-    path = root / below / parts
-    try:
-        inside = path.resolve().is_relative_to(root.resolve())
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise PackageError(f"package {str(root)!r}: the path {relative!r} cannot be followed ({reason})") from error
-    if not inside:
-        raise PackageError(f"package {root}: {relative!r} is a link out of the package; it is not opened")
-    return path
+        return self._root, f"{self._model_folder}/{relative}"
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = contained(folder, "Manifest.json")
-    if path.exists() and not path.is_file():
-        raise PackageError(f"{path} is no plain file; copy the whole package again")
+    path = folder / "Manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse(read_contained(folder, "Manifest.json", MOST_MANIFEST, PackageError))
     except FileNotFoundError as error:
         raise PackageError(
             f"{folder} holds no Manifest.json; it is no .mlpackage, or was only partly copied"
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise PackageError(f"{path} cannot be read as JSON ({error})") from error
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{path} cannot be read as JSON ({_reason(error)})") from error
     entries = manifest.get("itemInfoEntries") if isinstance(manifest, dict) else None
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise PackageError(f"{path} lists no items (itemInfoEntries)")
     return dict(manifest)
 
 
-def _model_path(folder: Path) -> Path:
+def _model_name(folder: Path) -> str:
+    """The model file's path in the package, as the manifest names it."""
     manifest = _read_manifest(folder)
     identifier = manifest.get("rootModelIdentifier")
     entry = manifest["itemInfoEntries"].get(identifier) if isinstance(identifier, str) else None
     relative = entry.get("path") if entry else None
     if not isinstance(relative, str):
-        raise PackageError(f"{folder}/Manifest.json names no root model (rootModelIdentifier {identifier!r})")
-    path = contained(folder, relative, "Data")
-    if not os.path.isfile(path):  # a pipe or a device would be read without end
-        raise PackageError(f"{folder}: the model file {'Data/' + relative!r} is missing; copy the whole package again")
-    return path
+        raise PackageError(f"{folder}/Manifest.json names no root model (rootModelIdentifier {identifier!a:.60})")
+    return f"Data/{relative}"
 
 
 def parse_spec(path: Path) -> Any:
     """The Model message stored in `path`; PackageError when it cannot be read or is not that message."""
+    return _spec(path.parent, path.name)
+
+
+def check_package(folder: Path) -> None:
+    """Raises PackageError for a package that may not be given to Core ML, which follows whatever lies in it.
+
+    As `open_folder`, and for a link, a pipe or a device anywhere in it.
+    """
+    check_tree(folder, PackageError)
+    open_folder(folder)
+
+
+def _spec(root: Path, name: str) -> Any:
     spec = model_message()
     try:
-        spec.ParseFromString(path.read_bytes())
+        spec.ParseFromString(read_contained(root, name, MOST_PROGRAM, PackageError))
+    except FileNotFoundError as error:
+        raise PackageError(f"{root}: the model file {name:.60} is missing; copy the whole package again") from error
     except (DecodeError, OSError) as error:
-        raise PackageError(f"{path} is not a readable Core ML model ({error}); it is damaged or was cut") from error
+        raise PackageError(
+            f"{root / name} is not a readable Core ML model ({_reason(error)}); it is damaged or was cut"
+        ) from error
     return spec
+
+
+def _reason(error: Exception) -> str:
+    return str(error.strerror if isinstance(error, OSError) else error)[:80]
 
 
 def open_folder(folder: Path) -> Package:
@@ -153,8 +161,8 @@ def open_folder(folder: Path) -> Package:
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes any text
         found = "a file" if os.path.exists(folder) else "nothing"
         raise PackageError(f"{str(folder)!r}: expected an .mlpackage folder, found {found}")
-    path = _model_path(folder)
-    return Package(parse_spec(path), root=folder, model_folder=path.parent)
+    name = _model_name(folder)
+    return Package(_spec(folder, name), root=folder, model_folder=name.rpartition("/")[0])
 
 
 def open_package(source: Any, weights: str | Path | None = None) -> Package:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from onnx import GraphProto, ModelProto, TensorProto
 
-from fastvlm.json_file import open_plain
+from fastvlm.paths import open_plain
 
 WEIGHTS = (ModelProto.GRAPH_FIELD_NUMBER, GraphProto.INITIALIZER_FIELD_NUMBER)  # the way to a weight
 VALUES = TensorProto.RAW_DATA_FIELD_NUMBER
