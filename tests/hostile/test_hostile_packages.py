@@ -173,16 +173,15 @@ def test_programs_beyond_all_bounds(tmp_path: Path, operations: int, blocks: int
 
 
 def test_a_long_chain_of_values_that_share_memory(tmp_path: Path) -> None:
-    """Each branch may return what it was given: the groups of shared values become one chain."""
+    """A list in a list in a list: each may be where the one before it is."""
     made = Program()
     held = made.input("x", "fp32", (1,))
     for index in range(3_000):
-        other = made.op("identity", f"other{index}", "fp32", (1,), x="@x")
-        branch = made.none("select", f"y{index}", cond=np.bool_(True), a=other, b=held)
-        branch.outputs.add(name=f"y{index}").type.CopyFrom(made.function.inputs[0].type)
-        held = f"@y{index}"
+        size_of = {"init_length": np.int32(1), "elem_shape": [np.int32(1)], "dtype": "fp32"}
+        items = made.op("make_list", f"items{index}", "fp32", (1,), **size_of)
+        held = made.op("list_write", f"y{index}", "fp32", (1,), ls=items, index=np.int32(0), value=held)
     made.give(held)
-    assert ran(made.write(tmp_path / "a.mlpackage"))[held[1:]] == 1
+    assert MILModel(made.write(tmp_path / "a.mlpackage")).plan.body.steps
 
 
 @settings(max_examples=300 if LONG else 60)
