@@ -11,7 +11,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A Python that was removed or upgraded leaves an environment that cannot start: then it is made again.
 $(shell $(VENV)/bin/python -c '' 2>/dev/null || rm -f $(VENV)/.ready* $(VENV)/bin/python)
 
-.PHONY: help setup demo test mac-check oracles long faults lint clean distclean
+.PHONY: help setup demo test mac-check oracles long faults torture lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make oracles  compare the model with transformers and timm, and show how closely it agrees"
 	@echo "make long   the tests that take minutes and gigabytes"
 	@echo "make faults  plant every kind of fault, on two checkpoints, and compare 100 clean ones"
+	@echo "make torture  hostile files, kills and full disks by the thousand; their counts go into docs/reliability.md"
 	@echo "make lint   formatter, linter and types, in check mode"
 	@echo "make clean  remove what was built (make distclean: .venv too)"
 
@@ -51,6 +52,16 @@ faults: $(VENV)/.ready
 	$(VENV)/bin/python -m validation.faults --checkpoint tiny
 	$(VENV)/bin/python -m validation.faults --checkpoint seeded
 	$(VENV)/bin/python -m validation.faults --seeds 100
+
+# The short form of these suites is part of `make test`; TORTURE=0 makes its counts alone.
+TORTURE := 1
+COUNTS := $(CURDIR)/build/reliability
+
+torture: $(VENV)/.ready-test
+	rm -rf $(COUNTS)
+	FASTVLM_TORTURE=$(TORTURE) FASTVLM_RELIABILITY=$(COUNTS) OMP_NUM_THREADS=1 \
+		$(VENV)/bin/python -m pytest -n 2 --dist loadfile tests/hostile
+	$(VENV)/bin/python docs/generate_reliability.py $(COUNTS)
 
 lint: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff format --check .

@@ -19,7 +19,8 @@ from mil_programs import convert
 from test_mil_pieces import halves
 
 from fastvlm.errors import PackageError
-from validation.mil import MILModel, packing
+from validation import within_memory
+from validation.mil import MILModel
 from validation.mil.blob import BlobFile
 from validation.mil.dtypes import BY_NAME
 from validation.mil.ops import packed
@@ -153,7 +154,7 @@ def test_what_exceeds_half_the_memory_stays_mapped(package: Path, monkeypatch: p
     assert len(layouts(MILModel(package))) == 1
     monkeypatch.setattr("validation.mil.plan.half_of_memory", lambda: most - 1)
     assert layouts(MILModel(package)) == []
-    assert packing.half_of_memory() > most
+    assert within_memory.half_of_memory() > most
 
 
 @needs_fbgemm
@@ -241,13 +242,13 @@ def test_half_of_memory_heeds_a_limit_of_the_group(
     own, root = tmp_path / "cgroup", tmp_path / "sys"
     own.write_text(f"9:pids:/other\n{line}\n")
     (root / file).parent.mkdir(parents=True)
-    monkeypatch.setattr(packing, "_OWN_GROUPS", own)
-    monkeypatch.setattr(packing, "_GROUPS", root)
-    monkeypatch.setattr(packing, "_machine_memory", lambda: 8 << 30)
-    assert packing.half_of_memory() == 4 << 30
+    monkeypatch.setattr(within_memory, "_OWN_GROUPS", own)
+    monkeypatch.setattr(within_memory, "_GROUPS", root)
+    monkeypatch.setattr(within_memory, "_machine_memory", lambda: 8 << 30)
+    assert within_memory.half_of_memory() == 4 << 30
     for text, half in ((str(LIMIT), LIMIT // 2), ("max", 4 << 30), (str(1 << 62), 4 << 30), ("?", 4 << 30)):
         (root / file).write_text(text + "\n")
-        assert packing.half_of_memory() == half, text
+        assert within_memory.half_of_memory() == half, text
 
 
 def test_products_with_a_weight_alone_have_a_layout() -> None:

@@ -12,7 +12,7 @@ import torch
 from fastvlm.build import Build
 from fastvlm_ref.config import TextConfig
 from fastvlm_ref.model.decoder import Decoder
-from validation.mil.packing import half_of_memory
+from validation.within_memory import half_of_memory
 
 FLOAT, HALF = 4, 2  # bytes of a weight
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 _STATE_OPS = ("read_state", "write_state")
+MOST_UPDATES = 1_000  # that are looked at: each may take as long as the program; decoders have four a layer
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class _Groups:
         self._parent: dict[str, str] = {}
 
     def find(self, name: str) -> str:
-        parent = self._parent.setdefault(name, name)
-        if parent == name:
-            return name
-        root = self.find(parent)
-        self._parent[name] = root
+        root = name
+        while (parent := self._parent.setdefault(root, root)) != root:
+            root = parent
+        while name != root:  # no call within a call: a chain may be as long as the program
+            self._parent[name], name = root, self._parent[name]
         return root
 
     def join(self, first: str, second: str) -> None:
@@ -72,8 +73,11 @@ def _grouped(effects: list[Effect]) -> _Groups:
 def writable_in_place(effects: list[Effect], kept: set[str], inputs: set[str]) -> list[int]:
     """Indices of the effects that may write into their first argument.
 
-    kept: names that the block returns. inputs: names defined outside it, states among them.
+    None where there are more than MOST_UPDATES of them. kept: names that the block returns. inputs: names defined
+    outside it, states among them.
     """
+    if sum(effect.can_write for effect in effects) > MOST_UPDATES:
+        return []
     states = _states(effects)
     groups = _grouped(effects)
     constants = {name for effect in effects if effect.foreign for name in effect.writes}

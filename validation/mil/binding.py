@@ -1,6 +1,7 @@
 """Constants bound into a frame: converted once, when a function is first run.
 
-The frame is a list of slots; the first two are `execution`'s: the running frame itself and the hook. Stored blobs are
+The frame is a list of slots; the first three are `execution`'s: the running frame itself, the hook, and how many more
+rounds of loops there may be. Stored blobs are
 shared between the functions of a package by what identifies them, and stay views of the mapped file wherever their op
 takes fp16.
 """
@@ -15,11 +16,11 @@ import numpy as np
 import torch
 
 from fastvlm.errors import PackageError
-from validation.mil.execution import FIRST_FREE_SLOT, FRAME_SLOT
+from validation.mil.execution import FIRST_FREE_SLOT, FRAME_SLOT, MOST_ROUNDS, ROUNDS_SLOT
 from validation.mil.package import Package
 from validation.mil.registry import Bools, Floats, Ints, Kind, Packing, Tensor
 
-MOST_VALUES = 1 << 20  # of a parameter that becomes Python values: axes, pads, a shape
+MOST_VALUES = 4096  # of a parameter that becomes Python values: axes, pads, a shape, elements of a list
 
 
 class Computation(Protocol):
@@ -90,6 +91,13 @@ def _flat(value: Any) -> tuple[Any, ...]:
     if isinstance(value, np.ndarray) and value.size > MOST_VALUES:
         raise PackageError(f"a parameter that takes a few values holds {value.size} values; the program is damaged")
     return tuple(value.reshape(-1).tolist()) if isinstance(value, np.ndarray) else tuple(value)
+
+
+def few(value: Tensor) -> Tensor:
+    """A computed tensor that becomes Python values; ValueError where it has more of them than MOST_VALUES."""
+    if value.numel() > MOST_VALUES:
+        raise ValueError(f"a parameter that takes a few values holds {value.numel()} values")
+    return value
 
 
 _CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
@@ -169,7 +177,7 @@ class Binder:
         if self._template is None:
             self._template = self._bound()
         frame = self._template.copy()
-        frame[FRAME_SLOT] = frame
+        frame[FRAME_SLOT], frame[ROUNDS_SLOT] = frame, MOST_ROUNDS
         return frame
 
     def _bound(self) -> list[Any]:
@@ -225,7 +233,11 @@ class Binder:
         if not isinstance(tensor, Tensor):
             return tensor
         tensor = tensor.to(self._device)
-        return tensor.float() if raised and tensor.dtype is torch.float16 else tensor
+        if not (raised and tensor.dtype is torch.float16):
+            return tensor
+        if tensor.numel() > 1 and not any(tensor.stride()):  # one value that stands for all stays one
+            return tensor[(0,) * tensor.ndim].float().expand(tensor.shape)
+        return tensor.float()
 
 
 def _last_needs(needed: dict[int, list[PlannedConstant]]) -> dict[int, list[Computation]]:

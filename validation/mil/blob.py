@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import struct
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from fastvlm.errors import PackageError
 from fastvlm.paths import open_plain
 from validation.mil.dtypes import DType, unpack
+from validation.within_memory import expect_mapped
 
 _HEADER = struct.Struct("<II")
 _METADATA = struct.Struct("<IIQQQ")
@@ -37,6 +39,7 @@ class BlobFile:
         self.path = path
         try:
             with nullcontext(opened) if opened is not None else open_plain(path) as file:
+                expect_mapped(os.fstat(file.fileno()).st_size)
                 # Copy-on-write: torch warns about read-only memory, and nothing here ever writes.
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:

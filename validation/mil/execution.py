@@ -44,7 +44,8 @@ Hook = Callable[[str, str, Any], None]
 
 # The first slots of every frame: the frame itself, so that control flow takes it like any other argument, and the hook
 # (or None), so that nested blocks know of it.
-FRAME_SLOT, HOOK_SLOT, FIRST_FREE_SLOT = 0, 1, 2
+FRAME_SLOT, HOOK_SLOT, ROUNDS_SLOT, FIRST_FREE_SLOT = 0, 1, 2, 3
+MOST_ROUNDS = 10_000  # of all loops of one call together; no program of this project has any
 
 # What torch and the ops themselves raise reads well alone; of others (KeyError: 3) the message needs the kind.
 _SPEAKING = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, FastVLMError)

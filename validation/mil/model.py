@@ -21,6 +21,7 @@ from validation.mil.plan import FunctionPlan, plan_function
 from validation.mil.rounding import PRECISIONS, held_type
 from validation.mil.state import MILState
 from validation.mil.values import StateType
+from validation.within_memory import within_memory
 
 
 class Descriptions(dict[str, str]):
@@ -128,11 +129,12 @@ class MILModel:
         self, data: Mapping[str, Any], state: MILState | None = None, *, hook: Hook | None = None
     ) -> dict[str, Any]:
         """`predict`, with the results as the runtime's own tensors on its device; the next call may overwrite them."""
-        frame = self.plan.binder.frame()
+        with within_memory():
+            frame = self.plan.binder.frame()
         self._bind_inputs(frame, data)
         self._bind_states(frame, state)
         try:
-            with torch.inference_mode(), on_device(self.device):
+            with torch.inference_mode(), on_device(self.device), within_memory():
                 if hook is None:
                     run_steps(self.plan.body.steps, frame)
                 else:

@@ -24,7 +24,7 @@ from validation.mil.schema import model_message
 
 _WEIGHT_PREFIX = "@model_path/"
 MOST_MANIFEST = 1 << 20  # bytes of a Manifest.json; one of two items has 600
-MOST_PROGRAM = 128 << 20  # bytes of a program, which holds no weights; that of 7B has 3 MB
+MOST_PROGRAM = 16 << 20  # bytes of a program, which holds no weights; 7B's has 3 MB. In memory 75 times as many
 
 
 class Package:

@@ -2,16 +2,13 @@
 
 A layout is a copy in memory, unlike a mapped file, so the layouts of one function may fill half the memory that this
 process may use at most; what comes after stays mapped. Functions that lay out the same constants share them. Runs on
-Linux and macOS: `os.sysconf` and `mmap.madvise` are Unix's. A container's memory limit is a control group's (Linux).
+Linux and macOS: `mmap.madvise` is Unix's.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 from validation.mil.binding import PlannedConstant, converted, taking
@@ -22,7 +19,6 @@ from validation.mil.registry import Op, Parameter, Tensor
 from validation.mil.values import TensorType
 
 _HALF = BY_NAME["fp16"]
-_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,8 @@ class Packer:
         x = _computed_type(operation, first.name, types)
         found = {item: constant_argument(operation, item.name, constants, self.package) for item in others}
         taken = {item: constant for item, constant in found.items() if constant is not None}
+        if any(item.required and item not in taken for item in others):
+            return None  # the plain op names what is missing
         if x is None or {first.name, *(item.name for item in taken)} != set(operation.inputs):
             return None
         tensors = {item.name: constant for item, constant in taken.items() if item.annotation is Tensor}
@@ -64,7 +62,8 @@ class Packer:
         if not all(_is_half(kind) for kind in (x, *types.values())):
             return None
         values = {item.name: _value(constant, item) for item, constant in taken.items() if item.name not in tensors}
-        return Layout(x, tensors) if packing.suits(x, **types, **values) else None
+        with taking(*taken.values()):
+            return Layout(x, tensors) if packing.suits(x, **types, **values) else None
 
     def grants(self, op: Op, layout: Layout) -> bool:
         """Whether the layout is to be made; what it takes is then granted."""
@@ -88,36 +87,3 @@ def _is_half(kind: Any) -> bool:
 def _value(constant: PlannedConstant, parameter: Parameter) -> Any:
     with taking(constant):
         return converted(constant.load(), parameter.annotation)
-
-
-def half_of_memory() -> int:
-    """Half of the machine's memory in bytes, or of the least limit that a control group sets this process."""
-    return min([_machine_memory(), *_group_limits()]) // 2
-
-
-def _machine_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _group_limits() -> Iterator[int]:
-    """The memory limits of this process's control group and of those around it, both versions of the interface."""
-    for line in _text(_OWN_GROUPS).splitlines():
-        _, controllers, place = line.split(":", 2)
-        if controllers == "":
-            root, name = _GROUPS, "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = _GROUPS / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        inner = PurePosixPath(place.lstrip("/"))
-        for group in (inner, *inner.parents):
-            limit = _text(root / group / name).strip()
-            if limit.isdecimal():  # "max": no limit
-                yield int(limit)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:  # no Linux, or a group that only the host sees
-        return ""

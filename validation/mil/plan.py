@@ -21,10 +21,11 @@ from validation.mil.binding import Binder, PlannedConstant
 from validation.mil.compressed import constexpr_constants
 from validation.mil.execution import FRAME_SLOT, BlockPlan, Step
 from validation.mil.package import Package
-from validation.mil.packing import Packer, half_of_memory
+from validation.mil.packing import Packer
 from validation.mil.registry import OPS, Blocks, Frame, Kind, Op, Parameter, Tensor, Tensors
 from validation.mil.rounding import in_place, read_as_number, rounded
 from validation.mil.values import StateType, TensorType, decode_constant, decode_type
+from validation.within_memory import half_of_memory
 
 
 @dataclass
@@ -39,10 +40,16 @@ class FunctionPlan:
     binder: Binder
 
 
+MOST_OPS = 50_000  # of a function, constants among them; one of 0.5B has 4,300, and what plans one looks at each
+MOST_BLOCKS = 1_000  # within a function: each is planned with all names that it sees
+
+
 def block_of(function: Any, name: str) -> Any:
-    """The block that the function's opset selects; PackageError when it lists none."""
+    """The block that the function's opset selects; PackageError when it lists none, or is too large to be planned."""
     if function.opset in function.block_specializations:
-        return function.block_specializations[function.opset]
+        block = function.block_specializations[function.opset]
+        _check_size(block, name)
+        return block
     raise PackageError(f"function {name!r} has opset {function.opset!r} but no block for it; the program is damaged")
 
 
@@ -52,6 +59,17 @@ def _walk(block: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield position, operation
         for inner in operation.blocks:
             yield from _walk(inner, position + ".")
+
+
+def _check_size(block: Any, function: str) -> None:
+    blocks = 0
+    for count, (_, operation) in enumerate(_walk(block, ""), 1):
+        blocks += len(operation.blocks)
+        if count > MOST_OPS or blocks > MOST_BLOCKS:
+            raise PackageError(
+                f"function {function!a:.60} has more than {MOST_OPS:,} ops or {MOST_BLOCKS:,} blocks within ops, "
+                "expected at most that many; the program is damaged"
+            )
 
 
 def check_ops(block: Any, function: str) -> None:
@@ -264,9 +282,12 @@ class Planner:
         for index, effect in enumerate(effects):
             for name in (*effect.writes, *effect.reads):
                 last[name] = index
+        freed: dict[int, list[int]] = {}
         for name, index in last.items():
             if name not in kept and name not in outside:
-                steps[index].free += (scope.slots[name],)
+                freed.setdefault(index, []).append(scope.slots[name])
+        for index, slots in freed.items():
+            steps[index].free = tuple(slots)
 
     def _title(self, operation: Any) -> str:
         if "name" in operation.attributes:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from validation.mil.binding import few
 from validation.mil.dtypes import BY_NAME, DType
 from validation.mil.registry import Bools, Floats, Ints, Kind, Op
 from validation.mil.values import TensorType
@@ -30,9 +31,9 @@ _READERS: dict[Any, Callable[[torch.Tensor], Any]] = {
     int: lambda value: int(value.item()),
     float: lambda value: float(value.item()),
     bool: lambda value: bool(value.item()),
-    Ints: lambda value: tuple(value.reshape(-1).tolist()),
-    Floats: lambda value: tuple(value.reshape(-1).tolist()),
-    Bools: lambda value: tuple(bool(item) for item in value.reshape(-1).tolist()),
+    Ints: lambda value: tuple(few(value).reshape(-1).tolist()),
+    Floats: lambda value: tuple(few(value).reshape(-1).tolist()),
+    Bools: lambda value: tuple(bool(item) for item in few(value).reshape(-1).tolist()),
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from fastvlm.errors import ExecutionError, PackageError
 from validation.mil.features import given_array, narrowed
 from validation.mil.registry import State
+from validation.within_memory import within_memory
 
 
 class MILState:
@@ -45,7 +46,8 @@ class MILState:
 
 def _zeros(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
     try:
-        return torch.zeros(shape, dtype=dtype, device=device)
+        with within_memory():
+            return torch.zeros(shape, dtype=dtype, device=device)
     except (RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise PackageError(f"state {name!r} of shape {list(shape)} cannot be made ({reason})") from error

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from fastvlm.errors import ExecutionError
+from validation.mil.binding import MOST_VALUES
 from validation.mil.dtypes import dtype_named
-from validation.mil.execution import run_block
+from validation.mil.execution import MOST_ROUNDS, ROUNDS_SLOT, run_block
 from validation.mil.registry import Blocks, Frame, Ints, Kind, Tensor, Tensors, op
 
 
@@ -22,9 +24,17 @@ def cond(frame: Frame, blocks: Blocks, pred: bool) -> Tensors:
 def while_loop(frame: Frame, blocks: Blocks, loop_vars: Tensors) -> Tensors:
     """iOS15 control_flow.while_loop: the first block decides, the second gives the next loop_vars"""
     values = tuple(loop_vars)
-    while bool(run_block(frame, blocks[0], values)[0]):
+    while _another_round(frame) and bool(run_block(frame, blocks[0], values)[0]):
         values = tuple(run_block(frame, blocks[1], values))
     return Tensors(values)
+
+
+def _another_round(frame: list[Any]) -> bool:
+    """True; ExecutionError where the loops of this call have had all rounds that they may have."""
+    if not frame[ROUNDS_SLOT]:
+        raise ExecutionError(f"loops have run {MOST_ROUNDS:,} rounds in one call, at most that many are run")
+    frame[ROUNDS_SLOT] -= 1
+    return True
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,8 @@ class TensorList:
 
     def with_item(self, index: int, value: Tensor) -> TensorList:
         """The list with that element replaced, grown where it was shorter; IndexError for a negative index."""
-        if index < 0:
-            raise IndexError(f"element {index} of a list")
+        if not 0 <= index < MOST_VALUES:
+            raise IndexError(f"element {index} of a list, which has at most {MOST_VALUES}")
         items = list(self.items) + [None] * (index + 1 - len(self.items))
         items[index] = value
         return TensorList(tuple(items), self.shape, self.dtype)
@@ -67,6 +77,8 @@ def make_list(
     lengths = tuple(elem_shape or ())
     known = all(isinstance(length, Tensor) for length in lengths)
     shape = tuple(int(length.item()) for length in lengths) if known else None
+    if init_length > MOST_VALUES:
+        raise ValueError(f"a list of {init_length} elements, at most {MOST_VALUES} are held")
     return TensorList((None,) * init_length, shape, dtype_named(dtype).torch)
 
 
