@@ -25,6 +25,7 @@ from fastvlm.errors import BuildError, FastVLMError
 
 _COMPONENT = re.compile(r"[A-Za-z0-9_.+@=,()\[\]-][A-Za-z0-9_.+@=,()\[\] -]{0,199}")
 _MAX_COMPONENTS = 16
+_LONGEST = 1000  # characters of a path: macOS takes 1,023 bytes
 _ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC  # the user's own word, which may be a link
 _FOLDER = _ROOT | os.O_NOFOLLOW
 _FOLLOWED = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # without O_NONBLOCK a pipe waits for whoever writes into it
@@ -35,7 +36,7 @@ SHOWN = 60  # characters of a foreign name in a message
 
 def is_plain(relative: object) -> bool:
     """Whether `relative` is a plain relative POSIX path that stays below its root, judged by its text alone."""
-    if not isinstance(relative, str):
+    if not isinstance(relative, str) or len(relative) > _LONGEST:
         return False
     parts = relative.split("/")
     return len(parts) <= _MAX_COMPONENTS and all(
@@ -199,7 +200,8 @@ def _link(path: Path) -> str:
 
 def _shown(path: Path) -> str:
     text = str(path)
-    return text if text.isprintable() else ascii(text)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= _LONGEST else f"{text[:SHOWN]}…{text[-SHOWN:]}"
 
 
 def _is_link(path: Path) -> bool:
