@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from fastvlm.build import FORMATS, read_build
+from fastvlm.errors import ExecutionError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +39,27 @@ def test_ratios_are_taken_round_by_round(bench: ModuleType) -> None:
     slow, fast = seconds(bench, 4.0, 0.2, 1.0, 4e9), seconds(bench, 1.0, 0.02, 0.05, 1e9)
     assert fast.ratio("first", slow) == 0.25
     assert bench.follow_up(fast) == pytest.approx(0.05)
+
+
+class Answers:
+    """A contender that read so many positions."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def call(self, what: str, **_: object) -> object:
+        first = {"encoder": 1.0, "prefill": 1.0, "first": 2.0, "rows": self.rows}
+        known = {"first": first, "decode": {"seconds": [1.0], "ids": [1, 2]}, "about": {"peak": 1.0, "opened": 1.0}}
+        return known.get(what, 1.0)
+
+
+def test_who_read_another_prompt_is_not_compared(bench: ModuleType, tmp_path: Path) -> None:
+    np.save(tmp_path / "pixels.npy", np.zeros((128, 128, 3), np.uint8))
+    asked = (tmp_path / "pixels.npy", ([1, 2], [3], [4]), 2, 1)
+    found = bench.measure({"one": Answers(7), "other": Answers(7)}, *asked)
+    assert [len(one.stages["first"]) for one in found.values()] == [2, 2]
+    with pytest.raises(ExecutionError, match="other read 6 positions, expected 7"):
+        bench.measure({"one": Answers(7), "other": Answers(6)}, *asked)
 
 
 def test_every_missed_target_is_named(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
