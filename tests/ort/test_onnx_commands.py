@@ -243,6 +243,7 @@ def test_an_estimate_is_refused_and_what_to_type_instead_is_said(int4: Path) -> 
 
 
 def test_the_step_behind_a_profile_is_another_one(int4: Path) -> None:
+    (int4 / "validation.json").unlink(missing_ok=True)  # what a test before this one may have left
     assert options.after_profiling(str(int4)) == f"fastvlm validate {int4}"
     (int4 / "validation.json").write_text(json.dumps({"verdict": "passed"}))
     (int4 / "selftest").mkdir(exist_ok=True)
