@@ -102,10 +102,19 @@ class Session(Generic[AnyEngine]):
         on_text: Callable[[str], None] | None = None,
         progress: Progress = SILENT,
     ) -> Answer:
-        """Answers the next question of a conversation that `converse` began; PromptError before anything has run."""
+        """Answers the next question of a conversation that `converse` began; PromptError before anything has run.
+
+        What is needed of ONNX files is opened before the first stage: no stage's seconds hold it, and a damaged file is
+        found before the picture is looked at.
+        """
         timings = Timings()
         pieces: list[str] = []
-        for piece in conversation.ask(prompt, max_new_tokens, sampling=sampling, timings=timings, progress=progress):
+        answer = conversation.ask(prompt, max_new_tokens, sampling=sampling, timings=timings, progress=progress)
+        load = getattr(self._inner, "load", None)
+        if load is not None:
+            with progress.stage("Opening the model files"):
+                load()
+        for piece in answer:
             pieces.append(piece)
             if on_text is not None:
                 on_text(piece)

@@ -126,7 +126,7 @@ def _verdict(build: Path, manifest: dict[str, Any]) -> str:
     from fastvlm.manifest import NAME, find_changes
 
     try:
-        verdict = json.loads((build / "validation.json").read_bytes())
+        verdict = options.read_verdict(build)
         same = verdict["manifest_sha256"] == sha256_file(build / NAME)
         if not same:
             return "no: validation.json speaks of another manifest"

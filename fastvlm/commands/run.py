@@ -75,12 +75,12 @@ def run(
     session = open_session(target, progress=progress, **asked)
     show = None if as_json else lambda piece: click.echo(piece, nl=False)
     conversation = session.converse(image, progress)
-    conversation.check(then)
+    most = max_new_tokens or 256
+    conversation.check(prompt, then, most)
     answers: list[Answer] = []
     for text in (prompt, *then):
         if answers and not as_json:
             click.echo(f"> {text}", err=True)
-        most = max_new_tokens or 256
         answers.append(session.turn(conversation, text, most, sampling=sampling, on_text=show, progress=progress))
         if not as_json:
             click.echo()
