@@ -200,7 +200,7 @@ def _remembering(session: Session[AnyEngine]) -> Session[Remembering[AnyEngine]]
 
 def _check_no_providers(providers: Sequence[str] | None, settings: Settings | None, what: str) -> None:
     if providers is not None or settings is not None:
-        raise UsageError(f"providers and threads are onnxruntime's, and {what}; export it with --format onnx")
+        raise UsageError(f"--provider is onnxruntime's, and {what}; leave it out, or export with --format onnx")
 
 
 def build_session(

@@ -120,7 +120,7 @@ def test_options_that_do_not_fit(written_onnx: Path, options: dict[str, Any], me
 
 
 def test_options_of_another_backend(tiny: Path) -> None:
-    with pytest.raises(UsageError, match=r"providers and threads are onnxruntime's, and .* is a checkpoint"):
+    with pytest.raises(UsageError, match=r"--provider is onnxruntime's, and .* is a checkpoint"):
         open_session(tiny, providers=["cpu"])
     with pytest.raises(UsageError, match=r"runs a build folder, and .* is a checkpoint"):
         open_session(tiny, "onnx")
