@@ -36,7 +36,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.onnx_work import Peaks, measured_peaks, products_of
 from fastvlm.build import FORMATS, Build, read_build
-from fastvlm.errors import FastVLMError
+from fastvlm.errors import ExecutionError, FastVLMError
 from fastvlm_ref.image import open_image, preprocess
 from fastvlm_ref.prompt import encode_follow_up, encode_prompt, prompt_from_record
 from fastvlm_ref.samples import shipped_photo
@@ -106,9 +106,12 @@ def measure(
     """Asks every contender in turn, round by round."""
     found = {name: Seconds() for name in contenders}
     before, after, further = ids
+    rows = len(before) + len(after) + (np.load(pixels, mmap_mode="r").shape[0] // 64) ** 2
     for number in range(rounds + 1):
         for name, child in contenders.items():
             first = child.call("first", pixels=str(pixels), before=before, after=after)
+            if first["rows"] != rows:  # or they would not have done the same work
+                raise ExecutionError(f"{name} read {first['rows']:g} positions, expected {rows}; nothing was compared")
             steps = child.call("decode", count=tokens)
             follow_up = child.call("follow_up", ids=further)
             if not number:  # the first round makes what all others find made

@@ -179,7 +179,7 @@ def _format(root: Path, fields: _Fields, formats: Sequence[str]) -> str:
     kind = fields.choice("format", FORMATS) if fields.has("format") else COREML
     if kind not in formats and not fields.problems:
         raise BuildError(
-            f"{root} is a build of --format {kind}, and what was asked for works on {' or '.join(formats)} alone; "
+            f"{root} is a build of --format {kind}, and this takes builds of --format {' or '.join(formats)} alone; "
             f"export the checkpoint with --format {formats[0]}"
         )
     return kind

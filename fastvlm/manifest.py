@@ -41,7 +41,6 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "files": dict,
 }
 _MAX_BYTES = 32 << 20
-MOST_VERDICT = 32 << 20  # bytes of a validation.json
 # Written into a finished build by `validate` (and by macOS), therefore never in the manifest's own list.
 SELFTEST, SELFTEST_FILES = "selftest", ("picture.png", "photo.png", "features.bin", "selftest.json")
 _ADDED_LATER = ("validation.json", ".DS_Store", *(f"{SELFTEST}/{name}" for name in SELFTEST_FILES))

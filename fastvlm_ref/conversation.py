@@ -55,10 +55,7 @@ class Conversation:
         Raises as `generate_text`, at the call; a question that has no answer is not part of the conversation.
         """
         timings = timings or Timings()
-        if self.turns:
-            before, after = self._before, self._after + encode_follow_up(self.tokenizer, text, self.prompt)
-        else:
-            before, after = encode_prompt(self.tokenizer, text, self.prompt)
+        before, after = self._asked(text)
         # Before the picture is made square, which takes long for a large side.
         check_fits(self.engine, self.engine.image_size, len(before) + len(after), max_new_tokens)
         if self._pixels is None:
@@ -71,10 +68,22 @@ class Conversation:
         )  # fmt: skip
         return text_pieces(self.tokenizer, self._kept(self.turns + 1, before, after, ids))
 
-    def check(self, texts: Sequence[str]) -> None:
-        """Raises PromptError for what cannot be asked as a further question, before anything has run."""
-        for text in texts:
-            encode_follow_up(self.tokenizer, text, self.prompt)
+    def check(self, text: str, then: Sequence[str] = (), max_new_tokens: int = 256) -> None:
+        """Raises as `ask` for `text`, or one of those to be asked behind it, before anything has run.
+
+        How long the answers between them will be nobody knows: they count as empty, so a later one may still not fit.
+        """
+        before, after = self._asked(text)
+        count = len(before) + len(after) + sum(
+            len(encode_follow_up(self.tokenizer, further, self.prompt)) for further in then
+        )  # fmt: skip
+        check_fits(self.engine, self.engine.image_size, count, max_new_tokens)
+
+    def _asked(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids before the picture and behind it, with the conversation so far and the next question."""
+        if self.turns:
+            return self._before, self._after + encode_follow_up(self.tokenizer, text, self.prompt)
+        return encode_prompt(self.tokenizer, text, self.prompt)
 
     def _kept(self, turn: int, before: list[int], after: list[int], ids: Iterator[int]) -> Iterator[int]:
         """Passes the answer's ids on, and keeps them behind the question, once there is an answer."""

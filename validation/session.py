@@ -103,10 +103,19 @@ class Session(Generic[AnyEngine]):
         on_text: Callable[[str], None] | None = None,
         progress: Progress = SILENT,
     ) -> Answer:
-        """Answers the next question of a conversation that `converse` began; PromptError before anything has run."""
+        """Answers the next question of a conversation that `converse` began; PromptError before anything has run.
+
+        What is needed of ONNX files is opened before the first stage: no stage's seconds hold it, and a damaged file is
+        found before the picture is looked at.
+        """
         timings = Timings()
         pieces: list[str] = []
-        for piece in conversation.ask(prompt, max_new_tokens, sampling=sampling, timings=timings, progress=progress):
+        answer = conversation.ask(prompt, max_new_tokens, sampling=sampling, timings=timings, progress=progress)
+        load = getattr(self._inner, "load", None)
+        if load is not None:
+            with progress.stage("Opening the model files"):
+                load()
+        for piece in answer:
             pieces.append(piece)
             if on_text is not None:
                 on_text(piece)
@@ -192,7 +201,7 @@ def _remembering(session: Session[AnyEngine]) -> Session[Remembering[AnyEngine]]
 
 def _check_no_providers(providers: Sequence[str] | None, settings: Settings | None, what: str) -> None:
     if providers is not None or settings is not None:
-        raise UsageError(f"providers and threads are onnxruntime's, and {what}; export it with --format onnx")
+        raise UsageError(f"--provider is onnxruntime's, and {what}; leave it out, or export with --format onnx")
 
 
 def build_session(

@@ -55,7 +55,8 @@ class Verdict:
     @property
     def extent(self) -> str:
         """On how much it was compared, in words."""
-        return f"{self.pictures} pictures, {self.steps} steps" if self.answers else f"{self.pictures} pictures"
+        counts = [(self.pictures, "picture"), *([(self.steps, "step")] if self.answers else [])]
+        return ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
 
     @property
     def holds(self) -> bool:

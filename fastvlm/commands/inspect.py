@@ -13,7 +13,7 @@ from fastvlm.commands import options
 from fastvlm.commands.compression import in_words
 from fastvlm.errors import FastVLMError, UsageError
 from fastvlm.exponents import protection_in_words
-from fastvlm.manifest import MOST_VERDICT, is_onnx
+from fastvlm.manifest import is_onnx
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,11 +124,10 @@ def _listed(value: Any, separator: str) -> str:
 def _verdict(build: Path, manifest: dict[str, Any]) -> str:
     """What validation.json says, if it speaks of this very manifest and the files look like those it lists."""
     from fastvlm.hashes import sha256_file
-    from fastvlm.json_file import read_json
     from fastvlm.manifest import NAME, find_changes
 
     try:
-        verdict = read_json(build / "validation.json", MOST_VERDICT)
+        verdict = options.read_verdict(build)
         same = verdict["manifest_sha256"] == sha256_file(build / NAME)
         if not same:
             return "no: validation.json speaks of another manifest"

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -191,6 +192,7 @@ def _add(rows: tuple[Callable[[Command], Command], ...], command: Command) -> Co
     return command
 
 
+MOST_VERDICT = 32 << 20  # bytes of a validation.json; with a step of 256 for each of many questions it has a few MB
 INTO_AN_APP = "put its files into your app: docs/onnx.md says what they take and give"  # of --target coreml-ep
 
 
@@ -210,23 +212,37 @@ def validation_of(build: str) -> str:
 
 def after_running(build: str) -> str:
     """The command behind a look at `build`: to bundle it where a passed verdict lies in it, else to validate it."""
-    from pathlib import Path
-
-    from fastvlm.json_file import read_json
-    from fastvlm.manifest import MOST_VERDICT, read_manifest
+    from fastvlm.manifest import read_manifest
 
     manifest = read_manifest(build)
     onnx = manifest.get("format") == ONNX
     if onnx and manifest.get("target") == COREML_EP:
         return INTO_AN_APP
     try:
-        verdict = read_json(Path(build) / "validation.json", MOST_VERDICT)["verdict"]
+        verdict = read_verdict(build)["verdict"]
     except (OSError, ValueError, LookupError, TypeError):
         verdict = None  # whatever is wrong with it, validating anew is the cure
     passed = verdict == "passed" and (Path(build) / "selftest").is_dir()
     if passed and onnx:
         return f"fastvlm profile {shlex.quote(build)}"
     return f"fastvlm bundle {shlex.quote(build)} -o BUNDLE" if passed else validation_of(build)
+
+
+def after_profiling(build: str) -> str:
+    """The command behind a profile of `build`: of ONNX files a question to them, or `validate` where none passed."""
+    from fastvlm.manifest import is_onnx
+
+    if not is_onnx(build):
+        return f"fastvlm lint {shlex.quote(build)}, for what the Neural Engine would take"
+    following = after_running(build)
+    return f'fastvlm run {shlex.quote(build)} IMAGE "PROMPT"' if following.startswith("fastvlm profile ") else following
+
+
+def read_verdict(build: str | Path) -> Any:
+    """What validation.json in `build` holds, unchecked; raises as `read_json`: it may be a pipe, or without end."""
+    from fastvlm.json_file import read_json
+
+    return read_json(Path(build) / "validation.json", MOST_VERDICT)
 
 
 def printable(text: str) -> str:

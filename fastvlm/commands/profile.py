@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ import click
 from fastvlm.build import COMPUTE_UNITS
 from fastvlm.commands import options
 from fastvlm.errors import UsageError
-from fastvlm.manifest import is_onnx
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -89,11 +87,7 @@ def profile(
         show_profile(found, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
     for failure in found.failures:
         click.echo(f"Error: {failure.told}", err=True)
-    options.next_step(
-        options.after_running(builds[0])
-        if is_onnx(builds[0])
-        else f"fastvlm lint {shlex.quote(builds[0])}, for what the Neural Engine would take"
-    )
+    options.next_step(options.after_profiling(builds[0]))
     if found.failures:
         raise click.exceptions.Exit(1)
 

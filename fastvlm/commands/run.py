@@ -75,12 +75,12 @@ def run(
     session = open_session(target, progress=progress, **asked)
     show = None if as_json else lambda piece: click.echo(piece, nl=False)
     conversation = session.converse(image, progress)
-    conversation.check(then)
+    most = max_new_tokens or 256
+    conversation.check(prompt, then, most)
     answers: list[Answer] = []
     for text in (prompt, *then):
         if answers and not as_json:
             click.echo(f"> {text}", err=True)
-        most = max_new_tokens or 256
         answers.append(session.turn(conversation, text, most, sampling=sampling, on_text=show, progress=progress))
         if not as_json:
             click.echo()
@@ -154,12 +154,15 @@ def _stages(answer: Answer) -> dict[str, float]:
 
 
 def _show_times(answer: Answer) -> None:
-    stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in _stages(answer).items())
+    stages = _stages(answer)
+    if stages["first token"] < 0.001:  # of ONNX files it is part of the prefill
+        del stages["first token"]
+    told = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in stages.items())
     speed = answer.timings.tokens_per_second
     decoding = "" if speed is None else f", {speed:.1f} tokens/s"
     kept = f", {answer.kept} of them kept" if answer.kept else ""
     click.echo(
-        f"{answer.backend}: first token after {answer.timings.time_to_first_token:.2f} s{decoding} ({stages}; "
+        f"{answer.backend}: first token after {answer.timings.time_to_first_token:.2f} s{decoding} ({told}; "
         f"{answer.timings.prompt_positions} prompt positions{kept})",
         err=True,
     )

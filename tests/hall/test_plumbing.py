@@ -40,6 +40,12 @@ def test_no_machine_in_tracked_files(root: Path) -> None:
     assert list(forbidden_in(tracked(root), root)) == []
 
 
+def test_no_model_is_left_at_the_root(root: Path) -> None:
+    """onnxruntime's shape inference, for one, leaves sym_shape_infer_temp.onnx wherever it is run."""
+    models = {".onnx", ".data", ".npy", ".safetensors", ".mlpackage"}
+    assert [path.name for path in tracked(root) if path.parent == root and path.suffix in models] == []
+
+
 def test_a_machine_path_is_found(tmp_path: Path) -> None:
     (tmp_path / "bad.md").write_text("see " + FORBIDDEN[0] + "x")
     assert list(forbidden_in([tmp_path / "bad.md"], tmp_path)) == [f"bad.md holds {FORBIDDEN[0]}"]
@@ -91,7 +97,7 @@ def imported(source: str) -> set[str]:
 
 def undeclared(files: list[Path], declared: set[str]) -> list[str]:
     """What `files` import from outside the standard library, this project and `declared`."""
-    own = {*ROOMS, *(path.stem for path in files)}
+    own = {*ROOMS, "benchmarks", *(path.stem for path in files)}
     known = {*sys.stdlib_module_names, *own, *(name.replace("-", "_") for name in declared)}
     return [
         f"{path.name} imports {name}"

@@ -13,6 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from fastvlm.build import FORMATS, read_build
+from fastvlm.errors import ExecutionError
+from fastvlm_ref.model.fastvlm import FastVLM
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +42,27 @@ def test_ratios_are_taken_round_by_round(bench: ModuleType) -> None:
     assert bench.follow_up(fast) == pytest.approx(0.05)
 
 
+class Answers:
+    """A contender that read so many positions."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def call(self, what: str, **_: object) -> object:
+        first = {"encoder": 1.0, "prefill": 1.0, "first": 2.0, "rows": self.rows}
+        known = {"first": first, "decode": {"seconds": [1.0], "ids": [1, 2]}, "about": {"peak": 1.0, "opened": 1.0}}
+        return known.get(what, 1.0)
+
+
+def test_who_read_another_prompt_is_not_compared(bench: ModuleType, tmp_path: Path) -> None:
+    np.save(tmp_path / "pixels.npy", np.zeros((128, 128, 3), np.uint8))
+    asked = (tmp_path / "pixels.npy", ([1, 2], [3], [4]), 2, 1)
+    found = bench.measure({"one": Answers(7), "other": Answers(7)}, *asked)
+    assert [len(one.stages["first"]) for one in found.values()] == [2, 2]
+    with pytest.raises(ExecutionError, match="other read 6 positions, expected 7"):
+        bench.measure({"one": Answers(7), "other": Answers(6)}, *asked)
+
+
 def test_every_missed_target_is_named(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "parity", lambda build: "passed")
     builds = dict.fromkeys(("fp32", "int8", "int4"))
@@ -60,6 +83,48 @@ def test_every_missed_target_is_named(bench: ModuleType, monkeypatch: pytest.Mon
     assert "peak memory of int4" in " ".join(bench.missed(heavy, builds))
     monkeypatch.setattr(bench, "parity", lambda build: "not validated")
     assert "no variant is known to pass" in " ".join(bench.missed(found, builds))
+
+
+def test_the_table_says_what_was_measured(bench: ModuleType) -> None:
+    found = {"transformers": seconds(bench, 4.0, 0.2, 1.0, 4e9), "int4": seconds(bench, 1.0, 0.02, 0.05, 1e9)}
+    _, stock, ours, _ = bench.table(found, {})
+    # Medians of two rounds, of which the second took twice as long; ratios are the rounds' own.
+    assert (
+        stock.split()[1:] == "3.00 s 1.00× 3.00 s 1.00× 6.00 s 1.00× 3.3 1.0× 1500 ms 0.250 4,000 MB 1.00× 2/2".split()
+    )
+    assert (
+        ours.split()[1:] == "0.75 s 0.25× 0.75 s 0.25× 1.50 s 0.25× 33.3 10.0× 75 ms 0.050 1,000 MB 0.25× 2/2".split()
+    )
+
+
+def test_the_least_time_is_work_over_the_peak(
+    bench: ModuleType, written_onnx: Path, tiny_model: FastVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: each matrix of a layer once a row, the head once, weights read once a token."""
+    build, rows = read_build(written_onnx, FORMATS), 40
+    text = vars(tiny_model.config.text) | {"head_dim": tiny_model.config.text.head_dim}
+    build = replace(build, manifest=build.manifest | {"model": {"text": text}})
+    decoder = tiny_model.decoder
+    body = sum(weight.numel() for weight in decoder.layers.parameters() if weight.ndim == 2)
+    assert bench.layer_weights(build) == body
+    head = tiny_model.config.text.vocab_size * tiny_model.config.text.hidden_size
+    monkeypatch.setattr(bench, "products_of", lambda file: {"float32": 6e9, "int8": 0})
+    found = {"fp32": bench.Seconds({"encoder": [12.0], "prefill": [(body * rows + head) / 1e9 * 4], "decode": [1.0]})}
+    data = (written_onnx / "LanguageModel.onnx.data").stat().st_size
+    line = bench.limits(found, {"fp32": build}, build.image_sizes[0], rows, bench.Peaks(1e9, 9e9, data * 2.0))[-1]
+    assert [word for word in line.split() if word.endswith("%")] == ["50%", "25%", "50%"]
+    assert "6000.0 ms" in line
+
+
+def test_peaks_are_work_over_seconds(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply-adds and bytes a second, when everything takes half a second but torch's product, which takes one."""
+    from benchmarks import onnx_work
+
+    ones, taken = onnx_work.torch.ones, iter([1.0, 0.5, 0.5, 0.5, 0.5])
+    monkeypatch.setattr(onnx_work, "SIDE", 64)
+    monkeypatch.setattr(onnx_work.torch, "ones", lambda count: ones(count >> 18))
+    monkeypatch.setattr(onnx_work, "_best", lambda run: (run(), next(taken))[1])
+    assert onnx_work.measured_peaks(onnx_work.torch.get_num_threads()) == bench.Peaks(64**3 * 2, 64**3 * 2, 8192)
 
 
 def test_products_are_counted_by_what_multiplies(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from export import export
 from export.api import export_model
 from export.onnx.schemes import VARIANTS
 from fastvlm.build import ONNX, read_build
+from fastvlm.commands import options
+from fastvlm.commands.inspect import _verdict as verdict_of
 from fastvlm.errors import BuildError, UsageError
 from fastvlm.manifest import find_changes
 from fastvlm_ref.checkpoint import load_checkpoint
@@ -235,6 +240,37 @@ def test_an_estimate_is_refused_and_what_to_type_instead_is_said(int4: Path) -> 
     result = typed("fit", int4)
     assert "`fastvlm fit CHECKPOINT`, where CHECKPOINT is 'my-tune', says" in result.stderr
     assert "profile" not in result.stderr
+
+
+def test_the_step_behind_a_profile_is_another_one(int4: Path) -> None:
+    (int4 / "validation.json").unlink(missing_ok=True)  # what a test before this one may have left
+    assert options.after_profiling(str(int4)) == f"fastvlm validate {int4}"
+    (int4 / "validation.json").write_text(json.dumps({"verdict": "passed"}))
+    (int4 / "selftest").mkdir(exist_ok=True)
+    assert options.after_running(str(int4)) == f"fastvlm profile {int4}"
+    assert options.after_profiling(str(int4)) == f'fastvlm run {int4} IMAGE "PROMPT"'
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_verdict_is_not_read_from_a_pipe(int4: Path) -> None:
+    """Nobody might ever write into it; here somebody does, once for each look, so that who waits for it is seen."""
+    verdict = int4 / "validation.json"
+    (int4 / "selftest").mkdir(exist_ok=True)
+
+    def piped() -> None:
+        verdict.unlink(missing_ok=True)
+        os.mkfifo(verdict)
+        threading.Thread(target=tell, daemon=True).start()
+
+    def tell() -> None:
+        with contextlib.suppress(OSError):
+            verdict.write_text(json.dumps({"verdict": "passed", "manifest_sha256": ""}))
+
+    piped()
+    assert options.after_running(str(int4)) == f"fastvlm validate {int4}"
+    piped()
+    manifest = json.loads((int4 / "manifest.json").read_text())
+    assert verdict_of(int4, manifest) == "no: validation.json cannot be read (OSError)"
 
 
 def test_where_it_ran_is_in_the_json(onnx_builds: dict[str, Path]) -> None:

@@ -235,7 +235,7 @@ def test_a_build_is_read_by_who_asks_for_onnx(written_onnx: Path) -> None:
     build = read_build(written_onnx, (ONNX,))
     assert (build.format, build.encoders) == ("onnx", {256: written_onnx / "VisionEncoder.onnx"})
     assert (build.context, build.vocab_size, build.embeddings.dtype) == (CONTEXT, 576, "float32")
-    with pytest.raises(BuildError, match="is a build of --format onnx, and what was asked for works on coreml alone"):
+    with pytest.raises(BuildError, match="is a build of --format onnx, and this takes builds of --format coreml alone"):
         read_build(written_onnx)
 
 
@@ -275,7 +275,7 @@ def test_a_language_model_of_fixed_shapes(onnx_build: Path) -> None:
 
 
 def test_packages_are_not_opened_as_onnx(onnx_build: Path) -> None:
-    with pytest.raises(BuildError, match="--format coreml, and what was asked for works on onnx alone"):
+    with pytest.raises(BuildError, match="--format coreml, and this takes builds of --format onnx alone"):
         opened(edit_manifest(onnx_build, format="coreml"))
 
 

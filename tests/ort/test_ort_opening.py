@@ -288,7 +288,18 @@ def test_what_the_data_may_be(tmp_path: Path) -> None:
 def test_cut_data(tmp_path: Path) -> None:
     path = write(tmp_path)
     (tmp_path / DATA).write_bytes(VALUES.tobytes()[:-1])
-    refused(path, "ends at byte 4,096 of model.onnx.data, which has 4,095 bytes")
+    refused(path, "ends at byte 4,096 of model.onnx.data, which has 4,095 bytes; export")
+
+
+def test_cut_data_of_many_tensors_is_one_problem(tmp_path: Path) -> None:
+    def edit(model: ModelProto) -> None:
+        places = (str(4096 + 4 * place) for place in range(20))
+        model.graph.initializer.extend(external(f"w{place}", (1,), offset=place, length="4") for place in places)
+
+    with pytest.raises(PackageError) as caught:
+        open_file(write(tmp_path, edit))
+    assert "(20 of 21 tensors do not lie in it whole)" in str(caught.value)
+    assert str(caught.value).count("ends at byte") == 1
 
 
 def test_changed_bytes(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm.errors import BuildError, UsageError
+from fastvlm.errors import BuildError, PackageError, UsageError
 from fastvlm_ref.conversation import Conversation
 from fastvlm_ref.engine import TorchEngine
 from fastvlm_ref.image import open_image
@@ -74,6 +74,25 @@ def test_the_second_question_is_about_the_same_picture(
     assert again.text == first.text
 
 
+def test_all_files_are_open_before_the_first_stage(
+    session: Session[Any], picture: Image.Image, onnx_build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No stage's seconds hold the opening of a file, and a damaged one is found before the picture is looked at."""
+    encode, ready = OrtEngine.encode_image, []
+    monkeypatch.setattr(
+        OrtEngine, "encode_image", lambda e, p: ready.append((bool(e._encoders), e._language)) or encode(e, p)
+    )
+    session.answer(picture, "What?", 1)
+    ((encoder, language),) = ready
+    assert encoder
+    assert language is not None
+    ready.clear()
+    (onnx_build / "LanguageModel.onnx").write_bytes(b"cut")
+    with pytest.raises(PackageError, match=r"LanguageModel\.onnx is no ONNX model"):
+        open_session(onnx_build, settings=SETTINGS).answer(picture, "What?", 1)
+    assert not ready
+
+
 def test_what_ran_where(session: Session[Any], picture: Image.Image, tiny: Path) -> None:
     assert session.answer(picture, "What?", 1).backend == "onnx"
     assert {name: list(where) for name, where in session.placement().items()} == {
@@ -101,7 +120,7 @@ def test_options_that_do_not_fit(written_onnx: Path, options: dict[str, Any], me
 
 
 def test_options_of_another_backend(tiny: Path) -> None:
-    with pytest.raises(UsageError, match=r"providers and threads are onnxruntime's, and .* is a checkpoint"):
+    with pytest.raises(UsageError, match=r"--provider is onnxruntime's, and .* is a checkpoint"):
         open_session(tiny, providers=["cpu"])
     with pytest.raises(UsageError, match=r"runs a build folder, and .* is a checkpoint"):
         open_session(tiny, "onnx")

@@ -101,7 +101,8 @@ def test_a_question_that_cannot_be_asked_is_refused_before_the_first_answer(
     written_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Remembering, "encode_image", lambda *_: pytest.fail("it began"))
-    result = typed("run", written_onnx, *words("--then", "Why?", "--then", " "))
-    assert result.exit_code == 2
-    assert "the prompt is empty" in result.stderr
-    assert result.stdout == ""
+    for further, reason in ((" ", "the prompt is empty"), ("a " * 3000, "of a context of ")):
+        result = typed("run", written_onnx, *words("--then", "Why?", "--then", further))
+        assert result.exit_code == 2
+        assert reason in result.stderr
+        assert result.stdout == ""

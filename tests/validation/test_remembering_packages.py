@@ -62,5 +62,5 @@ def test_a_session_remembers(exported_tiny: Path, monkeypatch: pytest.MonkeyPatc
     assert texts[0] == texts[1]
     assert encoded == [256]
     assert session.engine.reused > 16
-    with pytest.raises(UsageError, match="providers and threads are onnxruntime's"):
+    with pytest.raises(UsageError, match="--provider is onnxruntime's"):
         open_session(exported_tiny, providers=["cpu"])

@@ -106,9 +106,13 @@ def _size(folder: Path, location: str) -> int | str:
 def _misplaced(regions: list[Region], location: str, size: int) -> Iterator[str]:
     """Tensors that reach beyond the file's end, or into one another."""
     last = Region("", location, 0, 0)
-    for region in sorted(regions, key=lambda region: (region.start, region.end)):
-        if region.end > size:
-            yield f"tensor {region.tensor!r} ends at byte {region.end:,} of {location}, which has {size:,} bytes"
+    in_order = sorted(regions, key=lambda region: (region.start, region.end))
+    beyond = [region for region in in_order if region.end > size]
+    if beyond:
+        first, count = beyond[0], f"{len(beyond)} of {len(regions)}"
+        more = f" ({count} tensors do not lie in it whole)" if len(beyond) > 1 else ""
+        yield f"tensor {first.tensor!r} ends at byte {first.end:,} of {location}, which has {size:,} bytes{more}"
+    for region in in_order:
         if region.start < last.end and region.start < region.end:
             yield f"tensors {last.tensor!r} and {region.tensor!r} share bytes of {location}"
         last = max(last, region, key=lambda region: region.end)
