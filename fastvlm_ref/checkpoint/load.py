@@ -32,6 +32,7 @@ from fastvlm_ref.prompt import encode_prompt, stop_ids
 from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
 
 EMBEDDING, HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
+QKV = re.compile(r"decoder\.layers\.\d+\.self_attn\.[qkv]_proj\.(weight|bias)$")
 COUNTER = "num_batches_tracked"
 LEAST_TENSORS = 9  # of a decoder layer
 MOST_NAMED = 60  # problems that one error lists
@@ -126,7 +127,10 @@ def _check_parts(opened: Opened, tensors: Mapping[str, LazyTensor]) -> None:
 
 
 def _has_qkv_bias(tensors: Mapping[str, LazyTensor]) -> bool:
-    return any(name.startswith("decoder.layers.") and name.endswith(".q_proj.bias") for name in tensors)
+    """Whether at least half of the queries, keys and values have one, so that the others are then missing or extra."""
+    found = [QKV.match(name) for name in tensors]
+    parts = [match[1] for match in found if match]
+    return 0 < parts.count("weight") <= 2 * parts.count("bias")
 
 
 def _tied_head(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> tuple[bool, list[str]]:

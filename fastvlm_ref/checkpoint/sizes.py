@@ -34,6 +34,10 @@ FEATURES = {
 }  # fmt: skip
 SE_CHANNELS = {("conv_exp.se.reduce.weight", 0), ("conv_exp.se.reduce.bias", 0), ("conv_exp.se.expand.weight", 1)}
 
+# What tells which of the two kinds a stage's blocks are.
+ATTENTION = {"token_mixer.qkv.weight", "token_mixer.proj.weight", "norm.weight", "layer_scale_1", "layer_scale_2"}
+MIXER = {"token_mixer.reparam_conv.weight", "token_mixer.reparam_conv.bias", "layer_scale"}
+
 Shapes = Mapping[str, tuple[int, ...]]
 Blocks = Mapping[int, list[tuple[str, tuple[int, ...]]]]  # by place in `network`: (name inside its block, shape)
 
@@ -42,7 +46,7 @@ def vision_config(tensors: Mapping[str, LazyTensor], image_size: int) -> VisionC
     """Returns the tower's sizes from fused tensors by our names; raises TensorError where they cannot be told."""
     shapes = {name.removeprefix(PREFIX): tensor.shape for name, tensor in tensors.items() if name.startswith(PREFIX)}
     blocks, stages = _stages(shapes)
-    attention = tuple(any(name == "token_mixer.qkv.weight" for name, _ in blocks[at]) for at, _ in stages)
+    attention = tuple(_attends(blocks[at]) for at, _ in stages)
     config = VisionConfig(
         image_size=image_size,
         depths=tuple(depth for _, depth in stages),
@@ -81,6 +85,11 @@ def _stages(shapes: Shapes) -> tuple[Blocks, list[tuple[int, int]]]:
     if len(depths) > MOST_STAGES:
         raise TensorError(f"the vision tower has {len(depths)} stages, at most {MOST_STAGES} leave a grid to look at")
     return blocks, sorted(depths.items())
+
+
+def _attends(block: list[tuple[str, tuple[int, ...]]]) -> bool:
+    """Whether most of what tells the kind of a stage's blocks says attention."""
+    return sum((name in ATTENTION) - (name in MIXER) for name, _ in block) > 0
 
 
 def _width(blocks: Blocks, at: int, telling: set[tuple[str, int]]) -> int:

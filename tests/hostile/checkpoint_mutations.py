@@ -41,11 +41,11 @@ def mutation(number: int, layouts: dict[str, Files]) -> Mutation:
     target = (
         drawn.choice(weights) if drawn.random() < 0.75 else CONFIG if drawn.random() < 0.4 else drawn.choice(others)
     )
-    content, said = (_weights if target in weights else _text)(drawn, good[target])
+    content, said = (in_weights if target in weights else in_text)(drawn, good[target])
     return Mutation(f"{number}: {layout} {target} {said}", layout, target, {**good, target: content})
 
 
-def _weights(drawn: random.Random, content: bytes) -> tuple[bytes, str]:
+def in_weights(drawn: random.Random, content: bytes) -> tuple[bytes, str]:
     """Changes a weight file: mostly its header, sometimes its data or its end."""
     (length,) = struct.unpack("<Q", content[:8])
     where = drawn.random()
@@ -61,31 +61,32 @@ def _weights(drawn: random.Random, content: bytes) -> tuple[bytes, str]:
         return content + drawn.randbytes(drawn.randrange(1, 9)), "something behind it"
     if where < 0.34:
         return drawn.randbytes(8) + content[8:], "another length"
-    header, said = (_token if drawn.random() < 0.6 else _bytes)(drawn, content[8 : 8 + length])
+    header, said = (_token if drawn.random() < 0.6 else in_bytes)(drawn, content[8 : 8 + length])
     told = len(header) if drawn.random() < 0.5 else length
     return struct.pack("<Q", told) + header + content[8 + length :], f"header {said}, length {told - length:+}"
 
 
-def _text(drawn: random.Random, content: bytes) -> tuple[bytes, str]:
+def in_text(drawn: random.Random, content: bytes) -> tuple[bytes, str]:
+    """Changes a JSON file: its tokens, its bytes or its end."""
     where = drawn.random()
     if where < 0.1:
         end = drawn.randrange(len(content))
         return content[:end], f"cut at {end}"
-    return (_token if where < 0.7 else _bytes)(drawn, content)
+    return (_token if where < 0.7 else in_bytes)(drawn, content)
 
 
 def _token(drawn: random.Random, content: bytes) -> tuple[bytes, str]:
     """Puts another token in the place of a number or a text."""
     found = list((NUMBER if drawn.random() < 0.5 else TEXT).finditer(content))
     if not found:
-        return _bytes(drawn, content)
+        return in_bytes(drawn, content)
     chosen = drawn.choice(found)
     other = drawn.choice(found)[0] if drawn.random() < 0.4 else drawn.choice(TOKENS)
     told = f"{chosen[0][:30]!r} at {chosen.start()} by {other[:30]!r}"
     return content[: chosen.start()] + other + content[chosen.end() :], told
 
 
-def _bytes(drawn: random.Random, content: bytes) -> tuple[bytes, str]:
+def in_bytes(drawn: random.Random, content: bytes) -> tuple[bytes, str]:
     """Flips, replaces, puts in, takes out, doubles or exchanges bytes."""
     data, place = bytearray(content), drawn.randrange(len(content))
     span = drawn.choice([1, 1, 2, 8, 100])

@@ -18,13 +18,13 @@ from fastvlm_ref.checkpoint import load
 from fastvlm_ref.checkpoint.layouts import own_names
 
 
-def judged(folder: Path, tensors: Tensors, name: str) -> None:
+def judged(folder: Path, tensors: Tensors, name: str, ours: str) -> None:
     write(folder / WEIGHTS, tensors)
     try:
         load_checkpoint(folder)
     except CheckpointError as error:
         said = str(error)
-        assert name in said or own_names([name])[name] in said, f"{name} is not in {said[:400]}"
+        assert name in said or ours in said, f"{name} is not in {said[:400]}"
         raise
     raise AssertionError("it was taken")
 
@@ -32,8 +32,10 @@ def judged(folder: Path, tensors: Tensors, name: str) -> None:
 def cases(folder: Path, tensors: Tensors) -> tuple[list[Case], Counter[str]]:
     """Returns the cases, and of each kind how many changes cannot be told."""
 
+    names = own_names(list(tensors))  # timm's stages are counted, so all of them at once
+
     def case(changed: Tensors, name: str) -> Callable[[], object]:
-        return lambda: judged(folder, changed, name)
+        return lambda: judged(folder, changed, name, names[name])
 
     found, untold = [], Counter[str]()
     for kind, name, changed in changes(tensors):
@@ -80,6 +82,8 @@ def test_every_tensor_of_the_other_layouts(layout: str) -> None:
     beside, tensors = described(micro_files(layout))
     with folder_of(beside) as folder:
         tried, _ = cases(folder, tensors)
+        if layout == "mlx":  # its vectors of three axes are the same bytes in either order, and are taken in both
+            tried = [case for case in tried if not ("layer_scale" in case[0] and case[0].endswith("transposed"))]
         bad = tally(f"each tensor changed, {layout}", try_all(tried))
         assert bad == [], in_lines(bad)
 
