@@ -22,6 +22,7 @@ from fastvlm.tokenizer_steps import Unfit, check_decoder, check_ends, check_norm
 
 MAX_FILE_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 250,000 tokens has 35 MB
 MAX_TOKENS = 1_000_000  # the largest vocabularies have 262,144 and 514,906 merges
+MAX_LISTS = 1_200_000  # each merge may be one; 64 MB of [] would take a gigabyte
 MAX_ID = 2**24
 MAX_ADDED = 16_384  # Qwen2 has 22, Gemma 3 6,242
 MAX_TOKEN_BYTES = 4_096  # the longest of Qwen2 has 256
@@ -48,6 +49,9 @@ def read_tokenizer(path: Path, error: type[FastVLMError], opened: Opener = open_
 
 def checked(text: str) -> tuple[str, tuple[str, ...]]:
     """Returns a tokenizer.json's text without what is dropped, and the names of that; raises ValueError."""
+    lists, values = text.count("[") + text.count("{"), text.count(",")
+    if lists > MAX_LISTS or values > 5 * MAX_LISTS:
+        raise Unfit(f"it has {lists:,} lists and objects of {values:,} values, at most {MAX_LISTS:,} are read")
     found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     if not isinstance(found, dict):
         raise Unfit(f"it holds a {type(found).__name__}, expected a JSON object")

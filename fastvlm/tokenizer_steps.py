@@ -11,12 +11,15 @@ It does not know vocabularies, nor the library.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 MOST_STEPS = 16  # in a sequence, and of a template; Qwen2 has two
 MOST_NESTED = 4
 MOST_GROWTH = 64  # NFKC makes 33 bytes of 3 once, "▁" of a space is three times as long
+FEW = reprlib.Repr()  # shows a value by its first few parts: a whole one may be as large as its file
+FEW.maxlevel, FEW.maxstring = 2, 40
 SHORT = 64  # bytes of what is put before a text, in place of a match, behind a word
 # Public patterns of decoders: GPT-2's (in ByteLevel too), Qwen2's, that of Llama 3 and cl100k, that of o200k
 _TAILS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -65,8 +68,9 @@ def check_ends(step: Any, nested: int = 0) -> float:
 
 
 def shown(value: object) -> str:
-    """Returns a value of a stranger's file for a message: printable, at most 60 characters."""
-    return ascii(value[:60] if isinstance(value, str) else value)[:60]
+    """Returns a value of a stranger's file for a message: printable, at most 60 characters, whatever its size."""
+    text = repr(value[:60]) if isinstance(value, str) else FEW.repr(value)
+    return text.encode("ascii", "backslashreplace").decode("ascii")[:60]
 
 
 def _check(part: str, step: Any, kinds: Mapping[str, Check], nested: int) -> float:

@@ -158,6 +158,8 @@ def lies(whole: Json) -> dict[str, tuple[Callable[[], Json | str], str | None]]:
         "normalizers 5 deep": (lambda: put(whole, "normalizer", value=nested(5)), "deep"),
         "lists 100,000 deep": (
             lambda: json.dumps(whole)[:-1] + ',"x":' + "[" * 100_000 + "]" * 100_000 + "}", "read"),
+        "20 million lists": (lambda: '{"model": [' + "[]," * 20_000_000 + "[]]}", "lists and objects"),
+        "20 million numbers": (lambda: '{"model": [' + "1," * 20_000_000 + "1]}", "values"),
         "a replaced nothing": (lambda: put(whole, "normalizer", value=replaced("b", 1, {"String": ""})), "its pattern"),
         "backtracking": (lambda: regex(whole, "(a+)+$"), "its pattern"),
         "backtracking of blanks": (lambda: regex(whole, r"\s+$"), "its pattern"),
