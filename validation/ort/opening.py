@@ -37,6 +37,7 @@ LISTED = 8  # problems named in one error
 # LayerNormalization is there from 17 on, IR 8 belongs to it; what is newer than this tool writes is not guessed at.
 OPSETS = {"": range(17, OPSET + 1), MICROSOFT: range(1, MICROSOFT_OPSET + 1)}
 IR_VERSIONS = range(8, IR_VERSION + 1)
+LARGEST = (1 << 31) - 1  # onnxruntime cuts attributes to 32 bits: 1 << 40 heads become 0, and a division by it a signal
 CONTEXT = "EPContext"  # a node that stands for a provider's compiled file, which it names by any path
 SUFFIX = ".onnx"
 AGAIN = "export the build again, or copy it whole"
@@ -59,12 +60,17 @@ class Port:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file that may be given to onnxruntime: what goes in, what comes out, how often each op occurs."""
+    """A file that may be given to onnxruntime: what goes in, what comes out, how often each op occurs.
+
+    weights: bytes of all its tensors, wherever they lie. inside: as `open_file` was told.
+    """
 
     path: Path
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     ops: Counter[str]
+    weights: int = 0
+    inside: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data, without the path to it."""
@@ -108,7 +114,10 @@ def open_file(path: Path, inside: int | None = None) -> OnnxFile:
         more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise PackageError(f"{path} is not opened: {shown}{more}; {AGAIN}")
     graph = model.graph
-    return OnnxFile(path, _ports(graph.input), _ports(graph.output), Counter(node.op_type for node in graph.node))
+    sizes = (bytes_of(tensor) for tensor in graph.initializer)
+    weights = sum(size for size in sizes if isinstance(size, int))
+    ops = Counter(node.op_type for node in graph.node)
+    return OnnxFile(path, _ports(graph.input), _ports(graph.output), ops, weights, inside)
 
 
 def _read(path: Path, inside: int | None) -> tuple[bytes, list[int]]:
@@ -196,12 +205,18 @@ def _content_problems(model: ModelProto) -> Iterator[str]:
             yield f"it holds a sparse tensor ({message.values.name[:60]!r})"
         elif isinstance(message, AttributeProto) and (message.HasField("g") or message.graphs):
             yield f"an op runs a graph of its own (attribute {message.name[:60]!r})"
+        elif isinstance(message, AttributeProto) and not all(-LARGEST <= n <= LARGEST for n in _numbers(message)):
+            yield f"an attribute is beyond 32 bits ({message.name[:60]!r}), which no op takes"
     for node in model.graph.node:
         if node.domain not in imported:
             yield f"the op {node.op_type[:60]!r} is of the domain {node.domain[:60]!r}, which the model does not import"
         if node.op_type == CONTEXT:
             yield f"the op {CONTEXT} names files of its own"
     yield from _port_problems(model.graph)
+
+
+def _numbers(attribute: AttributeProto) -> Iterable[int]:
+    return chain((attribute.i,), attribute.ints)
 
 
 def _holds_unknown(model: ModelProto) -> bool:
