@@ -57,6 +57,14 @@ class Limits:
     memory: int = 0
 
 
+_serving = False  # whether this process is a child
+
+
+def is_child() -> bool:
+    """Whether this process was started by `Child`: what it opens has a process of its own already."""
+    return _serving
+
+
 class Served(Protocol):
     """What answers calls by name, wherever it lives."""
 
@@ -171,6 +179,8 @@ def _error(kind: str, text: str) -> FastVLMError:
 
 def serve(descriptor: int, memory: int = 0) -> None:
     """Answers the calls that come over a socket until its other end is closed: the child's half of `Child`."""
+    global _serving
+    _serving = True
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a stranger's file may end it, and its memory is nobody's
     if memory and sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + memory,) * 2)

@@ -24,6 +24,7 @@ from validation.coreml import here
 from validation.coreml.plan import rows_of
 from validation.coreml.units import NAMES, OF_TARGET
 from validation.encoder_form import form_of
+from validation.mil.package import check_package
 
 INSTEAD = "on another system, `fastvlm profile BUILD` measures the MIL runtime, and `fastvlm lint` judges by rules"
 
@@ -115,6 +116,7 @@ class DeviceBench:
         durations: dict[str, list[int | None]] = {}
         for part, package, function in self._functions():
             self._tell(f"load {function}")
+            check_package(package)
             model = self._wrappers.RemoteMLModelAsyncWrapper(
                 spec_or_path=str(package), weights_dir="", device=self._device,
                 compute_units=self._library_units(), function_name=function,
