@@ -62,8 +62,8 @@ def open_package(
     """Opens `function` of the .mlpackage with a backend of BACKENDS.
 
     `precision` is the MIL runtime's alone; `beside` is another function of the package, opened alike: the MIL runtime
-    shares its weights. `target` is what the package was made for, "ane" or "gpu": Core ML runs it there, unless
-    `compute_units` (of COMPUTE_UNITS) say otherwise.
+    shares its weights, Core ML its process. `target` is what the package was made for, "ane" or "gpu": Core ML runs it
+    there, unless `compute_units` (of COMPUTE_UNITS) say otherwise.
     """
     check_backend(backend, compute_units, stateful=False)  # whoever needs a state asks for more
     if backend == "mil":
@@ -72,4 +72,5 @@ def open_package(
         if isinstance(beside, MILModel):
             return beside.function(function)
         return MILModel(package, function_name=function, precision=precision)
-    return CoreMLPredictor(package, function, compute_units or OF_TARGET[target])
+    other = beside if isinstance(beside, CoreMLPredictor) else None
+    return CoreMLPredictor(package, function, compute_units or OF_TARGET[target], other)

@@ -63,6 +63,11 @@ def _most_memory() -> int:
     return 2 * half_of_memory()
 
 
+def data_bytes() -> int:
+    """What RLIMIT_DATA counts of this process, in bytes (Linux)."""
+    return _field(STATUS, "VmData")
+
+
 def _enter() -> None:
     global _inside, _before
     with _LOCK:
@@ -71,7 +76,7 @@ def _enter() -> None:
             return
         _before = resource.getrlimit(resource.RLIMIT_DATA)
         soft, hard = _before
-        most = _field(STATUS, "VmData") + free_bytes()
+        most = data_bytes() + free_bytes()
         if soft == resource.RLIM_INFINITY or most < soft:
             resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
 

@@ -27,8 +27,10 @@ from validation.bundle_host.host import Host
 from validation.mil.dtypes import BY_NAME
 from validation.mil.package import open_folder as open_package
 from validation.mil.schema import model_message
-from validation.ort.loading import load
+from validation.ort.loading import load_here
 from validation.ort.opening import OnnxFile, open_file
+from validation.ort.providers import CPU
+from validation.ort.settings import Settings
 
 TINY = Path(__file__).resolve().parents[2] / "fastvlm_ref" / "tiny"
 FLOAT = np.float32([1, 2, 3, 4])
@@ -145,9 +147,9 @@ def _data(folder: Path) -> Reader:
     def between(act: Callable[[], None]) -> object:
         found = opened("m.data")
         act()
-        return load(found)
+        return load_here(found, (CPU,), Settings())
 
-    return Reader("ONNX data", folder, "m.data", "", lambda name: load(opened(name)), between)
+    return Reader("ONNX data", folder, "m.data", "", lambda name: load_here(opened(name), (CPU,), Settings()), between)
 
 
 def _model(location: str) -> bytes:

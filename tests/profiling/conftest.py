@@ -9,6 +9,8 @@ import coreml_standin
 import pytest
 from local import Local
 
+from validation.children import Child
+
 sys.path.insert(0, str(Path(__file__).parent))  # for child processes: they take this one's path
 
 
@@ -25,7 +27,15 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     coreml_standin.opened.clear()
     coreml_standin.planned.clear()
     coreml_standin.install(monkeypatch.setattr)
+    monkeypatch.setattr("validation.coreml.predictor.Child", Local)
     return monkeypatch
+
+
+@pytest.fixture
+def apart(mac: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The same, with functions in processes of their own, as on a Mac."""
+    mac.setattr("validation.coreml.predictor.Child", Child)
+    return mac
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 class Local:
     """As `Child`: made of plain data, gives plain data, remembers its stage."""
 
-    def __init__(self, serves: str, name: str, **given: Any) -> None:
+    def __init__(self, serves: str, name: str, limits: Any = None, **given: Any) -> None:
         module, _, made = serves.partition(":")
         self.name, self.stage, self.closed = name, "start", False
         plain = json.loads(json.dumps(given))

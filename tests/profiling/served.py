@@ -77,3 +77,13 @@ class Clerk:
         """Does not come back for long."""
         self._tell("sleeping")
         time.sleep(60)
+
+    def wait(self, seconds: float) -> None:
+        """Comes back after a while."""
+        self._tell("waiting")
+        time.sleep(seconds)
+
+    def take(self, count: int) -> int:
+        """Takes as many bytes for a moment."""
+        self._tell("taking")
+        return len(bytearray(count))

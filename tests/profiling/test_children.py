@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from fastvlm.errors import BuildError, FastVLMError, ProcessError
 from validation import children
-from validation.children import Child
+from validation.children import Child, Limits
 
 SERVES = "served:Clerk"
 
@@ -125,3 +126,27 @@ def test_a_child_that_waits_ends_by_itself() -> None:
     child = Child(SERVES, "the clerk")
     child.close()
     assert child._process.returncode == 0
+
+
+def test_a_child_that_does_not_answer_is_ended() -> None:
+    child = Child(SERVES, "the clerk", Limits(seconds=0.5))
+    with pytest.raises(ProcessError, match=r"no answer within 0\.5 s at stage waiting") as caught:
+        child.call("wait", seconds=60)
+    assert (caught.value.stage, caught.value.ended) == ("waiting", "timeout")
+    child.close()
+
+
+def test_one_that_answers_in_time_is_asked_again() -> None:
+    child = Child(SERVES, "the clerk", Limits(seconds=30))
+    for _ in range(3):
+        assert child.call("wait", seconds=0.01) is None
+    child.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS keeps to no such limit")
+def test_a_child_has_no_more_memory_than_it_was_given() -> None:
+    child = Child(SERVES, "the clerk", Limits(memory=64 << 20))
+    assert child.call("take", count=16 << 20) == 16 << 20
+    with pytest.raises(ProcessError, match="MemoryError"):
+        child.call("take", count=256 << 20)
+    child.close()

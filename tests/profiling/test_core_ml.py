@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from export import export
-from fastvlm.build import COMPUTE_UNITS, read_build
+from fastvlm.build import COMPUTE_UNITS, STATE, read_build
 from fastvlm.errors import ExecutionError, MissingDependency, PackageError, ProcessError, UsageError
 from fastvlm.hashes import list_tree, sha256_file
 from fastvlm_ref.samples import shipped_samples
@@ -30,6 +30,7 @@ from validation.coreml.predictor import CoreMLPredictor
 from validation.coreml.remote import DeviceBench, connected_devices
 from validation.coreml.units import NAMES
 from validation.engine import PackageEngine
+from validation.mil import MILModel
 from validation.mil.package import parse_spec
 from validation.session import open_session
 
@@ -167,7 +168,9 @@ def test_what_coremltools_cannot_open_is_a_named_error(mac: Any, tiny_build: Pat
 def test_an_input_that_a_package_does_not_take_is_a_named_error(mac: Any, exported_tiny: Path) -> None:
     predictor = CoreMLPredictor(exported_tiny / "VisionEncoder.mlpackage", "encode_256", "all")
     with pytest.raises(ExecutionError, match=r"cannot run encode_256 .* does not match"):
-        predictor.predict({"picture": None})
+        predictor.predict({"picture": np.zeros(1, np.float32)})
+    with pytest.raises(ExecutionError, match="'image' is NoneType, expected numbers or a picture"):
+        predictor.predict({"image": None})
 
 
 def test_what_is_handed_in_stays_as_it_is(mac: Any, exported_app: Path) -> None:
@@ -384,3 +387,45 @@ def test_the_stand_in_is_called_as_coremltools_is(exported_tiny: Path) -> None:
     assert issubclass(remote_device._AppBuilder.Error, Exception)
     for name in ("MLCPUComputeDevice", "MLGPUComputeDevice", "MLNeuralEngineComputeDevice"):
         assert hasattr(coremltools.models.compute_device, name)
+
+
+def halves(model: MILModel) -> dict[str, np.ndarray]:
+    """What a function takes: 0.5 everywhere, at position 3."""
+    return {
+        name: np.full([int(length or 1) for length in feature.shape], 0.5, np.float16)
+        if feature.dtype == "fp16"
+        else np.int32([3])
+        for name, feature in model.inputs.items()
+    }
+
+
+def test_functions_live_in_a_process_of_their_own(apart: Any, exported_tiny: Path) -> None:
+    """Both functions of the language model share one, and their states stay there."""
+    package = language_package(exported_tiny)
+    decode = open_package(package, "decode", "coreml")
+    prefill = open_package(package, "prefill", "coreml", beside=decode)
+    assert not coreml_standin.opened, "nothing was opened in this process"
+    model = MILModel(package, "decode")
+    ours, states = model.make_state(), [decode.make_state() for _ in range(2)]
+    model.function("prefill").predict(halves(model.function("prefill")), ours)
+    prefill.predict(halves(model.function("prefill")), states[0])
+    expected, found = model.predict(halves(model), ours), decode.predict(halves(model), states[0])
+    np.testing.assert_array_equal(found["logits"], expected["logits"])
+    np.testing.assert_array_equal(states[0].read_state(STATE), ours.read_state(STATE))
+    assert not states[1].read_state(STATE).any(), "a state of its own"
+    states.pop()
+    assert decode.predict(halves(model), states[0])
+
+
+def test_what_ends_core_ml_ends_nothing_else(apart: pytest.MonkeyPatch, exported_tiny: Path) -> None:
+    apart.setenv("COREML_STANDIN", "kill predict encode_256")
+    encoder = CoreMLPredictor(exported_tiny / "VisionEncoder.mlpackage", "encode_256", "all")
+    with pytest.raises(ProcessError, match=r"Core ML with VisionEncoder.mlpackage .*SIGKILL.* running encode_256"):
+        encoder.predict({"image": np.zeros((256, 256, 3), np.uint8)})
+
+
+def test_a_package_with_a_link_never_reaches_core_ml(apart: Any, tiny_build: Path) -> None:
+    package = tiny_build / "VisionEncoder.mlpackage"
+    (package / "more").symlink_to("/etc")
+    with pytest.raises(PackageError, match="is a link"):
+        CoreMLPredictor(package, "encode_256", "all")

@@ -17,13 +17,14 @@ from typing import Any
 
 from fastvlm.errors import ExecutionError
 from fastvlm.mlpackage import MODEL_FILE
-from validation.children import Child, Tell
+from validation.children import Child, Limits, Tell
 from validation.coreml import here
 from validation.coreml.placement import FunctionPlan, OpPlace
 from validation.coreml.units import NAMES
 from validation.mil.package import check_package, parse_spec
 
 SERVES = "validation.coreml.plan:PlanReader"
+LIMITS = Limits(seconds=3600.0)  # of one function's plan, its compilation included
 
 
 def plans_of(package: Path, functions: list[str], units: str) -> tuple[FunctionPlan, ...]:
@@ -35,7 +36,7 @@ def plans_of(package: Path, functions: list[str], units: str) -> tuple[FunctionP
     here.need_mac("a compute plan", "`fastvlm lint` says by rules what it would be", here.PLANS)
     name = f"the compute plan of {package.name} on {units}"
     with tempfile.TemporaryDirectory() as folder:
-        reader = Child(SERVES, name, package=str(package), units=units, folder=folder)
+        reader = Child(SERVES, name, LIMITS, package=str(package), units=units, folder=folder)
         try:
             rows = {function: reader.call("read", function=function) for function in functions}
         finally:

@@ -17,6 +17,7 @@ from onnxruntime import RunOptions
 from fastvlm.errors import ExecutionError, Stopped
 from validation.ort.failures import FAILURES, reason
 from validation.ort.settings import run_options
+from validation.within_memory import within_memory
 
 Result = TypeVar("Result")
 
@@ -42,8 +43,9 @@ class Calls:
             self._running = options
         future: Future[Result] | None = None
         try:
-            future = self._thread.submit(call, options)
-            return future.result()
+            with within_memory():
+                future = self._thread.submit(call, options)
+                return future.result()
         except FAILURES as error:
             self._check(options)
             raise ExecutionError(f"{what} failed in onnxruntime ({reason(error)}); try another build") from error

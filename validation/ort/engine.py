@@ -23,6 +23,7 @@ from validation.ort.calls import Calls
 from validation.ort.language import MOST_ROWS, LanguageModel, check_decoder
 from validation.ort.loading import Loaded, load
 from validation.ort.opening import OnnxFile, Port, in_words, open_file
+from validation.ort.probing import Prober
 from validation.ort.providers import CPU, provider_names
 from validation.ort.settings import Settings
 
@@ -59,6 +60,7 @@ class OrtEngine:
         )
         self.position = 0
         self._calls = Calls()
+        self._prober: Prober | None = None  # one for all files while they are loaded
         self._encoders: dict[int, Loaded] = {}
         self._language: LanguageModel | None = None
         self._embeddings: EmbeddingTable | None = None
@@ -66,8 +68,13 @@ class OrtEngine:
     def load(self) -> None:
         """Opens every file that a question needs now, so that the first one does not wait for it."""
         self.build.check_whole()
-        self.encoder(self.image_size)
-        self.language  # noqa: B018
+        self._prober = Prober()
+        try:
+            self.encoder(self.image_size)
+            self.language  # noqa: B018
+        finally:
+            self._prober.close()
+            self._prober = None
         self.embeddings  # noqa: B018
 
     def encoder(self, side: int) -> Loaded:
@@ -79,7 +86,7 @@ class OrtEngine:
         if side not in self._encoders:
             file = open_file(self.build.encoders[side])
             self._check_encoder(file, side)
-            self._encoders[side] = load(file, self.providers, self.settings)
+            self._encoders[side] = load(file, self.providers, self.settings, self._prober)
         return self._encoders[side]
 
     def _check_encoder(self, file: OnnxFile, side: int) -> None:
@@ -113,7 +120,9 @@ class OrtEngine:
                 )
             file = open_file(self.build.language[0].package)
             check_decoder(file, self.build)
-            self._language = LanguageModel(load(file, self.providers, self.settings), self._calls, self.build)
+            self._language = LanguageModel(
+                load(file, self.providers, self.settings, self._prober), self._calls, self.build
+            )
         return self._language
 
     @property

@@ -14,8 +14,10 @@ from onnxruntime import InferenceSession
 from fastvlm.errors import ExecutionError, MissingDependency
 from validation.ort.failures import FAILURES, reason
 from validation.ort.opening import OnnxFile, check_unchanged
+from validation.ort.probing import Prober
 from validation.ort.providers import CPU, PROVIDERS, provider_names, provider_word
 from validation.ort.settings import Settings, session_options
+from validation.within_memory import expect_mapped, within_memory
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,39 @@ class Loaded:
         return dict(counts)
 
 
-def load(file: OnnxFile, providers: Sequence[str] = (CPU,), settings: Settings | None = None) -> Loaded:
+def load(
+    file: OnnxFile, providers: Sequence[str] = (CPU,), settings: Settings | None = None, prober: Prober | None = None
+) -> Loaded:
     """Makes a session of a file that was read and checked, with providers in order of preference.
+
+    The file is first loaded by `prober`, without one by a child for it alone. Raises as `load_here`, and ExecutionError
+    where that load ends its process.
+    """
+    settings = settings or Settings()
+    provider_names(providers)
+    probes = prober or Prober()
+    try:
+        probes.check(file, settings)
+    finally:
+        if prober is None:
+            probes.close()
+    return load_here(file, providers, settings)
+
+
+def load_here(file: OnnxFile, providers: Sequence[str], settings: Settings) -> Loaded:
+    """`load`, without a look at what it does to another process first.
 
     Raises UsageError and MissingDependency as `provider_names`, PackageError where the files are no longer those that
     were checked, ExecutionError where onnxruntime does not take the
     file, or one of the providers takes none of its nodes. With the CPU not among them, every node must be theirs.
     """
     names = provider_names(providers)
-    options = session_options(settings or Settings(), file, alone=CPU not in providers)
+    options = session_options(settings, file, alone=CPU not in providers)
     try:
-        # By itself it would print an error, and go on with the CPU.
-        session = InferenceSession(file.path, options, names, enable_fallback=0, read_config_from_model=0)
+        with within_memory():
+            expect_mapped(file.weights)
+            # By itself it would print an error, and go on with the CPU.
+            session = InferenceSession(file.path, options, names, enable_fallback=0, read_config_from_model=0)
     except FAILURES as error:
         raise ExecutionError(
             f"onnxruntime does not take {file.path} for {', '.join(providers)} ({reason(error)}); export it for this "

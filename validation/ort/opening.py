@@ -38,6 +38,7 @@ LISTED = 8  # problems named in one error
 # LayerNormalization is there from 17 on, IR 8 belongs to it; what is newer than this tool writes is not guessed at.
 OPSETS = {"": range(17, OPSET + 1), MICROSOFT: range(1, MICROSOFT_OPSET + 1)}
 IR_VERSIONS = range(8, IR_VERSION + 1)
+LARGEST = (1 << 31) - 1  # onnxruntime cuts attributes to 32 bits: 1 << 40 heads become 0, and a division by it a signal
 CONTEXT = "EPContext"  # a node that stands for a provider's compiled file, which it names by any path
 SUFFIX = ".onnx"
 AGAIN = "export the build again, or copy it whole"
@@ -65,6 +66,7 @@ class Port:
 class OnnxFile:
     """A file that may be given to onnxruntime: what goes in, what comes out, how often each op occurs.
 
+    weights: bytes of all its tensors, wherever they lie. inside: as `open_file` was told.
     states: what was looked at, the file itself and its data, as `state_of` told it then.
     """
 
@@ -72,6 +74,8 @@ class OnnxFile:
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     ops: Counter[str]
+    weights: int = 0
+    inside: int | None = None
     states: Mapping[Path, State] = made(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -116,10 +120,15 @@ def open_file(path: Path, inside: int | None = None) -> OnnxFile:
         more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise PackageError(f"{path} is not opened: {shown}{more}; {AGAIN}")
     graph = model.graph
-    beside = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
-    states = {file: state_of(file) for file in (path, *(path.parent / name for name in sorted(beside)))}
+    sizes = (bytes_of(tensor) for tensor in graph.initializer)
+    weights = sum(size for size in sizes if isinstance(size, int))
     ops = Counter(node.op_type for node in graph.node)
-    return OnnxFile(path, _ports(graph.input), _ports(graph.output), ops, states)
+    return OnnxFile(path, _ports(graph.input), _ports(graph.output), ops, weights, inside, _states(path, model))
+
+
+def _states(path: Path, model: ModelProto) -> dict[Path, State]:
+    beside = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
+    return {file: state_of(file) for file in (path, *(path.parent / name for name in sorted(beside)))}
 
 
 def state_of(path: Path) -> State:
@@ -223,12 +232,18 @@ def _content_problems(model: ModelProto) -> Iterator[str]:
             yield f"it holds a sparse tensor ({message.values.name[:60]!r})"
         elif isinstance(message, AttributeProto) and (message.HasField("g") or message.graphs):
             yield f"an op runs a graph of its own (attribute {message.name[:60]!r})"
+        elif isinstance(message, AttributeProto) and not all(-LARGEST <= n <= LARGEST for n in _numbers(message)):
+            yield f"an attribute is beyond 32 bits ({message.name[:60]!r}), which no op takes"
     for node in model.graph.node:
         if node.domain not in imported:
             yield f"the op {node.op_type[:60]!r} is of the domain {node.domain[:60]!r}, which the model does not import"
         if node.op_type == CONTEXT:
             yield f"the op {CONTEXT} names files of its own"
     yield from _port_problems(model.graph)
+
+
+def _numbers(attribute: AttributeProto) -> Iterable[int]:
+    return chain((attribute.i,), attribute.ints)
 
 
 def _holds_unknown(model: ModelProto) -> bool:
