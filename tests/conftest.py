@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
@@ -53,7 +54,35 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run of the tests, shared by all its processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "run"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def conversions(run_folder: Path) -> Iterator[None]:
+    """Each graph goes through coremltools once in a run (`conversions.py`)."""
+    from conversions import remembering
+
+    from export import convert
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "convert", remembering(convert.convert, run_folder / "conversions"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _conversions(request: pytest.FixtureRequest) -> None:
+    """For every test that can convert; one of the hall does not import torch for that."""
+    if "export.convert" in sys.modules:
+        request.getfixturevalue("conversions")
+
+
+@pytest.fixture(scope="session")
+def exported_tiny(conversions: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded checkpoint, exported once for all tests; never written to (use `tiny_build`)."""
     from export import export
 
@@ -61,7 +90,7 @@ def exported_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_app(conversions: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded checkpoint's encoder for Apple's sample app, exported once; never written to (use `app_build`)."""
     from export import export
 
@@ -129,6 +158,13 @@ def _same_random_numbers() -> None:
     """Seeds torch where a test uses it; a test of the hall does not import it for that."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collected() -> None:
+    """Leaves what there is before a file of tests to itself: coremltools has all objects looked through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
