@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def _same_random_numbers() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _collected() -> None:
-    """Leaves what there is before a file of tests to itself: coremltools has all objects looked through again and again."""
+    """Takes what there is before a file from the garbage collector: coremltools has it go through all objects."""
     gc.collect()
     gc.freeze()
 
@@ -175,10 +176,18 @@ def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A new folder each time; pytest's own way looks through all folders that there are for the next number."""
+    parent = tmp_path_factory.mktemp("caches")
+    return (parent / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """This test's own cache folder, empty; its commands and programs use it too."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = next(_caches)
+    folder.mkdir()
     monkeypatch.setenv("FASTVLM_CACHE", str(folder))
     return folder
 

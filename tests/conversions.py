@@ -4,7 +4,7 @@ coremltools takes three quarters of the time of an export of a small model, and 
 same graphs: with stand-ins for weights, whatever the weights. Its part of a conversion, `export.convert.convert`, is
 kept in a folder of the run, which the processes of pytest-xdist share, by a hash of all that it is given: the traced
 graph without Python's names for its modules, every constant and parameter byte for byte, the contract, the passes.
-A command in a process of its own converts as always; so does every graph that is new or changed by as much as one number.
+A command in a process of its own converts as always; so does every graph that is changed by as much as one number.
 """
 
 from __future__ import annotations
