@@ -15,6 +15,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from made_once import made_once
 
 from fastvlm.progress import Advance, Progress
 
@@ -83,19 +84,19 @@ def _conversions(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def exported_tiny(conversions: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_tiny(conversions: None, run_folder: Path) -> Path:
     """The embedded checkpoint, exported once for all tests; never written to (use `tiny_build`)."""
     from export import export
 
-    return export("tiny", tmp_path_factory.mktemp("exported") / "tiny")
+    return made_once(run_folder / "exported" / "tiny", lambda place: export("tiny", place))
 
 
 @pytest.fixture(scope="session")
-def exported_app(conversions: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_app(conversions: None, run_folder: Path) -> Path:
     """The embedded checkpoint's encoder for Apple's sample app, exported once; never written to (use `app_build`)."""
     from export import export
 
-    return export("tiny", tmp_path_factory.mktemp("exported") / "app", purpose="apple-app")
+    return made_once(run_folder / "exported" / "app", lambda place: export("tiny", place, purpose="apple-app"))
 
 
 @pytest.fixture
@@ -111,13 +112,15 @@ def tiny_build(exported_tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def validated_tiny(exported_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def validated_tiny(exported_tiny: Path, run_folder: Path) -> Path:
     """A build of the embedded checkpoint with a passed verdict and its self-test, made once; copy it to change it."""
     from validation import validate
 
-    build = Path(shutil.copytree(exported_tiny, tmp_path_factory.mktemp("validated") / "tiny"))
-    assert validate(build, steps=16).passed
-    return build
+    def make(place: Path) -> None:
+        shutil.copytree(exported_tiny, place)
+        assert validate(place, steps=16).passed
+
+    return made_once(run_folder / "validated" / "tiny", make)
 
 
 @pytest.fixture(scope="session")

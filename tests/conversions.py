@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from made_once import made_once
 
 MANGLED = re.compile(r"___torch_mangle_\d+\.")  # how often a module was traced before
-PROTO = "proto"
+PROTO, PACKAGE = "proto", "package"
 
 Convert = Callable[[Any, Any], tuple[Any, Path]]
 
@@ -29,18 +30,20 @@ def remembering(convert: Convert, folder: Path) -> Convert:
     """Returns `convert`, which looks into `folder` first and keeps there what it makes."""
 
     def look_first(traced: Any, spec: Any) -> tuple[Any, Path]:
-        kept = folder / key(traced, spec)
-        if not kept.is_dir():
-            proto, package = convert(traced, spec)
-            _keep(proto, package, kept)
-            return proto, package
         from coremltools.proto import Model_pb2
 
+        kept = made_once(folder / key(traced, spec), lambda place: _keep(*convert(traced, spec), place))
         proto = Model_pb2.Model()
         proto.ParseFromString((kept / PROTO).read_bytes())
-        return proto, Path(shutil.copytree(kept, tempfile.mkdtemp(), dirs_exist_ok=True))
+        return proto, Path(shutil.copytree(kept / PACKAGE, tempfile.mkdtemp(), dirs_exist_ok=True))
 
     return look_first
+
+
+def _keep(proto: Any, package: Path, place: Path) -> None:
+    place.mkdir()
+    (place / PROTO).write_bytes(proto.SerializeToString())
+    shutil.move(package, place / PACKAGE)
 
 
 def key(traced: Any, spec: Any) -> str:
@@ -62,17 +65,3 @@ def _constants(graph: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for node in graph.findAllNodes("prim::Constant"):
         if node.hasAttribute("value") and node.kindOf("value") == "t":
             yield node.output().debugName(), node.t("value")
-
-
-def _keep(proto: Any, package: Path, kept: Path) -> None:
-    """Copies a conversion; it appears whole, and where another process was faster, its copy stays."""
-    kept.parent.mkdir(exist_ok=True)
-    making = Path(tempfile.mkdtemp(dir=kept.parent))
-    shutil.copytree(package, making, dirs_exist_ok=True)
-    (making / PROTO).write_bytes(proto.SerializeToString())
-    try:
-        making.rename(kept)
-    except OSError:
-        if not kept.is_dir():
-            raise
-        shutil.rmtree(making)
