@@ -23,6 +23,7 @@ from torch import nn
 from export.contract import SCALE, FunctionSpec, TensorSpec
 from export.parameters import GraphWeight
 from export.quiet import import_coremltools, quietly
+from fastvlm.mlpackage import WEIGHT_FILE
 
 # Those of coremltools' 84 that change a graph of ours; it checks the whole program after each, which takes longer than
 # the passes. Left out with the others is const_deduplication. A test compares with all of them.
@@ -64,6 +65,15 @@ def trace(graph: nn.Module, shapes: tuple[tuple[int, ...], ...], *, position: bo
 @contextmanager
 def converted(traced: Any, spec: FunctionSpec) -> Iterator[Converted]:
     """Converts a traced graph at the shapes of `spec`; the weight file lives as long as the block."""
+    proto, package = convert(traced, spec)
+    try:
+        yield Converted(spec, proto, package / WEIGHT_FILE)
+    finally:
+        shutil.rmtree(package, ignore_errors=True)
+
+
+def convert(traced: Any, spec: FunctionSpec) -> tuple[Any, Path]:
+    """Returns coremltools' Model protobuf of a traced graph, and its temporary package, which the caller removes."""
     ct = import_coremltools()
     passes = ct.PassPipeline(pass_names=[f"common::{name}" for name in PASSES])
     with quietly():
@@ -78,10 +88,7 @@ def converted(traced: Any, spec: FunctionSpec) -> Iterator[Converted]:
             pass_pipeline=passes,
             skip_model_load=True,
         )
-    try:
-        yield Converted(spec, model._spec, Path(model.weights_dir) / "weight.bin")
-    finally:
-        shutil.rmtree(model.package_path, ignore_errors=True)
+    return model._spec, Path(model.package_path)
 
 
 def _dtype(tensor: TensorSpec) -> Any:

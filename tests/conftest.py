@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from made_once import made_once
 
 from fastvlm.progress import Advance, Progress
 
@@ -53,19 +56,47 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded checkpoint, exported once for all tests; never written to (use `tiny_build`)."""
-    from export import export
-
-    return export("tiny", tmp_path_factory.mktemp("exported") / "tiny")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run of the tests, shared by all its processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "run"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def exported_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def conversions(run_folder: Path) -> Iterator[None]:
+    """Each graph goes through coremltools once in a run (`conversions.py`)."""
+    from conversions import remembering
+
+    from export import convert
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "convert", remembering(convert.convert, run_folder / "conversions"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _conversions(request: pytest.FixtureRequest) -> None:
+    """For every test that can convert; one of the hall does not import torch for that."""
+    if "export.convert" in sys.modules:
+        request.getfixturevalue("conversions")
+
+
+@pytest.fixture(scope="session")
+def exported_tiny(conversions: None, run_folder: Path) -> Path:
+    """The embedded checkpoint, exported once for all tests; never written to (use `tiny_build`)."""
+    from export import export
+
+    return made_once(run_folder / "exported" / "tiny", lambda place: export("tiny", place))
+
+
+@pytest.fixture(scope="session")
+def exported_app(conversions: None, run_folder: Path) -> Path:
     """The embedded checkpoint's encoder for Apple's sample app, exported once; never written to (use `app_build`)."""
     from export import export
 
-    return export("tiny", tmp_path_factory.mktemp("exported") / "app", purpose="apple-app")
+    return made_once(run_folder / "exported" / "app", lambda place: export("tiny", place, purpose="apple-app"))
 
 
 @pytest.fixture
@@ -81,13 +112,15 @@ def tiny_build(exported_tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def validated_tiny(exported_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def validated_tiny(exported_tiny: Path, run_folder: Path) -> Path:
     """A build of the embedded checkpoint with a passed verdict and its self-test, made once; copy it to change it."""
     from validation import validate
 
-    build = Path(shutil.copytree(exported_tiny, tmp_path_factory.mktemp("validated") / "tiny"))
-    assert validate(build, steps=16).passed
-    return build
+    def make(place: Path) -> None:
+        shutil.copytree(exported_tiny, place)
+        assert validate(place, steps=16).passed
+
+    return made_once(run_folder / "validated" / "tiny", make)
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +164,13 @@ def _same_random_numbers() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _collected() -> None:
+    """Takes what there is before a file from the garbage collector: coremltools has it go through all objects."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Where fixtures of a whole session find no scan of anything, nor write into the user's cache."""
@@ -139,10 +179,18 @@ def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A new folder each time; pytest's own way looks through all folders that there are for the next number."""
+    parent = tmp_path_factory.mktemp("caches")
+    return (parent / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """This test's own cache folder, empty; its commands and programs use it too."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = next(_caches)
+    folder.mkdir()
     monkeypatch.setenv("FASTVLM_CACHE", str(folder))
     return folder
 

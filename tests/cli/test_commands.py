@@ -106,7 +106,7 @@ def test_run_as_json(run: Run, build: Path, picture: Path) -> None:
 
 
 def test_validate_says_yes_and_writes_it_down(run: Run, build: Path, small_checkpoint: Path, picture: Path) -> None:
-    result = run("validate", build, "--reference", small_checkpoint, "--images", picture.parent)
+    result = run("validate", build, "--reference", small_checkpoint, "--images", picture.parent, "--steps", 8)
     assert result.exit_code == 0, result.stderr
     assert "encoder.psnr_db" in result.stdout
     assert json.loads((build / "validation.json").read_text())["verdict"] == "passed"
@@ -124,7 +124,8 @@ def questions(picture: Path) -> Path:
 
 
 def test_validate_on_a_user_s_own_questions(run: Run, build: Path, small_checkpoint: Path, questions: Path) -> None:
-    result = run("validate", build, "--reference", small_checkpoint, "--questions", questions)
+    words = ("validate", build, "--reference", small_checkpoint, "--questions", questions, "--steps", 8)
+    result = run(*words)
     assert result.exit_code == 0, result.stderr
     assert "note: the first 4 questions are compared in full, of the other 2 the answers alone" in result.stderr
     said = " ".join(result.stdout.split())
@@ -135,9 +136,7 @@ def test_validate_on_a_user_s_own_questions(run: Run, build: Path, small_checkpo
     table = result.stdout[result.stdout.index("How far apart") :]
     places = [table.index(rung) for rung in ("constants", "network", "tokens")]
     assert places == sorted(places)
-    told = json.loads(
-        run("validate", build, "--reference", small_checkpoint, "--questions", questions, "--json").stdout
-    )
+    told = json.loads(run(*words, "--json").stdout)
     assert told == json.loads((build / "validation.json").read_text())
     assert (told["questions"]["count"], told["questions"]["in_full"]) == (6, 4)
 
@@ -145,7 +144,7 @@ def test_validate_on_a_user_s_own_questions(run: Run, build: Path, small_checkpo
 def test_validate_beside_another_checkpoint(run: Run, build: Path, checkpoint: Path, picture: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "unheard_of": 1}))
-    words = ("validate", build, "--reference", checkpoint, "--images", picture.parent)
+    words = ("validate", build, "--reference", checkpoint, "--images", picture.parent, "--steps", 8)
     assert run(*words).exit_code == 2
     result = run(*words, "--other-reference")
     assert result.exit_code == 0, result.stderr
@@ -177,7 +176,7 @@ def flip_signs(build: Path) -> None:
 
 def test_validate_says_no_with_exit_code_1(run: Run, build: Path, small_checkpoint: Path, picture: Path) -> None:
     flip_signs(build)
-    result = run("validate", build, "--reference", small_checkpoint, "--images", picture.parent)
+    result = run("validate", build, "--reference", small_checkpoint, "--images", picture.parent, "--steps", 8)
     assert result.exit_code == 1
     assert re.search(
         r"Error: limits missed: \d+, the lowest by rung constants, audit.differing_weights = ", result.stderr

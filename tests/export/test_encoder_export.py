@@ -38,6 +38,12 @@ SAFE_MEAN = {"mul": 1, "reduce_mean": 2}
 GELU = {"clip": 1, "mul": 2, "maximum": 1, "sub": 1, "add": 1}
 SCORES = {"reduce_max": 1, "sub": 1, "maximum": 1, "mul": 1}
 GATE = {"clip": 1, "mul": 1}
+STEM, DOWN = ("patch_embed.0",), ("network.8.0", "network.8.2")
+LATE = ("network.7.0.convffn.fc1", "conv_exp", "projector_0")
+MIXING, GATING = (
+    ("network.7.0.token_mixer.q", "network.7.0.token_mixer.k"),
+    ("conv_exp.se.reduce", "conv_exp.se.expand"),
+)
 
 
 def specs_of(model: Any, *sides: int) -> tuple[FunctionSpec, ...]:
@@ -78,11 +84,12 @@ def test_ops_of_the_safe_forms(model: Any) -> None:
     ("sites", "added"),
     [
         (("network.0", "network.9", "network.0.0.convffn.conv", "network.10.0.token_mixer.v"), ()),
-        (("patch_embed.0",), (GELU,)),
-        (("network.8.0", "network.8.2"), (GELU, GELU)),
-        (("network.7.0.convffn.fc1", "conv_exp", "projector_0"), (GELU, GELU, GELU)),
-        (("network.7.0.token_mixer.q", "network.7.0.token_mixer.k"), (SCORES,)),
-        (("conv_exp.se.reduce", "conv_exp.se.expand"), (GATE,)),
+        ((*STEM, *DOWN, *MIXING, *GATING), (GELU, GELU, GELU, SCORES, GATE)),
+        pytest.param(STEM, (GELU,), marks=pytest.mark.long),
+        pytest.param(DOWN, (GELU, GELU), marks=pytest.mark.long),
+        pytest.param(LATE, (GELU, GELU, GELU), marks=pytest.mark.long),
+        pytest.param(MIXING, (SCORES,), marks=pytest.mark.long),
+        pytest.param(GATING, (GATE,), marks=pytest.mark.long),
     ],
 )
 def test_ops_that_an_exponent_adds(model: Any, sites: tuple[str, ...], added: tuple[Mapping[str, int], ...]) -> None:
@@ -144,10 +151,10 @@ def test_programs_and_weights_are_those_of_the_direct_route(case: str, tmp_path:
     if case == "few numbers":
         narrow_gate(model)
         protection = PROTECTED
-    specs = specs_of(model, 192, 64)
+    specs = specs_of(model, 64)  # two sizes of one conversion: tests/export/test_export_streaming.py
     streamed, whole = tmp_path / "streamed", tmp_path / "direct"
-    write_package(streamed, converted_encoder(model, specs, None, protection), "encode_192", LABELS)
-    write_package(whole, direct_encoder(model, specs, protection), "encode_192", LABELS)
+    write_package(streamed, converted_encoder(model, specs, None, protection), "encode_64", LABELS)
+    write_package(whole, direct_encoder(model, specs, protection), "encode_64", LABELS)
     check_same_package(streamed, whole)
     if case == "few numbers":
         stored = {each.name: each.value for each in constants(streamed, "encode_64")}

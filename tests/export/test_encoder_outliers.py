@@ -101,6 +101,7 @@ def test_without_protection_every_limit_is_missed(packages: Any, images: Any, re
         assert len(missed) == (3 if precision == "fp16" else 2)
 
 
+@pytest.mark.long
 def test_an_exponent_too_small_is_seen(hard: Any, images: Any, references: Any, exponents: Any, tmp_path: Path) -> None:
     """Scanned on photos alone the exponents are too small for a checkerboard."""
     photos = exponents_for(hard, pictures(SIDE))

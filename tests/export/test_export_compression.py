@@ -275,8 +275,14 @@ def test_compression_makes_fewer_packages_and_none_beyond_the_limit(tmp_path: Pa
     assert counts == {"fp16": 3, "int8": 2, "lut4": 1}
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", "int4", "lut6"])
-@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize(
+    ("quantize", "qkv_bias"),
+    [
+        *((quantize, True) for quantize in (None, "int8", "int4", "lut6")),
+        *((quantize, False) for quantize in (None, "int8", "lut6")),
+        pytest.param("int4", False, marks=pytest.mark.long),
+    ],
+)
 def test_not_even_the_least_limit_is_gone_beyond(quantize: str | None, qkv_bias: bool, tmp_path: Path) -> None:
     """Tables and the zeros that stand for biases are blobs as well; with the least limit every file is full."""
     model = small_model(layers=3, vocab_size=320, qkv_bias=qkv_bias)

@@ -167,18 +167,20 @@ def test_chains_are_those_of_the_direct_route(
     assert len(check_same(model, tmp_path, max_file_size=limit)) == packages
 
 
-@pytest.mark.parametrize("scale", [None, 1e-5])
-def test_encoder_programs_and_weights_are_those_of_the_direct_route(scale: float | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scale", "sizes"), [(None, (192, 64)), (1e-5, (64,))])
+def test_encoder_programs_and_weights_are_those_of_the_direct_route(
+    scale: float | None, sizes: tuple[int, ...], tmp_path: Path
+) -> None:
     """Two sizes of one conversion; with layer scales that stay ops of their own, and with folded ones."""
     model = small_model()
     if scale is not None:
         for name, value in model.named_parameters():
             if "layer_scale" in name:
                 value.fill_(scale)
-    specs = encoder_functions(model.config.vision, 64, ExportPlan((192, 64), CONTEXT, QUERY))
+    specs = encoder_functions(model.config.vision, 64, ExportPlan(sizes, CONTEXT, QUERY))
     streamed, whole = tmp_path / "streamed", tmp_path / "direct"
-    write_package(streamed, converted_encoder(model, specs), "encode_192", LABELS)
-    write_package(whole, direct_encoder(model, specs), "encode_192", LABELS)
+    write_package(streamed, converted_encoder(model, specs), specs[0].name, LABELS)
+    write_package(whole, direct_encoder(model, specs), specs[0].name, LABELS)
     check_same_package(streamed, whole)
 
 
@@ -301,7 +303,7 @@ def test_what_fp16_cannot_hold_is_clamped_and_told(tmp_path: Path, heard: Any) -
 @pytest.mark.parametrize("target", [pytest.param("ane", marks=pytest.mark.long), "gpu"])
 def test_keys_that_lose_their_bias(tmp_path: Path, target: str) -> None:
     """Every layer reads its own constants, though all are multiplied with the same tables of angles."""
-    model = small_model(layers=6)
+    model = small_model(layers=5)
     for index, layer in enumerate(model.decoder.layers):
         layer.self_attn.k_proj.bias.data.view(2, 32)[:, 12::16] = 100.0 + index
     check_same(model, tmp_path, target=target)

@@ -30,10 +30,17 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Protection]:
     return seen
 
 
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Ranges:
+    """A scan of tiny, kept where no test looks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTVLM_CACHE", str(tmp_path_factory.mktemp("scanned")))
+        return scan("tiny", image_sizes=(256,))
+
+
 @pytest.fixture
-def kept() -> Ranges:
-    """A scan of tiny, kept, whose third layer's MLP and whose logits are made to be large."""
-    found = scan("tiny", image_sizes=(256,))
+def kept(found: Ranges) -> Ranges:
+    """That scan, kept, but its third layer's MLP and its logits are made to be large."""
     large = {f"{DECODER}layers.2.mlp mul": 50_000.0, f"{DECODER}lm_head linear": 70_000.0}
     tensors = tuple(replace(tensor, peak=large.get(tensor.name, tensor.peak)) for tensor in found.tensors)
     ranges = replace(found, tensors=tensors)

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from made_once import made_once
 from small_synthetic import small
 
 from export.api import export_model
@@ -59,7 +60,7 @@ BUILDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass
 class Builds:
-    """Builds in a folder that lives as long as a module's tests."""
+    """Builds in a folder that a run's processes share."""
 
     folder: Path
     _models: dict[str, Any] = field(default_factory=dict)
@@ -69,22 +70,23 @@ class Builds:
         if checkpoint == "tiny":
             return tiny()
         if checkpoint not in self._models:
-            made = write_synthetic(Recipe(small(checkpoint), outliers=True), self.folder / f"{checkpoint}-checkpoint")
+            recipe = Recipe(small(checkpoint), outliers=True)
+            made = made_once(self.folder / f"{checkpoint}-checkpoint", lambda place: write_synthetic(recipe, place))
             self._models[checkpoint] = load_checkpoint(made)
         return self._models[checkpoint]
 
     def build(self, name: str) -> Path:
         """The folder of a build, not to be changed."""
+        return made_once(self.folder / name, lambda place: self._export(name, place))
+
+    def _export(self, name: str, place: Path) -> None:
         checkpoint, options = BUILDS[name]
-        made = self.folder / name
-        if not made.exists():
-            options = {key: value() if callable(value) else value for key, value in options.items()}
-            if "\n" in str(options.get("quantize", "")):
-                recipe = self.folder / f"{name}.yaml"
-                recipe.write_text(options["quantize"])
-                options["quantize"] = recipe
-            export_model(self.model(checkpoint), made, **options)
-        return made
+        options = {key: value() if callable(value) else value for key, value in options.items()}
+        if "\n" in str(options.get("quantize", "")):
+            recipe = place.parent / f"{name}.yaml"
+            recipe.write_text(options["quantize"])
+            options["quantize"] = recipe
+        export_model(self.model(checkpoint), place, **options)
 
     def pair(self, name: str) -> Pair:
         """A build with its checkpoint."""

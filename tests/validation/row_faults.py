@@ -26,6 +26,7 @@ from validation.comparison import Comparison
 from validation.engine import PackageEngine
 
 STEPS = 32
+FEW = 4  # for faults that need none of them
 Rows = np.ndarray
 
 
@@ -41,11 +42,11 @@ class Bench:
         self.patch.setattr("validation.judging.lower_rungs", lambda *_: [])
         self.patch.setattr("validation.judging.block_rung", lambda *_: (NOT_COMPARED, []))
 
-    def red(self) -> set[str]:
+    def red(self, steps: int = STEPS) -> set[str]:
         """The rows that a comparison on one picture, which is wider than high, finds missed."""
         sample, question = shipped_samples()[2], self.build.parent / "question.jsonl"
         question.write_text(json.dumps({"image": str(sample.picture), "prompt": sample.prompt}))
-        verdict = validate(self.build, questions=question, steps=STEPS)
+        verdict = validate(self.build, questions=question, steps=steps)
         return {row.limit.key for row in verdict.rows if not row.passed}
 
 
@@ -54,11 +55,12 @@ Plant = Callable[[Bench], None]
 
 @dataclass(frozen=True)
 class RowFault:
-    """The fault of one row, and the rows that turn red beside it."""
+    """The fault of one row, and the rows that turn red beside it; `steps`: tokens that are compared to see it."""
 
     key: str
     plant: Plant
     also: frozenset[str] = frozenset()
+    steps: int = FEW
 
 
 def reseal(build: Path) -> None:
@@ -259,7 +261,7 @@ FAULTS = [
     RowFault("encoder.worst_token_loss_db", in_image_tokens(one_token)),
     RowFault("encoder.peak", in_peaks("encoder")),
     *(
-        RowFault(f"{quantity}.{metric}", in_logits(quantity, change), of(quantity, *also))
+        RowFault(f"{quantity}.{metric}", in_logits(quantity, change), of(quantity, *also), STEPS)
         for quantity in ("language", "answer")
         for metric, change, also in (
             ("kl", unsure, ()),

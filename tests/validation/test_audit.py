@@ -30,7 +30,7 @@ def test_the_embedded_checkpoint_passes_exactly(exported_tiny: Path) -> None:
 
 
 # The others are like these in all that an audit looks at; `make long` takes them as well.
-USUAL = ("gpu", "exponents", "exponents-gpu", "chain", "outliers", "int8", "mixture")
+USUAL = ("gpu", "exponents", "chain", "outliers", "int8", "mixture")
 KINDS = [pytest.param(name, marks=() if name in USUAL else pytest.mark.long) for name in BUILDS]
 
 

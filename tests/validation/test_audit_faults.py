@@ -162,7 +162,9 @@ def test_the_eps_of_an_encoder_norm(builds: Builds, caught: Callable[..., str]) 
     assert "is 0.0010004, expected 0.0031624" in subject
 
 
-@pytest.mark.parametrize("name", ["gpu", "exponents-gpu", "bare"])
+@pytest.mark.parametrize(
+    "name", ["gpu", *(pytest.param(name, marks=pytest.mark.long) for name in ("exponents-gpu", "bare"))]
+)
 def test_the_eps_of_a_norm_in_one_op(builds: Builds, name: str, caught: Callable[..., str]) -> None:
     def edit(build: Path) -> None:
         with program(build / LANGUAGE) as spec:

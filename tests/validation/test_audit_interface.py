@@ -219,6 +219,6 @@ def test_sentences_for_people_may_read_otherwise(tiny_build: Path) -> None:
     assert planted(tiny_build, LANGUAGE, reworded) == []
 
 
-@pytest.mark.parametrize("name", ["chain", "gpu", "bare"])
+@pytest.mark.parametrize("name", ["chain", "gpu", pytest.param("bare", marks=pytest.mark.long)])
 def test_no_false_alarm(builds: Builds, name: str) -> None:
     assert found(builds.pair(name)) == []

@@ -13,7 +13,7 @@ from package_surgery import Surgery
 
 from fastvlm.build import read_build
 from fastvlm_ref.checkpoint import load_checkpoint
-from validation.op_parity import compare_ops, op_findings
+from validation.op_parity import compare_ops, comparing, op_findings
 from validation.pair import Pair
 
 SCALED, OUT = "network.10.0.token_mixer.proj", "layers.1.self_attn.o_proj"
@@ -182,13 +182,21 @@ def planted(fault: Fault, build: Path, model: Any) -> Pair:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.name}, {fault.function}")
-def test_a_planted_fault_is_found_in_its_piece(fault: Fault, tiny_build: Path, model: Any) -> None:
+def test_a_planted_fault_is_found_in_its_piece(
+    fault: Fault, tiny_build: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = planted(fault, tiny_build, model)
+    compared: list[Any] = []
+    compare = comparing.compare_piece
+    monkeypatch.setattr(comparing, "compare_piece", lambda *given: compared.append(compare(*given)) or compared[-1])
     findings = op_findings(pair)
     for finding in findings:
         print(finding)
     assert {finding.piece for finding in findings} == {*fault.pieces}
     assert findings[0].piece == fault.pieces[0]
+    again = iter(compared)  # rows are of the same pieces, in the same order
+    monkeypatch.setattr(comparing, "compare_piece", lambda *_: next(again))
     rows = {row.limit.key: row for row in compare_ops(pair)}
+    assert next(again, None) is None
     assert not rows[fault.row].passed
     assert any(piece in rows[fault.row].subject for piece in fault.pieces)

@@ -34,18 +34,18 @@ def test_it_is_refused_with_the_option_that_allows_it(tiny_build: Path, other: P
         validate(tiny_build, other)
 
 
-def test_even_the_same_numbers_do_not_pass(tiny_build: Path, other: Path, heard: Any) -> None:
-    validate(tiny_build, steps=STEPS)
-    assert (tiny_build / "selftest").is_dir()
-    verdict = validate(tiny_build, other, other_reference=True, steps=STEPS, progress=heard)
+def test_even_the_same_numbers_do_not_pass(validated_tiny: Path, other: Path, tmp_path: Path, heard: Any) -> None:
+    build = Path(shutil.copytree(validated_tiny, tmp_path / "build"))
+    assert (build / "selftest").is_dir()
+    verdict = validate(build, other, other_reference=True, steps=STEPS, progress=heard)
     assert verdict.holds
     assert not verdict.passed
     stored = json.loads(verdict.path.read_text("utf-8"))
     assert stored["verdict"] == verdict.word == "compared"
     assert stored["reference_is_source"] is False
     assert stored["reference_differs_in"] == ["config.json"]
-    assert stored["reference_files"]["config.json"] != read_build(tiny_build).source_files["config.json"]["sha256"]
-    assert not (tiny_build / "selftest").exists()
+    assert stored["reference_files"]["config.json"] != read_build(build).source_files["config.json"]["sha256"]
+    assert not (build / "selftest").exists()
     assert any("not what this build was made from" in note for note in heard.notes)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from fastvlm.errors import ExecutionError, FastVLMError, PackageError
@@ -29,6 +30,11 @@ class Step:
     many: bool
     free: tuple[int, ...] = ()
     inplace: Callable[..., Any] | None = None
+
+    @cached_property
+    def keeping(self) -> Step:
+        """The same call, which clears nothing: for a hook its results are shown first. Asked for when plans run."""
+        return replace(self, free=())
 
 
 @dataclass
@@ -93,7 +99,7 @@ def run_steps_hooked(steps: list[Step], frame: list[Any], hook: Hook) -> None:
 
 def _run_shown(steps: list[Step], frame: list[Any], hook: Hook) -> None:
     for step in steps:
-        run_steps([replace(step, free=())], frame)
+        run_steps([step.keeping], frame)
         for slot in step.results:
             _show(hook, step, frame[slot])
         for slot in step.free:

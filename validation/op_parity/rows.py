@@ -27,11 +27,12 @@ def worst_row(expected: Tensor, actual: Tensor, rows: tuple[int, ...], floor: fl
 
     floor: root mean square that a row's signal counts as at least. −inf where either holds what is no number.
     """
-    error, signal = (actual.double() - expected.double()), expected.double()
-    if not bool(torch.isfinite(error).all()):
-        return _at(-math.inf, (~torch.isfinite(error)).int(), expected, actual)
+    signal = expected.double()
+    error = actual.double() - signal
     along = [axis for axis in range(error.ndim) if axis not in rows]
     noise = error.square().mean(along, keepdim=True) if along else error.square()
+    if not bool(torch.isfinite(noise).all()):  # no square of a float32's overflows
+        return _at(-math.inf, (~torch.isfinite(error)).int(), expected, actual)
     power = (signal.square().mean(along, keepdim=True) if along else signal.square()).clamp_min(floor**2)
     ratio = noise / power
     worst = float(ratio.max())
