@@ -13,6 +13,7 @@ from export.apple_app import refusal
 from export.build import BuildWriter
 from export.choice import cautions, intended, measured, smallest, unused
 from export.formats import ANE, check_format
+from export.graph_memory import graphs_forgotten
 from export.onnx.plan import OnnxPlan, make_onnx_plan
 from export.onnx.space import onnx_bytes
 from export.plan import ExportPlan, make_plan
@@ -153,6 +154,7 @@ def export_model(
             place, overwrite, progress=progress, resume=True, needed=needed_bytes(parts), check=check_written
         ) as folder,
         temporary_in(folder),
+        graphs_forgotten(),
     ):
         writer = BuildWriter(model, plan, folder, source, tokenizer, progress, compression, protection)
         writer.source_files, writer.prompts = files, prompts  # 15 GB are hashed once, a note is told once
