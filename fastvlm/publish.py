@@ -115,10 +115,12 @@ def staged_folder(
                 raise named from end
             raise
         finally:
-            if not kept:
-                steps.remove(stage, strict=False)  # the failed work, or the build that was replaced
-            release(stage)
-            os.close(handle)
+            try:
+                if not kept:
+                    steps.remove(stage, strict=False)  # the failed work, or the build that was replaced
+            finally:
+                release(stage)
+                os.close(handle)
     except OSError as problem:
         if named := output_error(problem, place, needed=needed):
             raise named from problem
@@ -296,7 +298,7 @@ def _keep(stage: Path, place: Path, end: BaseException) -> None:
 def _remove_left(place: Path, kind: str) -> None:
     """Removes what dead runs left beside `place`."""
     for left in beside(place, kind):
-        if mine := claim(left, place, kind):
+        if mine := claim(left, place, "stage"):  # half of a folder must not be found under the name of an older one
             steps.remove(mine[0], strict=False)
             release(mine[0])
             os.close(mine[1])

@@ -95,9 +95,9 @@ def exchange(first: Path, second: Path) -> None:
 
 def remove(path: Path, *, strict: bool = True) -> None:
     """Remove a file, or a folder with all that is in it, if it is there; not `strict`: as far as that can be done."""
-    before("remove", path)
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=not strict)
-        return
     with suppress(*(() if strict else (OSError,))):
-        path.unlink(missing_ok=True)
+        before("remove", path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=not strict)
+        else:
+            path.unlink(missing_ok=True)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from fastvlm import steps
+from fastvlm.errors import OutputError
 from fastvlm.owners import hidden, hold, release
 
 _TRIES = 1000  # each of which another run that publishes at this moment may spoil
@@ -23,7 +25,7 @@ _CHANGED = {*_TAKEN, errno.ENOENT}
 def swap(stage: Path, place: Path, check: Callable[[], None]) -> None:
     """Let `stage` take the name `place`; what had it, once `check` allows that, is then at `stage` or gone.
 
-    Raises whatever `check` does, and OSError.
+    Raises whatever `check` does, OSError, and OutputError where others publish there without end.
     """
     for _ in range(_TRIES):
         try:
@@ -37,7 +39,7 @@ def swap(stage: Path, place: Path, check: Callable[[], None]) -> None:
                 raise
         else:
             return
-    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(place))
+    raise OutputError(f"{place} changes all the time, other runs write there too; choose another place with -o")
 
 
 def _exchange(stage: Path, place: Path) -> None:
@@ -59,7 +61,8 @@ def _exchange_in_two_steps(stage: Path, place: Path) -> None:
         except BaseException:  # after either of them too: a Ctrl-C comes when it likes
             _back(older, place)
             raise
-        steps.rename(older, stage)  # where the caller removes it
+        with suppress(OSError):  # the new one has its name; what stays of the older one, the next run removes
+            steps.rename(older, stage)  # where the caller removes it
     finally:
         release(older)
 
@@ -73,5 +76,9 @@ def _back(older: Path, place: Path) -> None:
         except OSError as problem:
             if problem.errno not in _TAKEN:
                 raise
-    if os.path.lexists(place):
-        steps.remove(older, strict=False)
+    if os.path.lexists(older) and os.path.lexists(place):
+        gone = hold(hidden(place, "stage"))  # half of a folder must not be found under the name of an older one
+        with suppress(OSError):
+            steps.rename(older, gone)
+            steps.remove(gone, strict=False)
+        release(gone)

@@ -16,7 +16,6 @@ from pathlib import Path
 from fastvlm.errors import OutputError
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_APPEARED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY}
 _IN_RUST = re.compile(r"(?:os error |Os \{ code: )(\d{1,3})\b")  # as safetensors tells an errno
 
 
@@ -38,8 +37,6 @@ def output_error(error: BaseException, place: Path, *, needed: int = 0, written:
     again = "or choose another place with -o" if named == place else "and run the same command again"
     if code in NO_SPACE:
         return OutputError(_no_space(code, at, named, needed, written))
-    if code in _APPEARED and os.path.lexists(place):
-        return OutputError(f"{place} appeared while the work ran; add --overwrite, or choose another place with -o")
     if code == errno.EROFS:
         return OutputError(f"cannot write {named}: the disk of {at} is read-only; mount it for writing, {again}")
     if code in {errno.EACCES, errno.EPERM}:

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from ordeal import Outcome
+
 from fastvlm import steps
 from fastvlm.hashes import hash_tree
 from fastvlm.manifest import NAME, check_files, read_manifest, write_manifest
@@ -44,7 +46,7 @@ def stand_in(target: Path, word: str, *, overwrite: bool = True, stop: Callable[
         parts.make("embeddings.bin", {"word": word}, lambda path: _table(path, word))
         (stage / "tokenizer").mkdir()
         (stage / "tokenizer" / "tokenizer.json").write_text(f'"{word}"')
-        files = hash_tree(stage, (NAME, ".parts", ".tmp"))
+        files = parts.hashes | hash_tree(stage, (NAME, ".parts", ".tmp", *parts.names))
         write_manifest(stage / NAME, {**FIELDS, "fastvlm_version": "0", "licence": word, "files": files})
 
 
@@ -67,6 +69,11 @@ def _package(path: Path, word: str) -> dict[str, int]:
 def _table(path: Path, word: str) -> dict[str, int]:
     path.write_bytes(word[-1:].encode() * TABLE)
     return {}
+
+
+def failed(outcomes: list[Outcome]) -> list[Outcome]:
+    """Returns those that did not pass: a case here makes its own assertions, and an error that ends it is none."""
+    return [outcome for outcome in outcomes if outcome.kind != "passed"]
 
 
 def beside(folder: Path) -> list[str]:
