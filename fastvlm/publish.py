@@ -190,6 +190,29 @@ def _real_place(asked: Path) -> Path:
 
 
 def _check_existing(place: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+    """Raises OutputError where what is there may not be replaced; another run may replace it while it is looked at."""
+    for _ in range(_TRIES):
+        before = _identity(place)
+        try:
+            if before is not None:
+                _check_replaceable(place, overwrite, is_ours)
+            return
+        except (OSError, OutputError):
+            if _identity(place) == before:
+                raise
+    raise OutputError(f"{place} changes all the time, other runs write there too; choose another place with -o")
+
+
+def _identity(place: Path) -> tuple[int, int] | None:
+    """What tells one folder from another that takes its name; None where there is none."""
+    try:
+        status = place.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _check_replaceable(place: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
     if not stat.S_ISDIR(place.lstat().st_mode):
         raise OutputError(f"{place} is a file, expected a folder or nothing there; choose another place with -o")
     if not overwrite:
