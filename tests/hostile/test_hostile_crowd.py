@@ -16,6 +16,7 @@ import pytest
 from ordeal import Case, in_lines, size, tally, try_all
 from stand_in import beside, failed, killed, quick_disk, restored, stand_in, whole, without_exchange, without_locks
 
+from fastvlm import steps
 from fastvlm.errors import FastVLMError
 
 ROW = "8 exports to one place"
@@ -65,7 +66,7 @@ def crowd(disk: Path, number: int, kind: str, locks: bool, exchange: bool) -> No
             without_locks()
         if not exchange:
             without_exchange()
-        begin = time.monotonic() + 0.02
+        begin = time.monotonic() + 0.05
         children = []
         for member in range(CROWD):
             child = os.fork()
@@ -100,10 +101,9 @@ def test_a_crowd_leaves_one_whole_build(disk: Path) -> None:
 
 
 def in_place(stage: Path, place: Path, _: object) -> None:
-    """What publishing must not be."""
-    from fastvlm import steps
-
+    """What publishing must not be, slow enough that two runs surely meet."""
     steps.remove(place)
+    time.sleep(0.05)
     steps.rename(stage, place)
 
 
