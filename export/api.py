@@ -13,6 +13,7 @@ from export.apple_app import refusal
 from export.build import BuildWriter
 from export.choice import cautions, intended, measured, smallest, unused
 from export.formats import ANE, check_format
+from export.graph_memory import graphs_forgotten
 from export.onnx.plan import OnnxPlan, make_onnx_plan
 from export.onnx.space import onnx_bytes
 from export.plan import ExportPlan, make_plan
@@ -21,11 +22,13 @@ from export.protection import UNPROTECTED, Protection
 from export.ranges.kept import kept_protection
 from export.ready_prompts import fitting_prompts
 from export.sizes import check_files
-from export.space import check_space, part_bytes
+from export.space import check_space, needed_bytes, part_bytes
+from export.written import check_written
 from fastvlm.build import COREML, ONNX
 from fastvlm.errors import UsageError
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import check_apart, check_output, kept_bytes, staged_folder
+from fastvlm.scratch import temporary_in
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.checkpoint.hub import on_disk
 from fastvlm_ref.checkpoint.opening import folder_of
@@ -136,7 +139,8 @@ def export_model(
     samples = shipped_samples() if calibration is None else samples_in(Path(calibration), "--calibration")
     intent = intended(model, plan, quantize)
     check_files(model.config.text, plan, smallest(intent, model, plan))
-    check_space(place, part_bytes(model, plan, intent), kept_bytes(place))
+    parts = part_bytes(model, plan, intent)
+    check_space(place, parts, kept_bytes(place))
     check_weights(model, plan, progress)
     files = source.files(progress)
     if protection is None:
@@ -145,7 +149,13 @@ def export_model(
     check_files(model.config.text, plan, compression)  # `mixed` may have chosen more than the fewest bytes
     for note in (*unused(compression, plan, calibration is not None), *cautions(compression)):
         progress.note(note)
-    with staged_folder(place, overwrite, progress=progress, resume=True) as folder:
+    with (
+        staged_folder(
+            place, overwrite, progress=progress, resume=True, needed=needed_bytes(parts), check=check_written
+        ) as folder,
+        temporary_in(folder),
+        graphs_forgotten(),
+    ):
         writer = BuildWriter(model, plan, folder, source, tokenizer, progress, compression, protection)
         writer.source_files, writer.prompts = files, prompts  # 15 GB are hashed once, a note is told once
         writer.write()
@@ -172,14 +182,18 @@ def _export_onnx(
     check_apart(place, [source.folder, source.base.folder if source.base else None])
     prompts = fitting_prompts(model, asked.plan, progress)
     samples = shipped_samples() if calibration is None else samples_in(Path(calibration), "--calibration")
-    check_space(place, onnx_bytes(model, asked))
+    parts = onnx_bytes(model, asked)
+    check_space(place, parts)
     halves = asked.variant == "fp16"  # nothing else can overflow
     check_weights(model, asked.plan, progress, halves)
     files = source.files(progress)
     if protection is None:
         named = typed or shlex.quote(source.id)
         protection = kept_protection(model, asked.plan, files, named, progress) if halves else UNPROTECTED
-    with staged_folder(place, overwrite, progress=progress) as folder:
+    with (
+        staged_folder(place, overwrite, progress=progress, needed=needed_bytes(parts), check=check_written) as folder,
+        temporary_in(folder),
+    ):
         from export.onnx.build import OnnxWriter
 
         OnnxWriter(model, asked, folder, source, files, tokenizer, prompts, samples, protection, progress).write()

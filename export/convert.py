@@ -10,7 +10,11 @@ The package that coremltools writes is temporary; `export.package` writes the on
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +37,7 @@ PASSES = (
     "const_elimination", "dead_code_elimination", "cast_optimization", "canonicalize_inplace_pattern",
     "prefer_state_in_downstream", "topological_reorder", "dead_code_elimination",
 )  # fmt: skip
+FULL = 1 << 20  # bytes: a disk with less free could not take the weights that were being written
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def convert(traced: Any, spec: FunctionSpec) -> tuple[Any, Path]:
     """Returns coremltools' Model protobuf of a traced graph, and its temporary package, which the caller removes."""
     ct = import_coremltools()
     passes = ct.PassPipeline(pass_names=[f"common::{name}" for name in PASSES])
-    with quietly():
+    with quietly(), _faults_of_the_disk():
         model = ct.convert(
             traced,
             convert_to="mlprogram",
@@ -89,6 +94,22 @@ def convert(traced: Any, spec: FunctionSpec) -> tuple[Any, Path]:
             skip_model_load=True,
         )
     return model._spec, Path(model.package_path)
+
+
+@contextmanager
+def _faults_of_the_disk() -> Iterator[None]:
+    """Makes an OSError of what coremltools' writer of weights says in its own words, or in none ("Unknown error")."""
+    try:
+        yield
+    except RuntimeError as problem:
+        if not str(problem).startswith(("[MIL FileWriter]", "[MIL StorageWriter]")):
+            raise
+        place = tempfile.gettempdir()
+        if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+            code = errno.EFBIG
+        else:
+            code = errno.ENOSPC if shutil.disk_usage(place).free < FULL else errno.EIO
+        raise OSError(code, os.strerror(code), os.path.join(place, "weight.bin")) from problem
 
 
 def _dtype(tensor: TensorSpec) -> Any:

@@ -14,14 +14,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fastvlm.durable import sync, sync_tree
+from fastvlm import steps
 from fastvlm.hashes import FileHash, hash_files, sha256_bytes
 from fastvlm.progress import SILENT, Progress
 
@@ -44,7 +42,7 @@ class Parts:
         self._progress = progress
         self._hashes: dict[str, FileHash] = {}
         self._names: set[str] = set()
-        self._records.mkdir(exist_ok=True)
+        steps.make(self._records, there=True)
 
     @property
     def names(self) -> list[str]:
@@ -112,16 +110,16 @@ class Parts:
 
     def _make(self, name: str, made_of: str, write: Callable[[Path], Content]) -> dict[str, Any]:
         half = self._records / _HALF
-        _remove_any(half)
-        half.mkdir()
+        steps.remove(half)
+        steps.make(half)
         result = write(half / name)
         files = _plain_files(half, name)
         if not files:
             raise RuntimeError(f"part {name} holds no files, or something else than files and folders")
         hashes = hash_files(files, f"Hashing {name}", self._progress)
-        sync_tree(half / name)
-        os.rename(half / name, self._stage / name)
-        sync(self._stage)
+        steps.sync_tree(half / name)
+        steps.rename(half / name, self._stage / name)
+        steps.sync(self._stage)
         record = {"made_of": made_of, "files": hashes, "result": dict(result)}
         self._write_record(name, record)
         return record
@@ -131,10 +129,10 @@ class Parts:
 
     def _write_record(self, name: str, record: dict[str, Any]) -> None:
         half = self._records / _HALF / f"{name}{_SUFFIX}"
-        half.write_bytes(_canonical({"record": record, "sha256": digest(record)}))
-        sync(half)
-        os.rename(half, self._path(name))
-        sync(self._records)
+        steps.write(half, _canonical({"record": record, "sha256": digest(record)}))
+        steps.sync(half)
+        steps.rename(half, self._path(name))
+        steps.sync(self._records)
 
     def _record(self, name: str) -> dict[str, Any] | None:
         """The record of a part, None where there is none or where one byte of it is not as it was written."""
@@ -152,8 +150,8 @@ class Parts:
 
     def _remove(self, name: str) -> None:
         """The record goes first: a part without one is a remain."""
-        _remove_any(self._path(name))
-        _remove_any(self._stage / name)
+        steps.remove(self._path(name))
+        steps.remove(self._stage / name)
 
 
 def digest(content: Content) -> str:
@@ -171,17 +169,17 @@ def tidy(stage: Path) -> None:
     recorded = _recorded(stage)
     for path in (stage / RECORDS).iterdir() if recorded else ():
         if path.name not in {f"{name}{_SUFFIX}" for name in recorded}:
-            _remove_any(path)
+            steps.remove(path)
     for path in stage.iterdir():
         if path.name not in recorded and not (recorded and path.name == RECORDS):
-            _remove_any(path)
+            steps.remove(path)
 
 
 def forget(stage: Path) -> None:
     """Remove the records, when all is finished and about to be published."""
     if os.path.lexists(stage / RECORDS):
-        _remove_any(stage / RECORDS)
-        sync(stage)
+        steps.remove(stage / RECORDS)
+        steps.sync(stage)
 
 
 def _recorded(stage: Path) -> list[str]:
@@ -213,11 +211,3 @@ def _plain_files(root: Path, name: str) -> dict[str, Path] | None:
 
 def _canonical(content: Content) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _remove_any(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        with suppress(FileNotFoundError):
-            path.unlink()

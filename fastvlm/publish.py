@@ -1,14 +1,14 @@
-"""Putting a finished folder into its place in one step, so that nobody ever sees half of one.
+"""Putting a finished folder or file into its place in one step, so that nobody ever sees half of one.
 
-The work happens in a hidden folder beside the target (same file system, unguessable name). Only when it is
-complete and on the disk does it take the target's name; an older build is exchanged with it atomically, so the
-name always leads to a whole build. A failure removes the stage; a killed process cannot, so every stage is held
-under a lock (`flock`) and the next run removes stages whose lock is free, that is, whose owner is dead.
+The work happens under a hidden name beside the target (same file system), which says whose it is (`fastvlm.owners`).
+Only when it is complete, on the disk, and found there as it was meant, does it take the target's name; an older build
+is exchanged with it atomically, so the name always leads to a whole build. A failure removes the stage; a killed
+process cannot, so the next run removes what dead ones left. Locks are held where there are any, and nothing depends on
+them. Every change of the disk is one of `fastvlm.steps`.
 Work that is made of parts (`fastvlm.parts`) asks to `resume`: an interrupt then leaves a stage that holds finished
 parts, and the next such run goes on in the stage of a dead one instead of removing it.
 Where the file system cannot exchange two folders, the older build steps aside under a name that is never taken for a
-stage: a run that is killed just then loses the new build, and the next run puts the older one back (where there are
-locks; without them it stays beside the target, under `.NAME.older-…`).
+stage: a run that is killed just then loses the new build, and the next run puts the older one back.
 
 `--overwrite` replaces only what this tool made, and nothing that others put into it: `-o ~ --overwrite` must not cost
 anyone a home folder. It knows nothing of what a build contains; `is_ours` says so where other folders are published.
@@ -16,29 +16,22 @@ anyone a home folder. It knows nothing of what a build contains; `is_ours` says 
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
 import os
-import re
-import secrets
-import shutil
 import stat
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fastvlm.durable import NOT_SUPPORTED, sync, sync_tree
+from fastvlm import steps
 from fastvlm.errors import OutputError
 from fastvlm.manifest import holds_build_alone
+from fastvlm.owners import beside, claim, give_up, hidden, hold, is_left, lock, release
 from fastvlm.parts import RECORDS, forget, holds_parts, tidy
 from fastvlm.progress import SILENT, Progress
+from fastvlm.swap import swap
+from fastvlm.write_errors import output_error
 
-_RENAME_EXCHANGE = 2  # linux/fs.h
-_RENAME_SWAP = 2  # sys/stdio.h on macOS
-_AT_FDCWD = -100
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TRIES = 100  # to make a stage, whose parent another run, one that fails, may take back meanwhile
 
 
 def check_output(target: str | Path, overwrite: bool, is_ours: Callable[[Path], bool] = holds_build_alone) -> Path:
@@ -89,46 +82,49 @@ def staged_folder(
     progress: Progress = SILENT,
     *,
     resume: bool = False,
+    needed: int = 0,
+    check: Callable[[Path], None] | None = None,
 ) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends well, and vanishes when it does not.
 
     With `resume` the folder may hold finished parts of a run that was interrupted, for `fastvlm.parts.Parts`, and stays
     when this run is (KeyboardInterrupt, SystemExit) and holds some; the exception's note then says so.
-    Raises OutputError as `check_output` does, and when the disk is full.
+    `needed` bytes are what a full disk's message tells. `check` opens again what lies on the disk and raises a
+    FastVLMError for anything that is not as it was meant; without it, `is_ours` must know it again.
+    Raises OutputError as `check_output` does, and for a disk that is full, read-only, faulty or not to be written.
     """
     _put_back(Path(target).expanduser())
     place = check_output(target, overwrite, is_ours)
-    made = _make_parents(place.parent)
+    made: list[Path] = []
     try:
-        stage, lock = (_stage_of_the_dead(place) if resume else None) or _new_stage(place)
+        stage, handle = (_stage_of_the_dead(place) if resume else None) or _new_stage(place, made)
         kept = False
         try:
-            _remove_stale(place, "stage")
-            _remove_stale(place, "older")  # of a run that was killed when its new build already had the name
+            _remove_left(place, "stage")
+            _remove_left(place, "older")  # of a run that was killed when its new build already had the name
             yield stage
             with progress.stage("Bringing it to the disk"):
-                sync_tree(stage)
-            if os.path.lexists(place):
-                _check_existing(place, overwrite, is_ours)  # before the records of what is finished go
-            forget(stage)
-            if os.path.lexists(place):
-                _check_existing(place, overwrite, is_ours)
-                _exchange(stage, place)
-            else:
-                os.rename(stage, place)
-            sync(place.parent)
+                steps.sync_tree(stage)
+            _take_name(stage, place, check or _known(is_ours), lambda: _check_existing(place, overwrite, is_ours))
             made = []
         except BaseException as end:
             kept = resume and not isinstance(end, Exception) and holds_parts(stage)
             if kept:
-                _keep(stage, end)
+                _keep(stage, place, end)
+            if named := _named(end, stage, place, needed):
+                raise named from end
             raise
         finally:
-            if not kept:
-                shutil.rmtree(stage, ignore_errors=True)  # the failed work, or the build that was replaced
-            os.close(lock)
+            try:
+                if not kept:
+                    steps.remove(stage, strict=False)  # the failed work, or the build that was replaced
+            finally:
+                release(stage)
+                os.close(handle)
     except OSError as problem:
-        raise _as_output_error(problem, place) from problem
+        if named := output_error(problem, place, needed=needed):
+            raise named from problem
+        raise
     finally:
         for folder in reversed(made):
             with suppress(OSError):
@@ -137,28 +133,53 @@ def staged_folder(
 
 def kept_bytes(place: Path) -> int:
     """Returns the bytes that earlier, dead runs left for `place`: the next run takes them over or gives them back."""
-    kept = 0
-    for stage in _hidden_folders(place, "stage"):
-        with _locked(stage) as free:
-            kept += sum(file.lstat().st_size for file in stage.rglob("*") if file.is_file()) if free else 0
-    return kept
+    return sum(_bytes_in(stage) for stage in beside(place, "stage") if is_left(stage))
+
+
+@contextmanager
+def staged_file(path: str | Path) -> Iterator[Path]:
+    """Yield a name for a new file, which replaces `path` when the block ends well; OutputError where the disk refuses.
+
+    Readers see the old bytes or the new ones, never a part.
+    """
+    place = Path(path)
+    stage = hold(hidden(place, "stage"))
+    try:
+        _remove_left(place, "stage")
+        yield stage
+        steps.sync(stage)
+        steps.rename(stage, place)
+        steps.sync(place.parent)
+    except OSError as problem:
+        if named := output_error(problem, place):
+            raise named from problem
+        raise OutputError(f"cannot write {place} ({problem.strerror}); check the disk and its permissions") from problem
+    finally:
+        steps.remove(stage, strict=False)
+        release(stage)
 
 
 def replace_file(path: str | Path, data: bytes) -> None:
     """Write a whole file atomically: readers see the old bytes or the new ones, never a part; OutputError if not."""
-    place = Path(path)
-    stage = place.parent / f".{place.name[:100]}.stage-{secrets.token_hex(8)}"
+    with staged_file(path) as stage:
+        steps.write(stage, data)
+        if stage.stat().st_size != len(data):
+            raise OutputError(f"{path}: the disk kept {stage.stat().st_size:,} of {len(data):,} bytes; check the disk")
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a folder away, if it is there: its name at once, so that nobody finds half of it; OutputError if not."""
+    gone = hold(hidden(folder, "stage"))
     try:
-        try:
-            with open(stage, "xb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(stage, place)
-        finally:
-            stage.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            steps.rename(folder, gone)
+            steps.remove(gone, strict=False)
     except OSError as problem:
-        raise OutputError(f"cannot write {place} ({problem.strerror}); check the disk and its permissions") from problem
+        if named := output_error(problem, folder):
+            raise named from problem
+        raise OutputError(f"cannot remove {folder} ({problem.strerror}); check its permissions") from problem
+    finally:
+        release(gone)
 
 
 def _real_place(asked: Path) -> Path:
@@ -169,6 +190,29 @@ def _real_place(asked: Path) -> Path:
 
 
 def _check_existing(place: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+    """Raises OutputError where what is there may not be replaced; another run may replace it while it is looked at."""
+    for _ in range(_TRIES):
+        before = _identity(place)
+        try:
+            if before is not None:
+                _check_replaceable(place, overwrite, is_ours)
+            return
+        except (OSError, OutputError):
+            if _identity(place) == before:
+                raise
+    raise OutputError(f"{place} changes all the time, other runs write there too; choose another place with -o")
+
+
+def _identity(place: Path) -> tuple[int, int] | None:
+    """What tells one folder from another that takes its name; None where there is none."""
+    try:
+        status = place.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _check_replaceable(place: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
     if not stat.S_ISDIR(place.lstat().st_mode):
         raise OutputError(f"{place} is a file, expected a folder or nothing there; choose another place with -o")
     if not overwrite:
@@ -193,93 +237,67 @@ def _check_parent(place: Path) -> None:
         raise OutputError(f"{parent} may not be written by this user; choose another place with -o")
 
 
-def _make_parents(parent: Path) -> list[Path]:
-    """Create what is missing above the target; returns it, outermost first, so that a failure can take it back."""
+def _make_parents(parent: Path, made: list[Path]) -> None:
+    """Create what is missing above the target, and add it to `made`, outermost first, so that a failure can undo it.
+
+    FileNotFoundError where another run that fails takes a parent back at this moment.
+    """
     missing = []
     while not parent.exists():
         missing.append(parent)
         parent = parent.parent
-    missing.reverse()
-    for folder in missing:
+    for folder in reversed(missing):
         try:
-            folder.mkdir(exist_ok=True)
+            steps.make(folder, there=True)
+        except FileNotFoundError:
+            raise
         except OSError as problem:
+            if named := output_error(problem, folder):
+                raise named from problem
             raise OutputError(f"cannot make {folder} ({problem.strerror}); choose another place with -o") from problem
-    return missing
+        made.append(folder)
 
 
-def _hidden(place: Path, kind: str) -> Path:
-    """A new hidden name beside `place`: `stage` is being written, `older` stepped aside for a new build."""
-    return place.parent / f".{place.name[:100]}.{kind}-{secrets.token_hex(8)}"
-
-
-def _hidden_folders(place: Path, kind: str) -> list[Path]:
-    """The folders beside `place` that `_hidden` named; a name that only begins like one is somebody else's."""
-    name = re.compile(re.escape(f".{place.name[:100]}.{kind}-") + "[0-9a-f]{16}")
-    try:
-        return [entry for entry in place.parent.iterdir() if name.fullmatch(entry.name)]
-    except OSError:  # no such parent yet, or one that may not be listed
-        return []
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Holds a folder's lock if it is free; yields whether it was, that is, whether no living run uses the folder."""
-    try:
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        yield False
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        yield False
-    else:
-        yield True
-    finally:
-        os.close(lock)
-
-
-def _new_stage(place: Path) -> tuple[Path, int]:
-    """A new folder beside `place` and the file descriptor that holds its lock."""
-    while True:
-        stage = _hidden(place, "stage")
-        stage.mkdir()  # not mkdtemp: its mode 0700 would stay on the published build
-        lock = os.open(stage, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks: stages are then never taken for stale
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        # Another run may have taken the lock in between and removed the folder as stale: then start again.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), stage.stat()):
-                return stage, lock
-        os.close(lock)
+def _new_stage(place: Path, made: list[Path]) -> tuple[Path, int]:
+    """A new folder beside `place`, held, and the file descriptor of its lock; parents that it makes go to `made`."""
+    for _ in range(_TRIES):
+        stage = hold(hidden(place, "stage"))
+        try:
+            _make_parents(place.parent, made)
+            steps.make(stage)  # not mkdtemp: its mode 0700 would stay on the published build
+            return stage, lock(stage)
+        except FileNotFoundError:  # another run took back its parents, or took this for what a dead one left
+            release(stage)
+        except BaseException:
+            steps.remove(stage, strict=False)
+            release(stage)
+            raise
+    raise OutputError(f"{place.parent} vanishes whenever it is made; choose another place with -o")
 
 
 def _stage_of_the_dead(place: Path) -> tuple[Path, int] | None:
     """The latest stage beside `place` that an interrupted run left with finished parts in it, and its lock; or None.
 
-    Its owner is dead, because the lock was free; and it is this user's, because anybody may know what a part should be.
+    Only this user's, because anybody may know what a part should be.
     """
-    for stage in sorted(_hidden_folders(place, "stage"), key=_when_recorded, reverse=True):
+    for left in sorted(beside(place, "stage"), key=_when_recorded, reverse=True):
         with suppress(OSError):
-            lock = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            if _is_left(stage, lock):
-                return stage, lock
-            os.close(lock)
+            if (
+                left.lstat().st_uid != os.geteuid()
+                or not holds_parts(left)
+                or not (mine := claim(left, place, "stage"))
+            ):
+                continue
+            stage, handle = mine
+            try:
+                tidy(stage)
+                return stage, handle
+            except BaseException:  # it cannot be tidied
+                steps.remove(stage, strict=False)
+                release(stage)
+                os.close(handle)
+                raise
     return None
-
-
-def _is_left(stage: Path, lock: int) -> bool:
-    """Takes the lock and tells whether the stage is still there, this user's, and holds parts; if so, it is tidied."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        status = os.fstat(lock)
-        found = status.st_uid == os.geteuid() and os.path.samestat(status, stage.stat()) and holds_parts(stage)
-        if found:
-            tidy(stage)
-        return found
-    except OSError:  # in use, or it cannot be tidied
-        return False
 
 
 def _when_recorded(stage: Path) -> int:
@@ -289,73 +307,73 @@ def _when_recorded(stage: Path) -> int:
         return 0
 
 
-def _keep(stage: Path, end: BaseException) -> None:
+def _keep(stage: Path, place: Path, end: BaseException) -> None:
     """Leaves the finished parts alone in the stage of an interrupted run; `end` says where they are."""
-    end.add_note(f"the finished parts are kept in {stage}, and the same command goes on with them")
-    with suppress(OSError):  # what cannot be removed now, nor after a second interrupt, the next run removes
-        tidy(stage)
+    left = stage
+    try:
+        with suppress(OSError):  # what cannot be removed now, nor after a second interrupt, the next run removes
+            tidy(stage)
+            left = give_up(stage, place, "stage")
+    finally:
+        end.add_note(f"the finished parts are kept in {left}, and the same command goes on with them")
 
 
-def _remove_stale(place: Path, kind: str) -> None:
-    for folder in _hidden_folders(place, kind):
-        with _locked(folder) as free:
-            if free:
-                shutil.rmtree(folder, ignore_errors=True)
+def _remove_left(place: Path, kind: str) -> None:
+    """Removes what dead runs left beside `place`."""
+    for left in beside(place, kind):
+        if mine := claim(left, place, "stage"):  # half of a folder must not be found under the name of an older one
+            steps.remove(mine[0], strict=False)
+            release(mine[0])
+            os.close(mine[1])
 
 
 def _put_back(asked: Path) -> None:
-    """Undoes what a run left that was killed in `_exchange_in_two_steps`: the older build gets its name back."""
-    with suppress(OSError):  # what is wrong with the place itself, `check_output` says
+    """Undoes what a run left that was killed between two renames: the older build gets its name back."""
+    with suppress(OSError, OutputError):  # what is wrong with the place itself, `check_output` says
         place = _real_place(asked)
-        for older in _hidden_folders(place, "older"):
-            with _locked(older) as free:
-                if free and not os.path.lexists(place):
-                    os.rename(older, place)
+        for older in beside(place, "older"):
+            if is_left(older) and not os.path.lexists(place):
+                steps.rename(older, place)
 
 
-def _exchange(stage: Path, place: Path) -> None:
-    """Let the two folders trade names in one step; where the file system cannot, in two renames."""
-    try:
-        _rename_exchange(os.fsencode(stage), os.fsencode(place))
-    except OSError as problem:
-        if problem.errno not in NOT_SUPPORTED:
-            raise
-        _exchange_in_two_steps(stage, place)
+def _take_name(stage: Path, place: Path, check: Callable[[Path], None], may_go: Callable[[], None]) -> None:
+    """The finished stage becomes `place`, once it is found on the disk as it was meant."""
+    if os.path.lexists(place):
+        may_go()  # before the records of what is finished go
+    forget(stage)
+    check(stage)
+    swap(stage, place, may_go)
+    steps.sync(place.parent)
 
 
-def _rename_exchange(first: bytes, second: bytes) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        if sys.platform == "darwin":
-            failed = libc.renamex_np(first, second, ctypes.c_uint(_RENAME_SWAP))
-        else:
-            failed = libc.renameat2(_AT_FDCWD, first, _AT_FDCWD, second, ctypes.c_uint(_RENAME_EXCHANGE))
-    except AttributeError as absent:  # a libc without the call
-        raise OSError(errno.ENOSYS, "no atomic exchange of folders here") from absent
-    if failed:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+def _known(is_ours: Callable[[Path], bool]) -> Callable[[Path], None]:
+    """What is checked where nothing else is: that the next run would know the folder for one of this tool's."""
+
+    def check(stage: Path) -> None:
+        if any(stage.iterdir()) and not is_ours(stage):
+            raise OutputError(
+                f"what was written into {stage} is not there as it was meant; check the disk, and type the same "
+                "command again"
+            )
+
+    return check
 
 
-def _exchange_in_two_steps(stage: Path, place: Path) -> None:
-    """Let the names pass on one after the other; whatever interrupts (Ctrl-C too), one whole build is at `place`."""
-    older = _hidden(place, "older")
-    with _locked(place):  # so that no other run takes the older build for one that was left behind
-        try:
-            os.rename(place, older)
-            os.rename(stage, place)
-        except BaseException:
-            if os.path.lexists(older) and not os.path.lexists(place):
-                os.rename(older, place)
-            raise
-        os.rename(older, stage)  # where the caller removes it
+def _named(end: BaseException, stage: Path, place: Path, needed: int) -> OutputError | None:
+    """The sentence for what ended the work, if the disk did, or somebody who took the stage away."""
+    if not isinstance(end, Exception) or isinstance(end, OutputError):
+        return None
+    if named := output_error(end, place, needed=needed, written=_bytes_in(stage)):
+        return named
+    if isinstance(end, FileNotFoundError) and not os.path.lexists(stage):
+        return OutputError(f"{stage} was removed while the work ran in it; type the same command again")
+    return None
 
 
-def _as_output_error(problem: OSError, place: Path) -> OSError | OutputError:
-    """A full disk, and a target that changed meanwhile, are the user's to solve; other errors stay what they are."""
-    if problem.errno in _NO_SPACE:
-        free = shutil.disk_usage(place.parent if place.parent.exists() else "/").free
-        return OutputError(f"no space left for {place} ({free / 1e9:.2f} GB free); free some, or choose another disk")
-    if problem.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR} and os.path.lexists(place):
-        return OutputError(f"{place} appeared while the work ran; add --overwrite, or choose another place with -o")
-    return problem
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total

@@ -28,7 +28,7 @@ from ios_bundle.copying import FILE_MODE, FOLDER_MODE, copy_entries, write_entry
 from ios_bundle.host_files import generation_record
 from ios_bundle.metadata import metadata_record
 from ios_bundle.promises import check_promises
-from ios_bundle.seal import Seal, seal_of, write_seal
+from ios_bundle.seal import Seal, check_sealed, seal_of, write_seal
 from ios_bundle.standing import Standing, manifest_digest, standing_of
 from ios_bundle.verification import holds_bundle_alone
 
@@ -64,7 +64,9 @@ def bundle(
         raise _not_validated(opened, standing)
     _check_size(opened, size, purpose)
     _check_space(place, size)
-    with staged_folder(output, overwrite, holds_bundle_alone, progress) as folder:
+    with staged_folder(
+        output, overwrite, holds_bundle_alone, progress, needed=size + MARGIN, check=check_sealed
+    ) as folder:
         folder.chmod(FOLDER_MODE)
         standing = _write(opened, folder, found, standing, unvalidated, progress)
     _tell(opened, found, standing, progress)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import BundleError
-from fastvlm.hashes import FileHash, sha256_bytes
+from fastvlm.hashes import FileHash, list_tree, sha256_bytes
 from fastvlm.json_file import parse, read_plain
 from fastvlm.manifest import dump
 from fastvlm.paths import is_plain
@@ -74,6 +74,22 @@ def read_seal(bundle: Path) -> tuple[Seal | None, str | None]:
     if not _holds(content, data):
         return None, f"{CHECKSUMS}: was changed, its tree hash does not fit what it lists"
     return Seal(content["files"], content["tree"], content["schema"]), None
+
+
+def check_sealed(bundle: Path) -> None:
+    """Raises BundleError where what lies in a folder has other names or sizes than its seal; no byte is hashed again.
+
+    For the moment before a bundle gets its name: its hashes were taken of the files that lie there.
+    """
+    seal, problem = read_seal(bundle)
+    expected = {name: entry["bytes"] for name, entry in seal.files.items()} if seal else {}
+    found = {name: (bundle / name).lstat().st_size for name in list_tree(bundle, skip=(CHECKSUMS,))}
+    wrong = [problem] if problem else sorted(name for name, _ in expected.items() ^ found.items())
+    if wrong:
+        raise BundleError(
+            f"the finished bundle does not lie in {bundle} as it was written ({', '.join(wrong[:5])}); check the disk, "
+            "and that nothing else changes that folder, and type the same command again"
+        )
 
 
 def check_schema(found: Any, where: Path) -> None:

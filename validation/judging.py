@@ -9,13 +9,13 @@ that build good any more.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastvlm import steps
 from fastvlm.build import FORMATS, ONNX, SOURCE_OPTIONS, Build, read_build
 from fastvlm.errors import BuildError, ExecutionError, OutputError, PackageError, UsageError
 from fastvlm.hashes import sha256_file
@@ -23,7 +23,7 @@ from fastvlm.json_file import read_json
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import check_files, dump
 from fastvlm.progress import SILENT, Progress
-from fastvlm.publish import replace_file
+from fastvlm.publish import remove_folder, replace_file
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.checkpoint.hub import fetch, hub_id, on_disk
 from fastvlm_ref.checkpoint.load import read_config
@@ -199,9 +199,9 @@ def _withdrawn_if_damaged(build: Path) -> Iterator[None]:
 
 
 def _withdraw(build: Path) -> None:
-    (build / FILE).unlink(missing_ok=True)
+    steps.remove(build / FILE)
     if (build / SELFTEST).is_dir():
-        shutil.rmtree(build / SELFTEST)
+        remove_folder(build / SELFTEST)
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def _publish(verdict: Verdict, build: Path, comparison: Comparison) -> Verdict:
         return verdict
     replace_file(verdict.path, dump(verdict.as_json()))
     if (build / SELFTEST).is_dir():
-        shutil.rmtree(build / SELFTEST)
+        remove_folder(build / SELFTEST)
     return verdict
 
 

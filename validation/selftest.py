@@ -141,7 +141,7 @@ def write_selftest(build: Path, test: SelfTest) -> dict[str, str]:
     with staged_folder(build / FOLDER, overwrite=True, is_ours=is_selftest) as stage:
         Image.fromarray(test.pixels).save(stage / "picture.png")
         test.photo.picture.save(stage / "photo.png")
-        test.features.astype(np.float16).tofile(stage / "features.bin")
+        (stage / "features.bin").write_bytes(test.features.astype(np.float16).tobytes())
         (stage / "selftest.json").write_bytes(dump(test.as_json()))
         return {name: sha256_file(stage / name) for name in list_tree(stage)}
 

@@ -4,18 +4,15 @@ A checkpoint is told by its fingerprint: the hashes of its files as the manifest
 out), its sizes, and whatever of it is in memory, because whoever loads a model may change it before it is scanned or
 exported.
 A file is used only where version, fingerprint and the hash of its content are as they must be; anything else is told
-in one line and counts as none. It is written under another name and takes its own when it is on the disk.
+in one line and counts as none. It is published as every file is (`fastvlm.publish`).
 It knows neither models' graphs nor exponents.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,11 +20,12 @@ from typing import Any
 from export.parts_key import memory_digest
 from export.ranges.result import Ranges, ranges_of
 from fastvlm.cache import cache_folder
-from fastvlm.durable import sync
+from fastvlm.errors import OutputError
 from fastvlm.hashes import FileHash
 from fastvlm.manifest import dump
 from fastvlm.parts import digest
 from fastvlm.progress import SILENT, Progress
+from fastvlm.publish import replace_file
 from fastvlm_ref.checkpoint.source import is_prose
 from fastvlm_ref.model.fastvlm import FastVLM
 
@@ -64,20 +62,13 @@ def load(fingerprint: str, progress: Progress = SILENT) -> Ranges | None:
 def store(ranges: Ranges, progress: Progress = SILENT) -> Path | None:
     """Keeps a result and returns where; a cache that cannot be written is told as a note, and None returned."""
     place, content = place_of(ranges.fingerprint), ranges.as_json()
-    half = place.with_name(f".{place.stem[:16]}.{secrets.token_hex(8)}.half")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            half.write_bytes(dump({"version": VERSION, "ranges": content, "sha256": digest(content)}))
-            sync(half)
-            os.replace(half, place)
-            sync(place.parent)
-        finally:
-            with suppress(OSError):
-                half.unlink()
-    except OSError as problem:
+        replace_file(place, dump({"version": VERSION, "ranges": content, "sha256": digest(content)}))
+    except (OSError, OutputError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else problem
         progress.note(
-            f"the scan cannot be kept in {place.parent} ({problem.strerror}), so `export` will not find it; "
+            f"the scan cannot be kept in {place.parent} ({reason}), so `export` will not find it; "
             "set FASTVLM_CACHE to a folder that can be written"
         )
         return None

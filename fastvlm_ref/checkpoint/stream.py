@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastvlm_ref.checkpoint.tensors import PIECE, LazyTensor
 from fastvlm_ref.config import TextConfig
+from fastvlm_ref.model.decoder import EmbeddingTable
 
 ATTRIBUTE = "weight_stream"
 
@@ -52,7 +53,7 @@ def _assign(module: nn.Module, name: str, value: Tensor) -> None:
     module.get_submodule(parent)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
 
-class StreamedEmbedding(nn.Embedding):
+class StreamedEmbedding(EmbeddingTable):
     """An embedding table that stays in the file; a lookup reads the rows it needs."""
 
     def __init__(self, config: TextConfig, table: LazyTensor) -> None:

@@ -58,8 +58,8 @@ class AttentionBlock(nn.Module):
         self.norm = LayerNormChannel(channels)
         self.token_mixer = MHSA(channels, head_dim)
         self.convffn = ConvFFN(channels, hidden)
-        self.layer_scale_1 = nn.Parameter(1e-5 * torch.ones(channels, 1, 1))
-        self.layer_scale_2 = nn.Parameter(1e-5 * torch.ones(channels, 1, 1))
+        self.layer_scale_1 = nn.Parameter(torch.full((channels, 1, 1), 1e-5))
+        self.layer_scale_2 = nn.Parameter(torch.full((channels, 1, 1), 1e-5))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> same
         x = x + self.layer_scale_1 * self.token_mixer(self.norm(x))

@@ -118,13 +118,21 @@ class DecoderLayer(nn.Module):
         return out
 
 
+class EmbeddingTable(nn.Embedding):
+    """An embedding that draws no numbers on the meta device, where torch loads its compiler (1 s) to draw none."""
+
+    def reset_parameters(self) -> None:
+        if self.weight.device.type != "meta":
+            super().reset_parameters()
+
+
 class Decoder(nn.Module):
     """Embeddings (B, S, H) -> final hidden states (B, S, H); `head` turns those into logits (B, S, V)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = EmbeddingTable(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -31,7 +31,7 @@ class RepMixerBlock(nn.Module):
         super().__init__()
         self.token_mixer = RepMixer(channels, 3)
         self.convffn = ConvFFN(channels, hidden)
-        self.layer_scale = nn.Parameter(1e-5 * torch.ones(channels, 1, 1))
+        self.layer_scale = nn.Parameter(torch.full((channels, 1, 1), 1e-5))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> same
         x = self.token_mixer(x)

@@ -9,7 +9,6 @@ It does not know models: it keeps dictionaries of tensors.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from fastvlm.errors import CheckpointError, OutputError
+from fastvlm.publish import staged_file
 from fastvlm_ref.training.stages import Stage
 
 KINDS = {"stage": dict, "made_from": dict, "step": int, "parts": dict, "heads": dict, "adam": dict}
@@ -38,14 +38,10 @@ class StateFile:
             "stage": asdict(self.stage), "made_from": self.made_from,
             "step": step, "parts": parts, "heads": heads, "adam": adam,
         }  # fmt: skip
-        staged = self.path.with_suffix(".new")
         try:
-            with staged.open("wb") as file:
+            with staged_file(self.path) as stage, stage.open("xb") as file:
                 torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(staged, self.path)
-        except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as RuntimeError
+        except (OSError, OutputError, RuntimeError) as error:  # torch's writer tells a full disk as RuntimeError
             raise OutputError(
                 f"{self.path} cannot be written ({_first_line(error)}); free some space or choose another --work folder"
             ) from error

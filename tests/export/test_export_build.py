@@ -67,6 +67,7 @@ def test_a_folder_s_name_is_not_in_the_packages(model: Any, tmp_path: Path, monk
         seen.append(self.labels("A package.", self.encoder_specs))
 
     monkeypatch.setattr(BuildWriter, "write", note_labels)
+    monkeypatch.setattr("export.api.check_written", lambda _: None)
     for name, weights, readme in (("first", b"1", "a"), ("second", b"1", "b"), ("third", b"2", "a")):
         folder = tmp_path / name
         folder.mkdir()
@@ -91,6 +92,7 @@ def test_one_thread_reads_and_writes(model: Any, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(api, "load_checkpoint", load)
     monkeypatch.setattr(BuildWriter, "write", lambda _: threads.append(torch.get_num_threads()))
+    monkeypatch.setattr("export.api.check_written", lambda _: None)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -108,6 +110,7 @@ def test_the_embedded_checkpoint_may_be_built_beside_a_folder_of_its_name(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(api, "load_checkpoint", lambda *_, **__: model)
     monkeypatch.setattr(BuildWriter, "write", lambda self: (self.folder / "half").touch())
+    monkeypatch.setattr("export.api.check_written", lambda _: None)
     (tmp_path / "tiny").mkdir()
     assert api.export("tiny", "tiny", context=CONTEXT, query_length=QUERY, overwrite=True) == tmp_path / "tiny"
     with pytest.raises(OutputError, match="lie in each other"):
@@ -193,6 +196,7 @@ def test_context_beyond_the_model_is_told(
     model: Any, tmp_path: Path, heard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BuildWriter, "write", lambda self: None)
+    monkeypatch.setattr("export.api.check_written", lambda _: None)
     api.export_model(model, tmp_path / "build", context=4096, protection=PROTECTED, progress=heard)
     assert heard.notes == ["--context 4096 is more than the 2048 positions that this model was made for"]
 

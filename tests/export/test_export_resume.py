@@ -53,7 +53,7 @@ def killed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run.returncode == -signal.SIGKILL
     assert (run.stdout, run.stderr) == ("", "")  # a library is quiet
     (stage,) = folder.iterdir()
-    assert re.fullmatch(r"\.build\.stage-[0-9a-f]{16}", stage.name)
+    assert re.fullmatch(r"\.build\.stage-[0-9a-f]{32}", stage.name)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -120,6 +121,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield disk
     finally:
+        gc.collect()  # a caught exception holds a file that coremltools was writing
         subprocess.run(["umount", str(disk)], check=True)
 
 

@@ -16,6 +16,7 @@ import pytest
 from export.ranges import cache as module
 from export.ranges.cache import VERSION, fingerprint, load, place_of, store
 from export.ranges.result import DECODER, ENCODER, Ranges, TensorRange, ranges_of
+from fastvlm import steps
 from fastvlm.cache import cache_folder
 from fastvlm.errors import UsageError
 from fastvlm.parts import digest
@@ -145,7 +146,7 @@ def test_an_interrupted_write_leaves_nothing_and_the_older_result(monkeypatch: p
     def stop(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "sync", stop)
+    monkeypatch.setattr(steps, "sync", stop)
     with pytest.raises(KeyboardInterrupt):
         store(replace(RANGES, positions=1))
     assert [path.name for path in place.parent.iterdir()] == [place.name]

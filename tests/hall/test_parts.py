@@ -301,13 +301,13 @@ def test_an_interrupt_when_the_new_build_has_the_name_leaves_it_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(tmp_path / "build")
-    exchange = publish._exchange
+    swap = publish.swap
 
-    def interrupted(*paths: Path) -> None:
-        exchange(*paths)
+    def interrupted(*given: Any) -> None:
+        swap(*given)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(publish, "_exchange", interrupted)
+    monkeypatch.setattr(publish, "swap", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "build", overwrite=True)
     assert all_in(tmp_path) == WHOLE

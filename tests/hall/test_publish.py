@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm import publish
+from fastvlm import steps
 from fastvlm.errors import OutputError
 from fastvlm.publish import check_output, replace_file, staged_folder
 
@@ -182,10 +182,10 @@ def test_folders_that_only_look_like_stages_are_left_alone(tmp_path: Path) -> No
 def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system on which two folders cannot trade names in one step."""
 
-    def unsupported(*_: bytes) -> None:
+    def unsupported(*_: Path) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(publish, "_rename_exchange", unsupported)
+    monkeypatch.setattr(steps, "exchange", unsupported)
 
 
 @pytest.mark.usefixtures("no_exchange")
@@ -223,7 +223,7 @@ def test_interrupted_between_two_renames(
 
 KILLED = """
 import errno, os, signal, sys
-from fastvlm import publish
+from fastvlm import publish, steps
 def unsupported(*_):
     raise OSError(errno.EINVAL, "")
 rename, left = os.rename, [int(sys.argv[2])]
@@ -232,7 +232,7 @@ def killed(first, second):
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-publish._rename_exchange, os.rename = unsupported, killed
+steps.exchange, os.rename = unsupported, killed
 with publish.staged_folder(sys.argv[1], True) as stage:
     (stage / "manifest.json").write_text('{"schema": "0.1", "fastvlm_version": "0", "files": {"content": {}}}')
     (stage / "content").write_text("new")

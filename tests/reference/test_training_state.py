@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import shutil
 import threading
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from training_rows import train, write_rows
 
+from fastvlm import steps
 from fastvlm.errors import CheckpointError, ImageError, OutputError
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.model.fastvlm import FastVLM
@@ -211,11 +211,9 @@ def test_a_damaged_state_is_one_error_that_says_what_to_do(rows: Path, tmp_path:
 
 def test_a_state_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr("os.fsync", lambda _: calls.append("fsync"))
-    replaced = os.replace
-    monkeypatch.setattr("os.replace", lambda *paths: (calls.append("replace"), replaced(*paths)))
+    monkeypatch.setattr(steps, "before", lambda step, _: calls.append(step))
     StateFile(tmp_path, STAGE, {}).save(1, {}, {}, {})
-    assert calls == ["fsync", "replace"]
+    assert calls == ["sync", "rename", "sync", "remove"]
 
 
 def test_a_state_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_disk_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(5, "Input/output error")
 
     open_folder(tmp_path)
-    monkeypatch.setattr("validation.sweep.rows.sync", refuse)
+    monkeypatch.setattr("fastvlm.steps.sync", refuse)
     with pytest.raises(OutputError, match="Input/output error"):
         write_row(tmp_path, ROW)
 

@@ -187,7 +187,7 @@ def test_a_row_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write_row(tmp_path, _result("aa", kl=1))
     write_row(tmp_path, _result("aa", kl=2))
     assert [entry.name for entry in (tmp_path / ROWS).iterdir()] == ["aa.json"]
-    monkeypatch.setattr("os.replace", _full)
+    monkeypatch.setattr("fastvlm.steps.rename", _full)
     with pytest.raises(OutputError):
         write_row(tmp_path, _result("aa", kl=3))
     row = read_row(tmp_path, "aa")

@@ -6,17 +6,16 @@ made goes: folders that the user has put there, and builds that an earlier run w
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
+from fastvlm import steps
+from fastvlm.owners import HIDDEN
+from fastvlm.publish import remove_folder
 from validation.sweep.rows import BUILDS, ROWS
 
-_LEFT = re.compile(r"\..+\.(gone-[0-9a-f]{8}|(stage|older)-[0-9a-f]{16})")  # by a removal; by `fastvlm.publish`
+_LEFT = re.compile(r"\..+\.(gone-[0-9a-f]{8}|(stage|older)-" + HIDDEN + ")")  # by older versions; by `fastvlm.publish`
 
 
 def build_at(place: Path, name: str) -> Path:
@@ -26,10 +25,7 @@ def build_at(place: Path, name: str) -> Path:
 
 def remove(build: Path) -> None:
     """Takes a build away, if it is there."""
-    gone = build.parent / f".{build.name}.gone-{secrets.token_hex(4)}"
-    with suppress(FileNotFoundError):  # there is none, or another worker was first
-        os.rename(build, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    remove_folder(build)
 
 
 def tidy(place: Path, made: Iterable[str]) -> None:
@@ -39,4 +35,4 @@ def tidy(place: Path, made: Iterable[str]) -> None:
     for folder in (place / BUILDS, place / ROWS):
         for entry in folder.iterdir() if folder.is_dir() else ():
             if _LEFT.fullmatch(entry.name):
-                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+                steps.remove(entry, strict=False)

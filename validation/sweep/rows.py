@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastvlm.durable import NOT_SUPPORTED, sync
 from fastvlm.errors import OutputError
 from fastvlm.json_file import read_json
 from fastvlm.manifest import dump
 from fastvlm.publish import replace_file
+from fastvlm.steps import NOT_SUPPORTED
 
 SWEEP, LOCK, ROWS, BUILDS = "sweep.json", "sweep.lock", "rows", "builds"
 SCHEMA = "0.1"
@@ -137,12 +137,7 @@ def name_of(place: Path) -> str:
 
 def write_row(place: Path, row: Row) -> None:
     """Puts a row on the disk under its case's id, in place of an earlier one."""
-    file = _file(place, row["case"])
-    replace_file(file, dump(row))
-    try:
-        sync(file.parent)
-    except OSError as problem:
-        raise OutputError(f"cannot write {file} ({problem.strerror}); check the disk and its permissions") from problem
+    replace_file(_file(place, row["case"]), dump(row))
 
 
 def write_error(place: Path, row: Row) -> None:
