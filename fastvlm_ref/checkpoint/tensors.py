@@ -13,6 +13,7 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -69,11 +70,18 @@ class TensorFile:
             with open_file(path) as file:  # the header and the data of one file, whatever lies at `path` by then
                 self.entries = header_of(path, file)
                 if any(entry.end > entry.begin for entry in self.entries):
-                    self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as problem:  # an empty file cannot be mapped
-            reason = getattr(problem, "strerror", None) or "it became shorter while it was read"
-            raise CheckpointError(f"{path} cannot be read ({reason}); check the path and its permissions") from problem
+                    self.map = self._mapped(file)
+        except OSError as problem:
+            raise CheckpointError(
+                f"{path} cannot be read ({problem.strerror}); check the path and its permissions"
+            ) from problem
         self.tensors = {entry.name: self._lazy(entry) for entry in self.entries}
+
+    def _mapped(self, file: BinaryIO) -> mmap.mmap:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except ValueError as problem:  # an empty file cannot be mapped
+            raise CheckpointError(f"{self.path} became shorter while it was read; fetch it again") from problem
 
     def _lazy(self, entry: Entry) -> LazyTensor:
         return LazyTensor(

@@ -105,7 +105,7 @@ def test_damage_is_named_or_loads_as_it_reads(layouts: dict[str, Files], known: 
 
 
 REDS: dict[str, tuple[Any, str, Any, str]] = {
-    "layout": (header, "_check_layout", lambda *_: None, "cut at"),
+    "layout": (header, "_check_layout", lambda *_: None, "something behind it"),
     "comparison": (load, "check_tensors", lambda *_: None, "header"),
     "JSON": (header, "_parse", lambda path, raw: __import__("json").loads(raw), "header"),
     "values": (tensors.TensorFile, "_read", lambda self, entry: torch.zeros(entry.shape), "data"),
