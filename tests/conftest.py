@@ -158,10 +158,20 @@ def heard() -> Heard:
 
 
 @pytest.fixture(autouse=True)
-def _same_random_numbers() -> None:
-    """Seeds torch where a test uses it; a test of the hall does not import it for that."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+def _same_torch() -> Iterator[None]:
+    """Seeds torch and gives it its threads back where a test uses it; one of the hall does not import it for that.
+
+    What is left at two threads makes all tests behind it wait for threads that wait for each other.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True, scope="module")
