@@ -21,9 +21,9 @@ from fastvlm.errors import ExecutionError, FastVLMError, PackageError
 from fastvlm.mlpackage import MODEL_FILE
 from validation import within_memory
 from validation.contents import describe_package
+from validation.lint.checking import lint
 from validation.mil import MILModel
-from validation.mil.package import open_folder
-from validation.mil.plan import MOST_BLOCKS, MOST_OPS
+from validation.mil.package import MOST_BLOCKS, MOST_OPS, MOST_PROGRAM, open_folder
 
 ROW = "damaged packages"
 TINY = 10  # one case in so many is of the embedded checkpoint's own packages, which take longer
@@ -169,7 +169,25 @@ def many(operations: int, blocks: int) -> Program:
 
 @pytest.mark.parametrize(("operations", "blocks"), [(MOST_OPS, 0), (0, MOST_BLOCKS + 1)])
 def test_programs_beyond_all_bounds(tmp_path: Path, operations: int, blocks: int) -> None:
-    refused(many(operations, blocks), tmp_path, "more than 50,000 ops or 1,000 blocks")
+    refused(many(operations, blocks), tmp_path, "more than 100,000 ops, or 1,000 blocks")
+
+
+def test_a_file_of_empty_ops(tmp_path: Path) -> None:
+    """Two bytes each, and 75 in memory: seen before any of them becomes an object here."""
+    made = many(1, 0)
+    package = made.write(tmp_path / "a.mlpackage")
+    made.block.MergeFromString(b"\x1a\x00" * 10 * MOST_OPS)
+    (package / MODEL).write_bytes(made.spec.SerializeToString())
+    for look in (open_folder, describe_package, lint):
+        with pytest.raises(PackageError, match="more than 100,000 ops"):
+            look(package)
+
+
+def test_a_program_that_is_larger_than_any(tmp_path: Path) -> None:
+    package = many(1, 0).write(tmp_path / "a.mlpackage")
+    (package / MODEL).write_bytes(bytes(MOST_PROGRAM + 1))
+    with pytest.raises(PackageError, match="at most 16,777,216"):
+        open_folder(package)
 
 
 def test_a_long_chain_of_values_that_share_memory(tmp_path: Path) -> None:
