@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ordeal import LONG, in_lines, size, tally, try_all
 from package_cases import package_cases, ran, used
-from stranger_packages import MODEL, Original, Program
+from stranger_packages import MODEL, Original, Program, stored
 from stranger_programs import originals
 
 from fastvlm.errors import ExecutionError, FastVLMError, PackageError
@@ -25,7 +26,7 @@ from validation.lint.checking import lint
 from validation.mil import MILModel
 from validation.mil.package import MOST_BLOCKS, MOST_OPS, MOST_PROGRAM, open_folder
 
-ROW = "damaged packages"
+ROW = "damaged packages / ONNX: packages"
 TINY = 10  # one case in so many is of the embedded checkpoint's own packages, which take longer
 TINY_PARTS = (MODEL_FILE, str(Path(MODEL_FILE).parent / "weights" / "weight.bin"), "Manifest.json")
 
@@ -154,6 +155,19 @@ def test_results_that_do_not_fit_into_free_memory(tmp_path: Path, monkeypatch: p
     with pytest.raises(ExecutionError, match=r"op 'filled' \(fill\).*(allocate|MemoryError)"):
         model.predict({"shape": np.int32([1 << 28])})
     assert model.predict({"shape": np.int32([4])})["y"][0] == 4, "the limit ends with the call, and the model lives on"
+
+
+def test_weights_that_are_mapped_need_no_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Program()
+    x = made.input("x", "fp32", (1,))
+    weight = stored(np.ones((1, 1 << 24), np.float32))
+    total = made.op("reduce_sum", "total", "fp32", (1,), x=weight, axes=np.int32([1]), keep_dims=False)
+    made.give(made.op("add", "y", "fp32", (1,), x=x, y=total))
+    package = made.write(tmp_path / "a.mlpackage")
+    monkeypatch.setattr(within_memory, "free_bytes", lambda: 48 << 20)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    assert ran(package)["y"] == 1 + (1 << 24)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def many(operations: int, blocks: int) -> Program:
