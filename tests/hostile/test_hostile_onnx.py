@@ -29,7 +29,7 @@ from validation.ort.probing import Prober
 sys.path.insert(0, str(Path(__file__).parents[1] / "ort"))
 from onnx_builds import write_build
 
-ROW = "damaged ONNX files"
+ROW = "damaged packages / ONNX: ONNX"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ordeal import LONG, in_lines, size, tally, try_all
 from package_cases import package_cases, ran, used
-from stranger_packages import MODEL, Original, Program
+from stranger_packages import MODEL, Original, Program, stored
 from stranger_programs import originals
 
 from fastvlm.errors import ExecutionError, FastVLMError, PackageError
 from fastvlm.mlpackage import MODEL_FILE
 from validation import within_memory
 from validation.contents import describe_package
+from validation.lint.checking import lint
 from validation.mil import MILModel
-from validation.mil.package import open_folder
-from validation.mil.plan import MOST_BLOCKS, MOST_OPS
+from validation.mil.package import MOST_BLOCKS, MOST_OPS, MOST_PROGRAM, open_folder
 
-ROW = "damaged packages"
+ROW = "damaged packages / ONNX: packages"
 TINY = 10  # one case in so many is of the embedded checkpoint's own packages, which take longer
 TINY_PARTS = (MODEL_FILE, str(Path(MODEL_FILE).parent / "weights" / "weight.bin"), "Manifest.json")
 
@@ -156,6 +157,19 @@ def test_results_that_do_not_fit_into_free_memory(tmp_path: Path, monkeypatch: p
     assert model.predict({"shape": np.int32([4])})["y"][0] == 4, "the limit ends with the call, and the model lives on"
 
 
+def test_weights_that_are_mapped_need_no_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Program()
+    x = made.input("x", "fp32", (1,))
+    weight = stored(np.ones((1, 1 << 24), np.float32))
+    total = made.op("reduce_sum", "total", "fp32", (1,), x=weight, axes=np.int32([1]), keep_dims=False)
+    made.give(made.op("add", "y", "fp32", (1,), x=x, y=total))
+    package = made.write(tmp_path / "a.mlpackage")
+    monkeypatch.setattr(within_memory, "free_bytes", lambda: 48 << 20)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    assert ran(package)["y"] == 1 + (1 << 24)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
 def many(operations: int, blocks: int) -> Program:
     made = Program()
     x = made.input("x", "fp32", (1,))
@@ -169,7 +183,25 @@ def many(operations: int, blocks: int) -> Program:
 
 @pytest.mark.parametrize(("operations", "blocks"), [(MOST_OPS, 0), (0, MOST_BLOCKS + 1)])
 def test_programs_beyond_all_bounds(tmp_path: Path, operations: int, blocks: int) -> None:
-    refused(many(operations, blocks), tmp_path, "more than 50,000 ops or 1,000 blocks")
+    refused(many(operations, blocks), tmp_path, "more than 100,000 ops, or 1,000 blocks")
+
+
+def test_a_file_of_empty_ops(tmp_path: Path) -> None:
+    """Two bytes each, and 75 in memory: seen before any of them becomes an object here."""
+    made = many(1, 0)
+    package = made.write(tmp_path / "a.mlpackage")
+    made.block.MergeFromString(b"\x1a\x00" * 10 * MOST_OPS)
+    (package / MODEL).write_bytes(made.spec.SerializeToString())
+    for look in (open_folder, describe_package, lint):
+        with pytest.raises(PackageError, match="more than 100,000 ops"):
+            look(package)
+
+
+def test_a_program_that_is_larger_than_any(tmp_path: Path) -> None:
+    package = many(1, 0).write(tmp_path / "a.mlpackage")
+    (package / MODEL).write_bytes(bytes(MOST_PROGRAM + 1))
+    with pytest.raises(PackageError, match="at most 16,777,216"):
+        open_folder(package)
 
 
 def test_a_long_chain_of_values_that_share_memory(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ _WEIGHT_PREFIX = "@model_path/"
 MOST_MANIFEST = 1 << 20  # bytes of a Manifest.json; one of two items has 600
 MOST_PROGRAM = 16 << 20  # bytes of a program, which holds no weights; 7B's has 3 MB. In memory 75 times as many
 
+MOST_OPS = 100_000  # of a program, constants among them; 0.5B's two functions have 8,500, and each is looked at
+MOST_BLOCKS = 1_000  # within ops: each is planned with all names that it sees
+
 
 class Package:
     """A spec (Model.proto) and the weight files its program refers to.
@@ -42,6 +45,7 @@ class Package:
             )
         self.spec = spec
         self.program = spec.mlProgram
+        _check_size(self.program)
         self._root = root
         self._model_folder = model_folder
         self._weights_folder = weights_folder
@@ -95,6 +99,22 @@ class Package:
                 f"the program needs {file_name[:SHOWN]}, but a spec alone was given; pass its weights folder too"
             )
         return self._root, f"{self._model_folder}/{relative}"
+
+
+def _check_size(program: Any) -> None:
+    """Raises PackageError for more ops, or blocks within ops, than anybody plans."""
+    ops = blocks = 0
+    functions = program.functions.values()
+    waiting = [block for function in functions for block in function.block_specializations.values()]
+    while waiting:
+        for operation in waiting.pop().operations:
+            waiting.extend(operation.blocks)
+            ops, blocks = ops + 1, blocks + len(operation.blocks)
+            if ops > MOST_OPS or blocks > MOST_BLOCKS:
+                raise PackageError(
+                    f"the program has more than {MOST_OPS:,} ops, or {MOST_BLOCKS:,} blocks within ops, expected at "
+                    "most that many; it is damaged"
+                )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

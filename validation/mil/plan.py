@@ -40,16 +40,10 @@ class FunctionPlan:
     binder: Binder
 
 
-MOST_OPS = 50_000  # of a function, constants among them; one of 0.5B has 4,300, and what plans one looks at each
-MOST_BLOCKS = 1_000  # within a function: each is planned with all names that it sees
-
-
 def block_of(function: Any, name: str) -> Any:
-    """The block that the function's opset selects; PackageError when it lists none, or is too large to be planned."""
+    """The block that the function's opset selects; PackageError when it lists none."""
     if function.opset in function.block_specializations:
-        block = function.block_specializations[function.opset]
-        _check_size(block, name)
-        return block
+        return function.block_specializations[function.opset]
     raise PackageError(f"function {name!r} has opset {function.opset!r} but no block for it; the program is damaged")
 
 
@@ -59,17 +53,6 @@ def _walk(block: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield position, operation
         for inner in operation.blocks:
             yield from _walk(inner, position + ".")
-
-
-def _check_size(block: Any, function: str) -> None:
-    blocks = 0
-    for count, (_, operation) in enumerate(_walk(block, ""), 1):
-        blocks += len(operation.blocks)
-        if count > MOST_OPS or blocks > MOST_BLOCKS:
-            raise PackageError(
-                f"function {function!a:.60} has more than {MOST_OPS:,} ops or {MOST_BLOCKS:,} blocks within ops, "
-                "expected at most that many; the program is damaged"
-            )
 
 
 def check_ops(block: Any, function: str) -> None:

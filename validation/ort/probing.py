@@ -2,9 +2,9 @@
 
 Decision: probe, for two reasons. `opening` refuses what this project never writes, but shapes follow from shapes inside
 of onnxruntime, and its checks there are assertions: a convolution whose kernel is larger than its padded picture ends
-the process in a C++ library's own check (onnxruntime 1.27, `std::clamp`), while the graph is simplified. And it costs
-little: a start of Python and onnxruntime (0.3 s to 0.5 s on a free core), once for all files of an engine, beside the
-seconds of the first answer; weights are mapped, not read. A file that has passed is not probed again by this process.
+the process in a C++ library's own check (1.32, `std::clamp`), while the graph is simplified. And it costs little: a
+start of Python and onnxruntime (0.25 s), once for all files of an engine, beside the seconds of the first answer;
+weights are mapped, not read. A file that has passed is not probed again by this process.
 
 What remains: kernels run in this process. What mutated files showed to end one (numbers that are cut to 32 bits) is
 refused by `opening`; tests/hostile/test_hostile_onnx.py goes on looking.
