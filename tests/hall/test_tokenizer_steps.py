@@ -30,7 +30,7 @@ def split(pattern: str) -> float:
     return check_splitter({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"})
 
 
-@pytest.mark.parametrize("pattern", [*PATTERNS, *PLAIN])
+@pytest.mark.parametrize("pattern", sorted([*PATTERNS, *PLAIN]))
 def test_patterns_whose_time_is_known(pattern: str) -> None:
     assert split(pattern) == 1
 
