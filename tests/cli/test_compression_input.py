@@ -133,7 +133,8 @@ def test_torch_is_not_loaded_for_that(root: Path, tmp_path: Path) -> None:
         ("language: int8", ("--max-file-size", "10kB"), "--max-file-size is 10,000 bytes, and one decoder layer takes"),
         ("language: mixed\nbudget: {snr_db: 60}", (), "the quality budget is snr_db 60; this model reaches"),
         pytest.param(  # as the row before, once it is measured
-            "language: mixed\nbudget: {bits: 4.0}", (), "the size budget is 4 bits a weight, tables included; this model",
+            "language: mixed\nbudget: {bits: 4.0}", (),
+            "the size budget is 4 bits a weight, tables included; this model",
             marks=pytest.mark.long,
         ),
     ],
