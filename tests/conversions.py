@@ -9,6 +9,7 @@ A command in a process of its own converts as always; so does every graph that i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import shutil
@@ -29,6 +30,7 @@ Convert = Callable[[Any, Any], tuple[Any, Path]]
 def remembering(convert: Convert, folder: Path) -> Convert:
     """Returns `convert`, which looks into `folder` first and keeps there what it makes."""
 
+    @functools.wraps(convert)
     def look_first(traced: Any, spec: Any) -> tuple[Any, Path]:
         from coremltools.proto import Model_pb2
 

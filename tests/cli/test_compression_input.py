@@ -79,7 +79,7 @@ def test_what_needs_no_checkpoint_is_told_before_it_is_looked_for(
         ("language: mixed\nbudget: {bits: 5, snr_db: 20}", "expected one of bits and snr_db"),
         ("language: lut4\nbudget: {bits: 5}", "budget: needs `language: mixed`"),
         ("layers: {language.lm_head: int4}", "layers: language.lm_head: int4 blocks run on gpu only"),
-        ("#" * 5_000_000, "larger than 1,048,576 bytes"),
+        ("#" * 5_000_000, "larger than 65,536 bytes"),
         ("language: [", "recipe.yaml: line 1"),
     ],
     ids=["scheme", "aliases", "budget", "two budgets", "no mixed", "target", "5 MB", "no YAML"],

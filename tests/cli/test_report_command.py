@@ -58,7 +58,7 @@ def test_a_profile_is_put_into_it(run: Run, typed_report: Path, tmp_path: Path) 
         (("{report}", "--profile", "{report}", "--json"), "is no JSON"),
         (("{report}", "--profile", "missing.json", "--json"), "cannot be read (No such file or directory)"),
         (("{build}/manifest.json", "--json"), "is no report of fastvlm"),
-        (("{build}", "--json"), "cannot be read (Is a directory)"),
+        (("{build}", "--json"), "cannot be read (it is no plain file)"),
         (("missing.html", "--json"), "cannot be read (No such file or directory)"),
         (("", "--json"), "it is empty"),
     ],

@@ -73,8 +73,8 @@ def test_an_interrupted_writing_leaves_the_older_one(
 ) -> None:
     file = write_report(whole, tmp_path / "report.json")
     before = file.read_bytes()
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OutputError, match="No space left"):
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "no space left on device")))
+    with pytest.raises(OutputError, match="no space left"):
         write_report(whole | {"steps": 1}, file)
     assert file.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
