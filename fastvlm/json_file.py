@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 from fastvlm.paths import open_plain
 from fastvlm.quoting import short
 
+MOST_LISTS = 1_000_000  # each takes 64 bytes at least: 64 MB of [] would take a gigabyte
+
 
 def read_plain(path: Path, most: int) -> bytes:
     """Returns the bytes of a plain file of at most `most`; raises as `open_plain`, ValueError for a larger file."""
@@ -35,6 +37,8 @@ def parse(data: bytes, once: bool = False) -> Any:
 
     `once`: what an object names twice is refused too, where two readers could disagree about which one counts.
     """
+    if (lists := data.count(b"[") + data.count(b"{")) > MOST_LISTS:
+        raise ValueError(f"it has {lists:,} lists and objects, at most {MOST_LISTS:,} are read")
     try:
         hook = _once if once else None
         content = json.loads(data, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=hook)

@@ -16,9 +16,11 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, BinaryIO
 
 MAX_FILE_BYTES = 512 * 2**20  # 50 megapixels of 16-bit RGBA take 400 MB uncompressed
+MAX_HEADERS = 10_000  # of a JPEG 65,533 bytes each, more than the largest profile and preview take
 MAX_SCANS = 64  # a progressive JPEG has about 10; each one passes over the whole picture, however few bytes it has
 FEW, MOST = 64, 1024  # stretches between restart marks that are checked for bytes left over, and each by itself
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -26,6 +28,7 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 PIECE = 1 << 18
 
+FILL = re.compile(rb"\xff*")  # bytes that may stand in front of a marker
 MARKER = re.compile(rb"\xff[^\x00]")  # FF 00 is a byte of data; begins with one byte, which is searched for fast
 SOS, EOI, RESTARTS = 0xDA, 0xD9, range(0xD0, 0xD8)
 FRAMES = {0xC0: "baseline", 0xC1: "sequential", 0xC2: "progressive"}
@@ -149,8 +152,9 @@ def feed_jpeg(data: bytes, decode: Decode) -> None:
 
 def _scan(data: bytes, place: int, frame: _Frame, feed: _Feed) -> int:
     """Feeds the stretches of one scan, and the restart marks between them; returns where the next marker begins."""
-    stretches = list(_stretches(data, place))
-    frame.check_restarts([mark for _, _, mark in stretches])
+    expected = frame.restarts()
+    stretches = list(islice(_stretches(data, place), expected + 2))  # one more tells, and millions are not listed
+    check_restarts([mark for _, _, mark in stretches], expected)
     thorough, every = len(stretches) <= FEW, 1 + len(stretches) // MOST
     begun = place
     for number, (start, end, mark) in enumerate(stretches):
@@ -174,12 +178,61 @@ def _marker(data: bytes, place: int) -> tuple[int, int, int]:
     """Returns where the next marker begins, where it ends, and its code; fill bytes may stand in front of it."""
     found = MARKER.search(data, place)
     start = found.start() if found else len(data)
-    end = start + 1
-    while data[end : end + 1] == b"\xff":
-        end += 1
+    fill = FILL.match(data, start + 1)
+    end = fill.end() if fill else len(data)
     if end >= len(data):
         raise Damaged("it ends without its end mark")
     return start, end + 1, data[end]
+
+
+def check_restarts(marks: list[int], expected: int) -> None:
+    """Raises Damaged unless the marks that end a scan's stretches are `expected` restart marks in order, and another.
+
+    Of more than are expected, one is enough.
+    """
+    found = [mark for mark in marks if mark in RESTARTS]
+    if len(found) != expected or any(mark != 0xD0 + at % 8 for at, mark in enumerate(found)):
+        more = "or more " if len(found) > expected else ""
+        raise Damaged(f"{expected:,} restart marks are expected in order, {len(found):,} {more}were found")
+
+
+def check_headers(file: BinaryIO) -> None:
+    """Raises Damaged for a JPEG or a PNG of more than MAX_HEADERS segments or chunks in front of its image data.
+
+    Pillow keeps every one of them when it opens a file. Other kinds are passed by; the file stands at its begin after.
+    """
+    head = file.read(8)
+    try:
+        if head == SIGNATURE:
+            _count(file, 8, _next_chunk)
+        elif head[:2] == b"\xff\xd8":
+            _count(file, 2, _next_segment)
+    finally:
+        file.seek(0)
+
+
+def _count(file: BinaryIO, place: int, following: Callable[[bytes], int]) -> None:
+    for _ in range(MAX_HEADERS):
+        file.seek(place)
+        length = following(file.read(8))
+        if not length:
+            return
+        place += length
+    raise Damaged(f"it has over {MAX_HEADERS:,} headers before its image data")
+
+
+def _next_chunk(head: bytes) -> int:
+    """Bytes of the chunk that begins so; 0 where its image data begins, or it ends."""
+    return 0 if len(head) < 8 or head[4:] in (b"IDAT", b"IEND") else 12 + int.from_bytes(head[:4])
+
+
+def _next_segment(head: bytes) -> int:
+    """As `_next_chunk`, of a JPEG's segment; a fill byte or a mark without data counts as one of its own."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] in (SOS, EOI):
+        return 0
+    if head[1] == 0xFF:
+        return 1
+    return 2 if head[1] in RESTARTS or head[1] == 1 else 2 + int.from_bytes(head[2:4])
 
 
 class _Feed:
@@ -257,15 +310,9 @@ class _Frame:
             for coefficient in wanted:
                 self.left[component, coefficient] = bits & 15 if self.kind == 0xC2 else 0
 
-    def check_restarts(self, marks: list[int]) -> None:
-        """Raises Damaged unless a scan's restart marks are those that its size and interval ask for, in order."""
-        found = marks[:-1]
-        if self.interval:
-            expected = -(-self._units() // self.interval) - 1
-            if len(found) != expected or any(mark != 0xD0 + at % 8 for at, mark in enumerate(found)):
-                raise Damaged(f"{expected:,} restart marks are expected in order, {len(found):,} were found")
-        elif found:
-            raise Damaged("restart marks stand in its image data, and its header knows of none")
+    def restarts(self) -> int:
+        """Returns how many restart marks the scan's size and interval ask for."""
+        return max(0, -(-self._units() // self.interval) - 1) if self.interval else 0
 
     def _units(self) -> int:
         """How many units of blocks a scan has: all components' together, or the blocks of one."""

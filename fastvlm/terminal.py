@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from fastvlm.progress import Advance, Progress
+from fastvlm.quoting import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,8 +34,8 @@ class TerminalProgress(Progress):
         return self._bar(name, total) if self._console.is_terminal else super().stage(name, total)
 
     def note(self, text: str) -> None:
-        """One plain line, above the bars if there are any."""
-        self._console.print(f"note: {text}", markup=False)
+        """One plain line, above the bars if there are any; names in it may hold what a terminal would obey."""
+        self._console.print(f"note: {printable(text, len(text))}", markup=False)
 
     @contextmanager
     def _bar(self, name: str, total: int | None) -> Iterator[Advance]:

@@ -23,7 +23,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from fastvlm.errors import ImageError
 from fastvlm.paths import open_followed
-from fastvlm.picture_files import MAX_FILE_BYTES
+from fastvlm.picture_files import MAX_FILE_BYTES, check_headers
 
 MAX_PIXELS = 50_000_000  # of the header, before a byte is decoded: 200 MB in Pillow's memory
 MAX_SIDE = 30_000  # padding makes a square of the longest side: its cost grows with side², 5 s at this limit
@@ -53,6 +53,7 @@ def opened(path: Path, max_pixels: int, notes: list[str]) -> Iterator[tuple[Imag
         raise ImageError(f"{path} is {found}; expected a picture ({EXPECTED})")
     with _naming(path, max_pixels), open_followed(path) as file:
         kind = _kind(path, file)
+        check_headers(file)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             with Image.open(file, formats=[kind]) as image:

@@ -53,7 +53,7 @@ def samples_in(folder: Path, option: str = "--images") -> list[Sample]:
     """Returns every picture of `folder`, by name, with the default prompt; raises UsageError when there is none."""
     if not os.path.isdir(folder):
         raise UsageError(f"{option} {folder} is not a folder")
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     if not pictures:
         raise UsageError(f"{option} {folder} holds no picture; known endings are {', '.join(SUFFIXES)}")
     return [Sample(path, DEFAULT_PROMPT) for path in pictures]

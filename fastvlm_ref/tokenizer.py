@@ -25,6 +25,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from fastvlm.errors import TokenizerError
+from fastvlm.json_file import parse
 from fastvlm.tokenizer_json import (
     MAX_FILE_BYTES,
     MAX_RUN_BYTES,
@@ -353,8 +354,8 @@ def _bos(inner: tokenizers.Tokenizer, config: dict[str, Any]) -> int | None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(read_file(file, MAX_FILE_BYTES, TokenizerError).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        found = parse(read_file(file, MAX_FILE_BYTES, TokenizerError), once=True)
+    except ValueError as error:
         raise TokenizerError(f"{file} cannot be read as JSON ({error}); copy it again from the source") from error
     if not isinstance(found, dict):
         raise TokenizerError(f"{file} holds a {type(found).__name__}; expected a JSON object")

@@ -20,6 +20,7 @@ from fastvlm_ref.checkpoint.tensors import LazyTensor, TensorFile
 from fastvlm_ref.files import read_file, size_of
 
 SUFFIX = ".safetensors"
+VISIBLE_WEIGHTS = "[!.]*.safetensors"  # macOS leaves a `._NAME` beside each file on other file systems
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "mm_projector*.bin", "consolidated*.pth", "model*.pt")
 JSON_LIMIT = 8 * 1024 * 1024  # bytes; an index of 7B has 0.1 MB (tokenizers have a limit of their own)
@@ -116,7 +117,7 @@ def open_folder(path: Path) -> Folder:
 
 
 def _unindexed(path: Path) -> list[Path]:
-    files = sorted(entry for entry in path.glob("*.safetensors") if not entry.name.startswith("adapter_"))
+    files = sorted(entry for entry in path.glob(VISIBLE_WEIGHTS) if not entry.name.startswith("adapter_"))
     if files:
         return files
     pickles = sorted(entry.name for pattern in PICKLES for entry in path.glob(pattern))

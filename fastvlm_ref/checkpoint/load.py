@@ -24,7 +24,7 @@ from fastvlm_ref.checkpoint.opening import Opened, folder_of, open_checkpoint
 from fastvlm_ref.checkpoint.sizes import vision_config
 from fastvlm_ref.checkpoint.statements import Statements
 from fastvlm_ref.checkpoint.stream import StreamedEmbedding, attach
-from fastvlm_ref.checkpoint.tensors import FLOATS, LazyTensor, same_values
+from fastvlm_ref.checkpoint.tensors import COUNTER, FLOATS, LazyTensor, same_values
 from fastvlm_ref.checkpoint.text_config import family, model_type, text_config
 from fastvlm_ref.config import FastVLMConfig, PromptConfig
 from fastvlm_ref.model.fastvlm import FastVLM
@@ -33,7 +33,6 @@ from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
 
 EMBEDDING, HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
 QKV = re.compile(r"decoder\.layers\.\d+\.self_attn\.[qkv]_proj\.(weight|bias)$")
-COUNTER = "num_batches_tracked"
 LEAST_TENSORS = 9  # of a decoder layer
 MOST_NAMED = 60  # problems that one error lists
 

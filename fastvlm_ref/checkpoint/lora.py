@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastvlm.errors import CheckpointError, ConfigError, MissingBase, TensorError
 from fastvlm.quoting import short
-from fastvlm_ref.checkpoint.folder import read_json
+from fastvlm_ref.checkpoint.folder import VISIBLE_WEIGHTS, read_json
 from fastvlm_ref.checkpoint.header import is_name
 from fastvlm_ref.checkpoint.layouts import own_names, unused, unwrapped
 from fastvlm_ref.checkpoint.pickled import read_pickle
@@ -69,7 +69,7 @@ class Adapter:
 def is_adapter(folder: Path) -> bool:
     """Tells whether a folder holds a LoRA adapter and no weights of its own."""
     return (folder / CONFIG).is_file() and not any(
-        not path.name.startswith(("adapter_", "non_lora_")) for path in folder.glob("*.safetensors")
+        not path.name.startswith(("adapter_", "non_lora_")) for path in folder.glob(VISIBLE_WEIGHTS)
     )
 
 

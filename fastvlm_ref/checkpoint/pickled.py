@@ -31,7 +31,7 @@ from torch import Tensor
 from fastvlm.errors import CheckpointError
 from fastvlm.quoting import printable, short
 from fastvlm_ref.checkpoint.header import TENSOR_LIMIT, is_name
-from fastvlm_ref.checkpoint.tensors import FLOATS, LazyTensor, computed
+from fastvlm_ref.checkpoint.tensors import COUNTER, FLOATS, LazyTensor, computed
 from fastvlm_ref.files import open_file
 
 FILE_LIMIT = (1 << 32) - 1  # bytes: what a zip can tell without its second directory; LLaVA's pickles have 0.1 GB
@@ -39,7 +39,7 @@ DIRECTORY_LIMIT = 4 * 1024 * 1024  # bytes; an entry takes some 130
 PICKLE_LIMIT = 2 * 1024 * 1024  # bytes of data.pkl; a tensor takes some 150
 MOST_OPS = 1_000_000
 ENTRY = re.compile(
-    r"([^/]{1,200})/(data\.pkl|data/\d{1,9}|version|byteorder|\.format_version|\.storage_alignment|"
+    r"([^/]{1,200})/(data\.pkl|data/\d{1,20}|version|byteorder|\.format_version|\.storage_alignment|"
     r"\.data/serialization_id)"
 )
 OPS = set(
@@ -215,7 +215,8 @@ def _check(plans: Any) -> None:
     """Raises CheckpointError unless these are tensors with names, each inside its storage."""
     floats = set(FLOATS.values())
     if type(plans) not in (dict, OrderedDict) or not all(
-        is_name(name) and isinstance(plan, _Plan) and plan.storage[0] in floats for name, plan in plans.items()
+        is_name(name) and isinstance(plan, _Plan) and (plan.storage[0] in floats or name.endswith(COUNTER))
+        for name, plan in plans.items()
     ):
         raise CheckpointError("holds something else than a table of names and float tensors")
     if len(plans) > TENSOR_LIMIT:

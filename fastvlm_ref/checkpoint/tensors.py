@@ -23,6 +23,7 @@ from fastvlm_ref.checkpoint.header import ITEM_BYTES, Entry, header_of
 from fastvlm_ref.files import open_file
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+COUNTER = "num_batches_tracked"  # ends the name of what a batch norm counts in training, int64; nothing uses it
 OWN_PAGES = 256 * 1024  # bytes from which a tensor gets pages of its own
 PIECE = 16 * 1024 * 1024  # bytes converted at a time
 

@@ -53,7 +53,7 @@ def read_rows(data: Path) -> list[Row]:
 
     Raises UsageError that lists what is wrong (first ten): no file, no JSON, a field missing, a picture not there.
     """
-    files = sorted(data.glob("*.jsonl")) if os.path.isdir(data) else [data]
+    files = sorted(data.glob("[!.]*.jsonl")) if os.path.isdir(data) else [data]
     if not files or not all(map(os.path.isfile, files)):
         raise UsageError(f"{data}: expected a .jsonl file or a folder with some, found none; give --data FILE.jsonl")
     rows: list[Row] = []

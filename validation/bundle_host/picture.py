@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from fastvlm.errors import BundleError, ImageError
 from fastvlm.paths import open_followed
-from fastvlm.picture_files import load_whole
+from fastvlm.picture_files import check_headers, load_whole
 
 Pixels = NDArray[np.uint8]
 KINDS, PIXELS, SIDE = ("PNG", "JPEG"), 50_000_000, 30_000  # by the header, before a byte is decoded
@@ -20,6 +20,7 @@ def open_photo(path: str | Path) -> Pixels:
     """Returns RGB (height, width, 3) of a PNG or JPEG file, upright; transparent places are laid over white."""
     try:
         with warnings.catch_warnings(action="ignore"), open_followed(path) as data:
+            check_headers(data)
             image: Image.Image = Image.open(data, formats=KINDS)
             if image.width * image.height > PIXELS or max(image.size) > SIDE:
                 raise ValueError(f"it is {image.width} × {image.height}")
