@@ -13,7 +13,6 @@ import pytest
 from hostile_prompts import Speaker, llama, prompts, refusal, speaker
 from ordeal import in_lines, size, tally, try_all
 
-from export import export
 from fastvlm.build import read_build
 from fastvlm.errors import ExecutionError, PromptError
 from fastvlm_ref import load_checkpoint
@@ -93,13 +92,12 @@ def test_every_added_token_is_guarded(special: bool, tiny: Path, tmp_path: Path)
 
 
 @pytest.fixture(scope="module", params=["torch", "mil", "ort"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "torch":
         return TorchEngine(load_checkpoint("tiny"))
     if request.param == "mil":
         return PackageEngine(read_build(request.getfixturevalue("exported_tiny")))
-    build = export("tiny", tmp_path_factory.mktemp("prompts") / "onnx", format="onnx")
-    return OrtEngine(read_build(build, ("onnx",)))
+    return OrtEngine(read_build(request.getfixturevalue("onnx_tiny"), ("onnx",)))
 
 
 def held(engine: Any) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from ordeal import LONG, STATUS, Case, in_lines, tally, try_all
+from real_exports import Count
 from stand_in import beside, failed, quick_disk, stand_in
 
 from fastvlm.hashes import hash_tree, sha256_bytes
@@ -46,10 +47,15 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def exported(folder: Path) -> str:
-    """The hash of an export of `tiny` to ONNX files, of every file and name."""
+    """The hash of an export of `tiny` to ONNX files."""
     from export import export
 
-    return sha256_bytes(dump({**hash_tree(export("tiny", folder / "build", format="onnx"))}))
+    return hash_of(export("tiny", folder / "build", format="onnx"))
+
+
+def hash_of(build: Path) -> str:
+    """The hash of a folder, of every file and name."""
+    return sha256_bytes(dump({**hash_tree(build)}))
 
 
 def elsewhere() -> None:
@@ -83,19 +89,20 @@ def other_temporary(folder: Path) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = str(place)
 
 
-def environment_cases(disk: Path, expected: str, count: int = 6) -> list[Case]:
-    """One export in each environment; the hash must be `expected`."""
+def environment_cases(disk: Path, expected: str, count: Count, make: Callable[[Path], str] = exported) -> list[Case]:
+    """One export in each environment, by `make`; the hash must be `expected`."""
 
     def here(name: str, change: Callable[[], None]) -> None:
         folder = disk / name
         folder.mkdir()
         change()
-        assert exported(folder) == expected
+        assert make(folder) == expected
 
     def alone() -> None:
         folder, temporary = disk / "alone", disk / "alone temporary"
         folder.mkdir()
         temporary.mkdir()
+        count.one_more()  # that process has nobody who counts
         command = [sys.executable, "-P", "-c", ALONE, str(folder), str(Path(__file__).parent)]
         environment = os.environ | ASCII | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(temporary)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -110,19 +117,36 @@ def environment_cases(disk: Path, expected: str, count: int = 6) -> list[Case]:
         "temporary files": partial(other_temporary, disk),
     }
     found: list[Case] = [(name, partial(here, name, change)) for name, change in changes.items()]
-    return [*found, ("hash seed, threads and ASCII", alone)][:count]
+    return [*found, ("hash seed, threads and ASCII", alone)]
 
 
-def test_the_environment_changes_no_byte(disk: Path) -> None:
-    (disk / "first").mkdir()
-    cases = environment_cases(disk, exported(disk / "first"))
+def test_the_environment_changes_no_byte(disk: Path, onnx_tiny: Path, real_exports: Count) -> None:
+    cases = environment_cases(disk, hash_of(onnx_tiny), real_exports)
     assert len(cases) == 6
     outcomes = [outcome for case in cases for outcome in try_all([case], seconds=120)]  # each in a process of its own
     tally(SAME, outcomes)
     assert not failed(outcomes), in_lines(failed(outcomes))
 
 
-def test_an_environment_that_shows_is_seen(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_the_place(folder: Path) -> str:
+    """What an export must not be: where and when it is made shows in it."""
+    stand_in(folder / "build", os.getcwd() + str(time.tzname) + str(tempfile.tempdir))
+    return hash_of(folder / "build")
+
+
+def test_an_environment_that_shows_is_seen(disk: Path, real_exports: Count) -> None:
+    (disk / "planted").mkdir()
+    (disk / "before").mkdir()
+    cases = environment_cases(disk / "planted", with_the_place(disk / "before"), real_exports, with_the_place)
+    shown = {"locale and time zone", "home and folder", "temporary files"}
+    outcomes = [outcome for case in cases if case[0] in shown for outcome in try_all([case])]
+    assert len(failed(outcomes)) == 3, in_lines(outcomes)
+
+
+@pytest.mark.long
+def test_an_environment_that_shows_in_a_real_export_is_seen(
+    disk: Path, onnx_tiny: Path, real_exports: Count, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import export.onnx.build as module
 
     written = module.write_licences
@@ -132,10 +156,9 @@ def test_an_environment_that_shows_is_seen(disk: Path, monkeypatch: pytest.Monke
         (folder / "HERE").write_text(os.getcwd() + str(time.tzname))
 
     monkeypatch.setattr(module, "write_licences", here)
-    (disk / "planted").mkdir()
-    (disk / "before").mkdir()
-    cases = environment_cases(disk / "planted", exported(disk / "before"), 1)
-    assert failed(try_all(cases))
+    (disk / "really planted").mkdir()
+    cases = environment_cases(disk / "really planted", hash_of(onnx_tiny), real_exports)
+    assert failed(try_all(cases[:1]))
 
 
 def resident() -> int:
