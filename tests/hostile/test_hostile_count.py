@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from ordeal import LONG, try_all
 from real_exports import MOST, SHARED, Count
 

@@ -21,6 +21,7 @@ from validation.mil.plan import FunctionPlan, plan_function
 from validation.mil.rounding import PRECISIONS, held_type
 from validation.mil.state import MILState
 from validation.mil.values import StateType
+from validation.mil.work import within_work
 from validation.within_memory import within_memory
 
 
@@ -134,7 +135,7 @@ class MILModel:
         self._bind_inputs(frame, data)
         self._bind_states(frame, state)
         try:
-            with torch.inference_mode(), on_device(self.device), within_memory():
+            with torch.inference_mode(), on_device(self.device), within_memory(), within_work():
                 if hook is None:
                     run_steps(self.plan.body.steps, frame)
                 else:

@@ -25,6 +25,7 @@ from validation.mil.packing import Packer
 from validation.mil.registry import OPS, Blocks, Frame, Kind, Op, Parameter, Tensor, Tensors
 from validation.mil.rounding import in_place, read_as_number, rounded
 from validation.mil.values import StateType, TensorType, decode_constant, decode_type
+from validation.mil.work import bounded, bounded_packing
 from validation.within_memory import half_of_memory
 
 
@@ -162,7 +163,7 @@ class Planner:
         scope.constants[operation.outputs[0].name] = decode_constant(operation.attributes["val"], self._package)
 
     def _step(self, operation: Any, scope: _Scope, index: int) -> tuple[Step, Effect]:
-        op = OPS[operation.type]
+        op = bounded(OPS[operation.type])
         where = self._where(operation, index)
         if not op.many and len(operation.outputs) != op.results:
             found = f"declares {len(operation.outputs)} results, expected {op.results}"
@@ -208,7 +209,7 @@ class Planner:
         (item,) = operation.outputs
         result = self._define(scope, item.name, decode_type(item.type))
         title = str(self._title(operation))
-        step = Step(title, operation.type, op.packing.function, _taker(sources), (result,), False)
+        step = Step(title, operation.type, bounded_packing(op.packing), _taker(sources), (result,), False)
         return step, Effect(operation.type, True, False, tuple(reads), (item.name,))
 
     def _nested(self, operation: Any, parameter: Parameter, scope: _Scope, sources: list[Any]) -> list[str]:
