@@ -19,7 +19,7 @@ def build(change: Callable[[dict[str, Any]], object]) -> Attack:
     """A build whose manifest says something else."""
 
     def attack(folder: Path) -> None:
-        made = _made(folder)
+        made = built(folder)
         manifest = json.loads((made / "manifest.json").read_text())
         change(manifest)
         (made / "manifest.json").write_text(json.dumps(manifest))
@@ -37,7 +37,8 @@ def _content() -> dict[str, bytes]:
     return found
 
 
-def _made(folder: Path) -> Path:
+def built(folder: Path) -> Path:
+    """A whole build of the stand-in."""
     for name, data in _content().items():
         (folder / "build" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "build" / name).write_bytes(data)
@@ -48,7 +49,7 @@ def changed(change: Callable[[Path], object]) -> Attack:
     """A build in which something lies otherwise."""
 
     def attack(folder: Path) -> None:
-        made = _made(folder)
+        made = built(folder)
         change(made)
         whole(made)
 
