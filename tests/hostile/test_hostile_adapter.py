@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoint_files import Files, folder_of, micro_files
 from checkpoint_mutations import in_bytes, in_text, in_weights
+from messages import check_message
 from ordeal import Case, in_lines, size, tally, try_all
 from safetensors.torch import save
 
@@ -61,7 +62,7 @@ def cases(numbers: range, good: Files, base: Path) -> list[Case]:
             try:
                 after = load_checkpoint(folder, base=base, allow_pickle=True).state_dict()
             except FastVLMError as error:
-                check_message(str(error))
+                check_message(str(error), 1000)
                 raise
         touched = {name for name, value in after.items() if not torch.equal(value, before[name])}
         assert touched <= TRAINED, sorted(touched)
@@ -70,11 +71,6 @@ def cases(numbers: range, good: Files, base: Path) -> list[Case]:
         return lambda: judged(number)
 
     return [(changed(number, good)[0], case(number)) for number in numbers]
-
-
-def check_message(said: str) -> None:
-    assert len(said) < 1000, said
-    assert said.isprintable(), said
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from checkpoint_files import Files, files_of, folder_of, micro_files
 from checkpoint_mutations import Mutation, mutation
+from messages import check_message
 from ordeal import Case, in_lines, size, tally, try_all
 from safetensors.torch import load as load_tensors
 from torch import Tensor
@@ -42,7 +43,7 @@ def judged(changed: Mutation, good: Files, known: dict[str, Any]) -> None:
         try:
             model = load_checkpoint(folder)
         except FastVLMError as error:
-            check_message(str(error))
+            check_message(str(error), LONGEST)
             raise
     theirs = stored(changed.files)
     ours = model.state_dict()
@@ -62,11 +63,6 @@ def judged(changed: Mutation, good: Files, known: dict[str, Any]) -> None:
 def without_tie(config: FastVLMConfig) -> FastVLMConfig:
     """A flipped bit of a tied head makes it one of its own, which is what the bytes say, and is told."""
     return replace(config, text=replace(config.text, tied_head=True), assumed=())
-
-
-def check_message(said: str) -> None:
-    assert len(said) < LONGEST, said[:300]
-    assert said.isprintable(), said[:300]
 
 
 def cases(numbers: range, layouts: dict[str, Files], known: dict[str, Any], only: str = "") -> list[Case]:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from checkpoint_files import CONFIG, Files, folder_of, micro_files
 from config_lies import CHOSEN, NUMBERS, VALUES, texts
+from messages import check_message
 from ordeal import Case, in_lines, size, tally, try_all
 
 from fastvlm.errors import FastVLMError
@@ -45,9 +46,9 @@ def _hook(event: str, given: tuple[Any, ...]) -> None:
         SEEN.append(f"{event} {given!r}"[:200])
 
 
-def check_message(said: str) -> None:
+def check_said(said: str) -> None:
     assert not SEEN, SEEN
-    assert len(said) < 20_000, said[:300]
+    check_message(said, 20_000)
     assert "x" * 200 not in said
 
 
@@ -58,7 +59,7 @@ def judged(files: Files, config: bytes) -> None:
         try:
             model = load_checkpoint(folder)
         except FastVLMError as error:
-            check_message(str(error))
+            check_said(str(error))
             raise
         finally:
             sys.path.remove(str(folder))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import stranger_onnx
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import changed_json
@@ -30,15 +29,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "ort"))
 from onnx_builds import write_build
 
 ROW = "damaged packages / ONNX: ONNX"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A child that is forked has no threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ordeal import LONG, in_lines, size, tally, try_all
@@ -29,15 +28,6 @@ from validation.mil.package import MOST_BLOCKS, MOST_OPS, MOST_PROGRAM, open_fol
 ROW = "damaged packages / ONNX: packages"
 TINY = 10  # one case in so many is of the embedded checkpoint's own packages, which take longer
 TINY_PARTS = (MODEL_FILE, str(Path(MODEL_FILE).parent / "weights" / "weight.bin"), "Manifest.json")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A child that is forked has no threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

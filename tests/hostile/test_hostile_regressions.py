@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from checkpoint_files import CONFIG, WEIGHTS, Files, folder_of, header_of, micro_files, with_header
+from messages import check_message
 from ordeal import in_lines, tally, try_all
 from tensor_changes import tensors_of, write
 
@@ -171,11 +172,6 @@ def test_without_its_limit_a_recipe_is_red(red: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(place, instead)
     (outcome,) = try_all([(recipe, lambda: refused_recipe(RECIPES[recipe]))])
     assert not outcome.held, outcome
-
-
-def check_message(said: str) -> None:
-    assert len(said) < 1500
-    assert said.isprintable()
 
 
 ROWS = {

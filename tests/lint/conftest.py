@@ -1,4 +1,4 @@
-"""Puts this folder and tests/mil on the path, and silences what coremltools itself warns about."""
+"""Puts this folder, tests/mil and tests/hostile on the path, and silences what coremltools itself warns about."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-for folder in (HERE, HERE.parent / "mil"):
+for folder in (HERE, HERE.parent / "mil", HERE.parent / "hostile"):
     sys.path.insert(0, str(folder))
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 

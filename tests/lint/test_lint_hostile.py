@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.message import Message
 from lint_cases import CASES, MAP, on
 from lint_programs import HALF, conv, message, package, palette
 from mil_messages import _declare, _fill
+from mutations import changed_message, names_in
 
 from fastvlm.errors import BuildError, PackageError, UsageError
 from validation.lint.checking import lint
 from validation.lint.report import LintReport
 from validation.mil.package import open_folder
 
-NUMBERS = (0, 1, -1, 2, 5, 64, 1 << 31, 1 << 40, (1 << 63) - 1)
 MUTATIONS = 150  # of each package; 3,000 of each gave the same two endings
 # Packages that between them hold every kind of thing that rules read: compressed weights, states, branches, images.
 MUTATED = ("palette-scale", "palette-vector", "offsets", "state-two", "control-flow", "image-scaling", "pad-mode",
@@ -41,55 +40,6 @@ def within_two_minutes() -> Iterator[None]:
     signal.signal(signal.SIGALRM, previous)
 
 
-def fields(top: Message) -> list[tuple[Message, Any]]:
-    """All fields that are set, of the message and of all in it."""
-    found, waiting = [], [top]
-    while waiting:
-        each = waiting.pop()
-        for field, value in each.ListFields():
-            found.append((each, field))
-            if field.message_type is None:
-                continue
-            if field.message_type.GetOptions().map_entry:
-                values = [item for item in value.values() if isinstance(item, Message)]
-            else:
-                values = list(value) if hasattr(value, "append") or hasattr(value, "add") else [value]
-            waiting += [item for item in values if isinstance(item, Message)]
-    return found
-
-
-def mutate(top: Message, draw: random.Random, names: list[str]) -> None:
-    """Changes one field: cleared, an element taken out, a number or a name of no sense."""
-    owner, field = draw.choice(fields(top))
-    held = getattr(owner, field.name)
-    entry = field.message_type is not None and field.message_type.GetOptions().map_entry
-    if entry:
-        del held[draw.choice(sorted(held))]
-    elif hasattr(held, "append") or hasattr(held, "add"):
-        place = draw.randrange(len(held))
-        if field.message_type is None and draw.random() < 0.7:
-            held[place] = draw.choice(names) if isinstance(held[place], str) else fitting(held[place], draw)
-        else:
-            del held[place]
-    elif field.message_type is not None or draw.random() < 0.2:
-        owner.ClearField(field.name)
-    elif isinstance(held, str):
-        setattr(owner, field.name, draw.choice(names))
-    else:
-        setattr(owner, field.name, fitting(held, draw))
-
-
-def fitting(held: Any, draw: random.Random) -> Any:
-    """Another value of the same type."""
-    if isinstance(held, bytes):
-        return held[: draw.randrange(len(held) + 1)] + bytes(draw.randrange(3))
-    if isinstance(held, bool):
-        return not held
-    if isinstance(held, float):
-        return draw.choice((0.0, float("nan"), float("inf"), -1e30))
-    return draw.choice(NUMBERS)
-
-
 def judged(path: Path) -> str:
     """How it ends."""
     try:
@@ -107,18 +57,11 @@ def test_mutated_programs(rule: str, tmp_path: Path) -> None:
     path = package(next(case for case in CASES if case.rule == rule).broken(), tmp_path)
     model = path / "Data" / "com" / "model.mlmodel"
     whole = open_folder(path).spec
-    names = sorted({field[0].name for field in fields(whole) if hasattr(field[0], "name")} | {"", "x\x1b[31m", "bool"})
+    names = names_in(whole)
     endings = set()
     for seed in range(MUTATIONS):
         draw = random.Random(f"{rule} {seed}")
-        spec = type(whole)()
-        spec.CopyFrom(whole)
-        for _ in range(draw.choice((1, 1, 2, 4))):
-            try:
-                mutate(spec, draw, [name for name in names if isinstance(name, str)])
-            except (ValueError, TypeError):  # a number that the field does not hold: nothing is changed
-                continue
-        model.write_bytes(spec.SerializePartialToString())
+        model.write_bytes(changed_message(whole, draw, names))
         endings.add(judged(path))
     assert endings == {"report", "refused"}
 
