@@ -1,20 +1,18 @@
 """Disks that are full, read-only, broken or closed to this user: a sentence, the old build untouched, nothing left.
 
 `full` files stop at 20 sizes in 2 places, the target's folder and what the libraries use for temporary files; every
-step of publishing fails once with each errno of ERRORS. Where root may mount, the long form fills real disks with real
-exports.
+step of publishing fails once with each errno of ERRORS. Where the kernel lets anybody mount (`small_disks`), real disks
+are full too; the long form fills them with real exports.
 """
 
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,7 +21,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from full_disks import mounted_cases, really_mounted_cases, refused
 from ordeal import LONG, Case, in_lines, tally, try_all
+from small_disks import on_small_disk, why_not
 from stand_in import (
     TABLE,
     TEMPORARY,
@@ -66,13 +66,6 @@ assert TABLE < WEIGHTS < TEMPORARY
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with quick_disk(tmp_path_factory.mktemp("disk")) as folder:
         yield folder
-
-
-@contextmanager
-def refused(words: str) -> Iterator[None]:
-    """The block must end with an OutputError that says so."""
-    with pytest.raises(OutputError, match=words):
-        yield
 
 
 def fresh(disk: Path, name: str, old: bool = True) -> Path:
@@ -331,61 +324,30 @@ def real_cases(disk: Path) -> list[Case]:
     ]
 
 
-@contextmanager
-def mounted(disk: Path, size: int) -> Iterator[None]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=True)
-    try:
-        yield
-    finally:
-        gc.collect()  # a caught exception holds a file
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def mounted_cases(place: Path) -> list[Case]:
-    """Real exports on real small disks: 20 sizes of the target's, 20 of the one for temporary files; and read-only."""
-    from export import api, export
-
-    def onnx(output: Path) -> None:
-        api.check_space = lambda *_: None  # type: ignore[attr-defined]
-        export("tiny", output, format="onnx", overwrite=True)
-
-    def target(size: int) -> None:
-        with mounted(place, size), refused("no space left for .* are needed, .* free"):
-            onnx(place / "build")
-        assert beside(place) == []
-
-    def temporary(size: int) -> None:
-        with mounted(place, size):
-            os.environ["TMPDIR"] = tempfile.tempdir = str(place)
-            onnx(place.parent / "built")
-        shutil.rmtree(place.parent / "built")
-
-    def read_only() -> None:
-        with mounted(place, 1 << 20):
-            subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
-            with refused("read-only|may not be written"):
-                onnx(place / "build")
-
-    return [
-        *((f"a disk of {index * 100_000:,} bytes", partial(target, index * 100_000)) for index in range(1, 21)),
-        *((f"TMPDIR of {index * 4096:,} bytes", partial(temporary, index * 4096)) for index in range(1, 21)),
-        ("a read-only disk", read_only),
-    ]
-
-
 def test_no_disk_costs_a_build(disk: Path, tmp_path: Path) -> None:
     cases = [
         *size_cases(disk), *step_cases(disk), *closed_cases(disk), *lying_cases(disk), *coremltools_cases(disk),
         *(real_cases(disk) if LONG else ()),
     ]  # fmt: skip
-    mounts = 0
-    if LONG and sys.platform == "linux" and os.geteuid() == 0:  # nobody else may mount
+    found: list[Case] = []
+    if not why_not():
         (tmp_path / "small").mkdir()
         found = mounted_cases(tmp_path / "small")
-        cases, mounts = cases + found, len(found)
-    outcomes = try_all(cases)
-    tally(ROW, outcomes, sizes_and_places=len(size_cases(disk)), mounted_disks=mounts)
+        if LONG:
+            found += really_mounted_cases(tmp_path / "small")
+    outcomes = try_all(cases + found)
+    tally(ROW, outcomes, sizes_and_places=len(size_cases(disk)), mounted_disks=len(found))
     assert not failed(outcomes), in_lines(failed(outcomes))
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_a_disk_that_is_full_is_really_full(tmp_path: Path) -> None:
+    def fills() -> None:
+        with pytest.raises(OSError, match="No space left"):
+            (tmp_path / "file").write_bytes(bytes(100_000))
+
+    on_small_disk(tmp_path, 65_536, fills)
+    assert beside(tmp_path) == [], "nobody else sees that disk"
 
 
 @contextmanager
@@ -400,11 +362,20 @@ def unseen(stage: Path, place: Path, _: object, may_go: Callable[[], None]) -> N
     publish.swap(stage, place, may_go)
 
 
+def small_cases(disk: Path) -> list[Case]:
+    """The really full disks, where there are any; else files that may not be long."""
+    if why_not():
+        return size_cases(disk)
+    (disk / "small").mkdir()
+    return mounted_cases(disk / "small")
+
+
 BROKEN: dict[str, tuple[str, object, Callable[[Path], list[Case]]]] = {
     "errors stay what they are": ("fastvlm.publish.output_error", lambda *_, **__: None, step_cases),
     "temporary files anywhere": ("stand_in.temporary_in", nowhere_else, size_cases),
     "nothing is opened again": ("fastvlm.publish._take_name", unseen, lying_cases),
     "a stage stays": ("fastvlm.steps.remove", lambda *_, **__: None, size_cases),
+    "a full disk's words": ("fastvlm.publish.output_error", lambda *_, **__: None, small_cases),
     "coremltools' words": ("export.convert._faults_of_the_disk", nullcontext, coremltools_cases),
 }
 
