@@ -15,17 +15,15 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from ordeal import LONG
-
 MOST = 8  # of the short forms together
 SHARED = 1  # tests/conftest.py's build of `tiny`
 MADE_ONCE = "exported"  # the folder of the run that has it
 
 
 class Count:
-    """The exports of a run, in a file that all its processes add to."""
+    """The exports of a run, in a file that all its processes add to; `most`: None for any number."""
 
-    def __init__(self, file: Path, most: int | None = None if LONG else MOST) -> None:
+    def __init__(self, file: Path, most: int | None) -> None:
         self.file, self.most = file, most
 
     def __int__(self) -> int:
