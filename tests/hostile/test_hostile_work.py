@@ -125,6 +125,32 @@ def test_what_a_call_asks_for_is_added_up(tmp_path: Path, monkeypatch: pytest.Mo
     assert "op 'squared' (matmul): with it this call asks for more than 40,959 multiplications" in outcome.detail
 
 
+def updates(folder: Path, count: int = 10_000) -> Path:
+    """Updates of a slice, each of the result of the one before it: all of them may lie where the first one does."""
+    made = Program()
+    made.input("x", "fp16", (4,))
+    held = filled(made, "filled", "fp16", [4])
+    given: dict[str, Any] = {"update": np.float16([0]), "begin": np.int32([0]), "end": np.int32([1])}
+    first = made.none("slice_update", "y0", x=held, **given)
+    declare(first.outputs.add(name="y0").type, "fp16", (4,))
+    for index in range(1, count):
+        operation = made.block.operations.add()
+        operation.CopyFrom(first)
+        operation.outputs[0].name = f"y{index}"
+        operation.inputs["x"].arguments[0].name = f"y{index - 1}"
+    made.give(f"@y{count - 1}")
+    return made.write(folder / "updates.mlpackage")
+
+
+def test_updates_are_looked_at_up_to_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = updates(tmp_path)
+    (outcome,) = try_all([("updates", lambda: MILModel(package))])
+    assert outcome.kind == "passed", outcome
+    monkeypatch.setattr("validation.mil.aliasing.MOST_UPDATES", 1 << 40)
+    (outcome,) = try_all([("updates", lambda: MILModel(package))], seconds=max(3.0, 2 * outcome.seconds))
+    assert outcome.kind == "timeout", outcome
+
+
 def ones(*shape: int) -> torch.Tensor:
     return torch.ones(shape)
 
