@@ -14,15 +14,18 @@ import stranger_onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import changed_json
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 from ordeal import LONG, in_lines, size, tally, try_all
 from stranger_onnx import PROBER, OnnxOriginal, onnx_cases, ran, write_many_ops
 
+from export.onnx.graph import IR_VERSION, OPSET
 from fastvlm.build import FORMATS, read_build
 from fastvlm.errors import ExecutionError, FastVLMError, PackageError
 from fastvlm.manifest import read_manifest
 from fastvlm_ref.checkpoint import load_checkpoint
 from validation import children
+from validation.children import Limits
+from validation.ort import probing
 from validation.ort.probing import Prober
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ort"))
@@ -79,6 +82,35 @@ def test_a_load_that_ends_its_process(tmp_path: Path, monkeypatch: pytest.Monkey
     without_probe(monkeypatch)
     (outcome,) = try_all([("without the probe", lambda: ran(path))])
     assert outcome.kind == "signal", "without the probe the row is red"
+
+
+def folded_products(path: Path, count: int = 30) -> Path:
+    """Products of constants, one of the other, which are computed when they are loaded: seconds for each."""
+    side = 4096
+    held = [
+        helper.make_tensor("one", TensorProto.FLOAT, [1, 1], [1.0]),
+        helper.make_tensor("sides", TensorProto.INT64, [2], [side, side]),
+    ]
+    nodes = [helper.make_node("Expand", ["one", "sides"], ["p0"])]
+    nodes += [helper.make_node("MatMul", [f"p{index}", "p0"], [f"p{index + 1}"]) for index in range(count)]
+    nodes.append(helper.make_node("Gather", [f"p{count}", "row"], ["y"]))
+    takes = [helper.make_tensor_value_info("row", TensorProto.INT64, [1])]
+    gives = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, side])]
+    graph = helper.make_graph(nodes, "g", takes, gives, held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_a_load_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folded_products(tmp_path / "model.onnx")
+    monkeypatch.setattr(probing, "LIMITS", Limits(seconds=3))
+    with pytest.raises(ExecutionError, match=r"ends the process that loads it .*gave no answer within 3 s"):
+        ran(path)
+    PROBER.close()
+    without_probe(monkeypatch)
+    (outcome,) = try_all([("without the probe", lambda: ran(path))], seconds=3)
+    assert outcome.kind == "timeout", "without the probe the row is red"
 
 
 def many_heads(whole: list[OnnxOriginal], folder: Path) -> Path:
