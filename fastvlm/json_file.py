@@ -40,8 +40,8 @@ def parse(data: bytes, once: bool = False) -> Any:
     if (lists := data.count(b"[") + data.count(b"{")) > MOST_LISTS:
         raise ValueError(f"it has {lists:,} lists and objects, at most {MOST_LISTS:,} are read")
     try:
-        hook = _once if once else None
-        content = json.loads(data, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=hook)
+        pairs_hook = each_once if once else None
+        content = json.loads(data, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=pairs_hook)
         json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as problem:
         raise ValueError("it is nested without end") from problem
@@ -50,17 +50,21 @@ def parse(data: bytes, once: bool = False) -> Any:
     return content
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of JSON, as json's `object_pairs_hook`; ValueError for a name that stands in it twice.
 
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    Of two values one would be lost, and another reader may keep the other one.
+    """
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
             raise ValueError(f"it names {short(name)} twice")
         found[name] = value
     return found
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def _finite(text: str) -> float:

@@ -24,6 +24,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from fastvlm.errors import ImageError
 from fastvlm.paths import open_followed
 from fastvlm.picture_files import MAX_FILE_BYTES, check_headers
+from fastvlm.quoting import one_line
 
 MAX_PIXELS = 50_000_000  # of the header, before a byte is decoded: 200 MB in Pillow's memory
 MAX_SIDE = 30_000  # padding makes a square of the longest side: its cost grows with side², 5 s at this limit
@@ -59,7 +60,7 @@ def opened(path: Path, max_pixels: int, notes: list[str]) -> Iterator[tuple[Imag
             with Image.open(file, formats=[kind]) as image:
                 check_size(image.size, max_pixels)
                 yield image, file
-        notes += dict.fromkeys(one_line(str(warning.message)) for warning in told)
+        notes += dict.fromkeys(one_line(str(warning.message), 120) for warning in told)
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -76,12 +77,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def said(error: Exception) -> str:
     """Returns a decoder's complaint on one line; libheif's end in a line break, and some quote the file."""
-    return one_line(f"{type(error).__name__}: {error}")
-
-
-def one_line(text: str) -> str:
-    """Returns a library's words on one line that a terminal can show."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))[:120]
+    return one_line(f"{type(error).__name__}: {error}", 120)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fastvlm.errors import BundleError
 from fastvlm.hashes import sha256_bytes
 from fastvlm.progress import SILENT, Progress
+from fastvlm.quoting import printable
 from validation.bundle_host.host import Host
 from validation.bundle_host.picture import Pixels, open_photo, square
 from validation.limits import in_words, storable
@@ -94,7 +95,7 @@ def run_selftest(bundle: str | Path, backend: str = "mil", progress: Progress = 
             return _Run(host, example, Path(name).parent.as_posix()).result()
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleError(
-            f"{host.folder / name} is damaged ({ascii(error)[:80]}); validate its build again, then bundle that"
+            f"{host.folder / name} is damaged ({printable(str(error), 80)}); validate its build again, then bundle that"
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvlm.commands import options
-from fastvlm.terminal import TerminalProgress
+from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,9 +41,7 @@ def check_official(checkpoint: str, image: str, as_json: bool, **asked: Any) -> 
     if as_json:
         _show_json(found)
     else:
-        from rich.console import Console
-
-        show_check(found, Console(soft_wrap=True, highlight=False))
+        show_check(found, new_console())
     quoted = shlex.quote(checkpoint)
     if found.passed:
         click.echo(

@@ -14,6 +14,7 @@ import click
 
 from fastvlm.build import COMPUTE_UNITS, COREML_EP, ONNX
 from fastvlm.errors import ImageError
+from fastvlm.quoting import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -245,11 +246,6 @@ def read_verdict(build: str | Path) -> Any:
     return read_json(Path(build) / "validation.json", MOST_VERDICT)
 
 
-def printable(text: str) -> str:
-    """A name from a file as one printable line: it may hold line breaks and terminal escapes."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-
-
 def next_step(text: str) -> None:
     """Names the command to type next, on stderr, so that stdout holds the result alone."""
-    click.echo(f"next: {text}", err=True)
+    click.echo(f"next: {printable(text, None)}", err=True)

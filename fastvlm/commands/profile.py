@@ -11,7 +11,8 @@ import click
 from fastvlm.build import COMPUTE_UNITS
 from fastvlm.commands import options
 from fastvlm.errors import UsageError
-from fastvlm.terminal import TerminalProgress
+from fastvlm.quoting import printable
+from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,11 +83,9 @@ def profile(
     if as_json:
         click.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=1))
     else:
-        from rich.console import Console
-
-        show_profile(found, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
+        show_profile(found, new_console())
     for failure in found.failures:
-        click.echo(f"Error: {failure.told}", err=True)
+        click.echo(f"Error: {printable(failure.told, None)}", err=True)
     options.next_step(options.after_profiling(builds[0]))
     if found.failures:
         raise click.exceptions.Exit(1)

@@ -15,6 +15,7 @@ import click
 from fastvlm.commands import options
 from fastvlm.errors import UsageError
 from fastvlm.manifest import NAME as MANIFEST
+from fastvlm.quoting import printable, readable
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -73,14 +74,14 @@ def run(
     sampling = Sampling(temperature, top_p, seed)
     asked["providers"] = asked["providers"] or None
     session = open_session(target, progress=progress, **asked)
-    show = None if as_json else lambda piece: click.echo(piece, nl=False)
+    show = None if as_json else lambda piece: click.echo(readable(piece), nl=False)
     conversation = session.converse(image, progress)
     most = max_new_tokens or 256
     conversation.check(prompt, then, most)
     answers: list[Answer] = []
     for text in (prompt, *then):
         if answers and not as_json:
-            click.echo(f"> {text}", err=True)
+            click.echo(f"> {readable(text)}", err=True)
         answers.append(session.turn(conversation, text, most, sampling=sampling, on_text=show, progress=progress))
         if not as_json:
             click.echo()
@@ -90,7 +91,7 @@ def run(
         return
     for file, placed in session.placement().items():
         nodes = ", ".join(f"{count} nodes on {provider}" for provider, count in placed.items())
-        click.echo(f"  {file}: {nodes}", err=True)
+        click.echo(f"  {printable(file)}: {nodes}", err=True)
     if session.backend == "torch":
         options.next_step(f"fastvlm export {shlex.quote(target)} -o BUILD")
     else:
@@ -132,7 +133,7 @@ def _ask_bundle(
     for piece in chain([first], answer):
         text += piece
         if not as_json:
-            click.echo(piece, nl=False)
+            click.echo(readable(piece), nl=False)
     seconds = {"first_piece": round(waited, 4), "all": round(time.perf_counter() - start, 4)}
     if as_json:
         content = {"text": text, "backend": host.backend, "seconds": seconds}

@@ -94,7 +94,7 @@ def test_a_tokenizer_s_config_is_held_to_json_s_rules(tiny: Path, tmp_path: Path
 def test_a_note_holds_nothing_that_a_terminal_obeys() -> None:
     shown = io.StringIO()
     TerminalProgress(shown).note("\x1b[2Jx.webp: it has several frames")
-    assert shown.getvalue() == "note: ?[2Jx.webp: it has several frames\n"
+    assert shown.getvalue() == "note: \\x1b[2Jx.webp: it has several frames\n"
 
 
 def test_what_macos_leaves_beside_files_is_passed_by(tmp_path: Path) -> None:
