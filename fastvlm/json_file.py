@@ -16,6 +16,7 @@ from fastvlm.paths import open_plain
 from fastvlm.quoting import short
 
 MOST_LISTS = 1_000_000  # each takes 64 bytes at least: 64 MB of [] would take a gigabyte
+MOST_VALUES = 2_000_000  # twice the largest vocabulary; 16 million numbers take 700 MB and 12 s to be read and checked
 
 
 def read_plain(path: Path, most: int) -> bytes:
@@ -39,6 +40,8 @@ def parse(data: bytes, once: bool = False) -> Any:
     """
     if (lists := data.count(b"[") + data.count(b"{")) > MOST_LISTS:
         raise ValueError(f"it has {lists:,} lists and objects, at most {MOST_LISTS:,} are read")
+    if data.count(b",") >= MOST_VALUES:
+        raise ValueError(f"it has over {MOST_VALUES:,} values, no more are read")
     try:
         pairs_hook = each_once if once else None
         content = json.loads(data, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=pairs_hook)

@@ -79,6 +79,25 @@ def test_lists_by_the_million_are_no_document() -> None:
     assert outcome.kind == "passed", outcome
 
 
+def test_numbers_by_the_million_are_no_document() -> None:
+    def reads() -> None:
+        with pytest.raises(ValueError, match="over 2,000,000 values"):
+            parse(b"[" + b"1.5," * 15_000_000 + b"0]")
+
+    (outcome,) = try_all([("numbers", reads)], seconds=5, memory=MEMORY)
+    assert outcome.kind == "passed", outcome
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "added_tokens.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(("text", "said"), [("[]," * 1_000_001, "lists"), ("1," * 3_000_000, "values")])
+def test_every_file_of_a_tokenizer_is_counted(tmp_path: Path, name: str, text: str, said: str) -> None:
+    files = {"vocab.json": '{"a": 0}', "merges.txt": "", name: f'{{"x": [{text}0]}}'}
+    for file, content in files.items():
+        (tmp_path / file).write_text(content)
+    with pytest.raises(TokenizerError, match=rf"{name} cannot be read as JSON \(it has .* {said}"):
+        load_tokenizer(tmp_path, 4096)
+
+
 @pytest.mark.parametrize(
     "text", ['{"bos_token": "a", "bos_token": "b"}', '{"x": NaN}', '{"x": [' + "[]," * 1_000_001 + "0]}"]
 )
