@@ -11,9 +11,10 @@ import torch
 from ordeal import Case, in_lines, try_all
 from PIL import Image
 
-from fastvlm.errors import FastVLMError, ImageError, TokenizerError
+from fastvlm.errors import FastVLMError, ImageError, TokenizerError, UsageError
 from fastvlm.json_file import parse
 from fastvlm.terminal import TerminalProgress
+from fastvlm_ref import samples
 from fastvlm_ref.checkpoint.folder import VISIBLE_WEIGHTS
 from fastvlm_ref.checkpoint.lora import is_adapter
 from fastvlm_ref.checkpoint.pickled import read_pickle
@@ -124,6 +125,18 @@ def test_what_macos_leaves_beside_files_is_passed_by(tmp_path: Path) -> None:
     (tmp_path / "._a.png").write_bytes(b"\0\x05\x16\x07")
     (tmp_path / "a.png").write_bytes(picture("PNG"))
     assert [sample.picture.name for sample in samples_in(tmp_path)] == ["a.png"]
+
+
+def test_more_pictures_than_a_day_takes_are_refused_by_their_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "MOST_PICTURES", 3)
+    for name in ("a.png", "b.jpg", "c.gif", *(f"{number}.txt" for number in range(9))):
+        (tmp_path / name).touch()
+    assert len(samples_in(tmp_path)) == 3
+    (tmp_path / "d.webp").touch()
+    with pytest.raises(UsageError, match=r"^--calibration .* holds over 3 pictures; .* choose fewer"):
+        samples_in(tmp_path, "--calibration")
 
 
 def test_what_a_batch_norm_counts_is_no_stranger_in_a_pickle(tmp_path: Path) -> None:
