@@ -46,6 +46,13 @@ class StateFile:
                 f"{self.path} cannot be written ({_first_line(error)}); free some space or choose another --work folder"
             ) from error
 
+    def leftover(self) -> str | None:
+        """Says what an older version left that was killed while it saved; others may call a file so, thus it stays."""
+        left = self.path.with_suffix(".new")
+        if not left.is_file():
+            return None
+        return f"{left} looks like what an older fastvlm left when it was killed; nothing reads it, remove it by hand"
+
     def read(self) -> dict[str, Any] | None:
         """Returns the state, None where there is none; raises CheckpointError for damage and for another run's."""
         if not self.path.exists():
