@@ -87,8 +87,12 @@ class Tokenizer:
         ids: list[int] = called(TokenizerError, "cannot encode this text", self._ids, text)
         made = self._guarded.intersection(ids)
         if made:
-            names = ", ".join(sorted(str(self._inner.id_to_token(id_)) for id_ in made))[:60]
-            raise TokenizerError(f"plain text became the control token {names}; this vocabulary is unsafe to use")
+            names = printable(", ".join(sorted(str(self._inner.id_to_token(id_)) for id_ in made)))
+            raise TokenizerError(
+                f"plain text became the control token {names}, and every added token counts as one; where these are "
+                "ordinary words, take them out of added_tokens in tokenizer.json (the vocabulary keeps them), else use "
+                "the tokenizer of the model that was fine-tuned"
+            )
         return ids
 
     def _ids(self, text: str) -> list[int]:
