@@ -2,15 +2,16 @@
 
 Which of these is right depends on what is shown:
 - `printable`: a name or another short text that stands without quotes, in a line of ours;
-- `one_line`: a library's message, of as many lines as it likes;
+- `one_line`: a library's message, of as many lines as it likes; `first_line`: an error of one that tells too much;
 - `spelled`: a name that may look like another one, or like none: in ASCII alone;
 - `short`, `listed`: a value of JSON or YAML, as Python would write it;
-- `readable`: a text of many lines, a model's answer above all.
+- `readable`: a text of many lines, a model's answer above all; `quoted_json`: a whole document of JSON.
 `repr` alone is not enough: it fails for numbers of thousands of digits and for deep nesting, and repeats megabytes.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import reprlib
 
@@ -58,6 +59,12 @@ def one_line(text: str, most: int = MOST) -> str:
     return printable(" ".join(text.split()), most)
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """Returns a library's error by its type and the first line of what it says, as `printable` does."""
+    said = str(error).strip().splitlines()
+    return printable(f"{type(error).__name__}: {said[0]}" if said else type(error).__name__, most)
+
+
 def spelled(name: str, most: int = MOST) -> str:
     """As `printable`, in ASCII: of two names that look alike, both are then told apart."""
     return printable(ascii(name[: most + 1])[1:-1], most)
@@ -66,6 +73,11 @@ def spelled(name: str, most: int = MOST) -> str:
 def readable(text: str) -> str:
     """Returns a text of many lines of which a terminal obeys nothing; joiners stay, as scripts need them."""
     return _OBEYED.sub(lambda found: _spelling(found[0]), text)
+
+
+def quoted_json(text: str) -> str:
+    """Returns the text of the same JSON document, in which what a terminal obeys is spelled as JSON spells it."""
+    return _OBEYED.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def _spelling(sign: str) -> str:

@@ -39,7 +39,7 @@ def check_official(checkpoint: str, image: str, as_json: bool, **asked: Any) -> 
 
     found = check(checkpoint, image, progress=progress, **asked)
     if as_json:
-        _show_json(found)
+        options.show_json(found.as_json())
     else:
         show_check(found, new_console())
     quoted = shlex.quote(checkpoint)
@@ -90,9 +90,3 @@ def _reasons(found: OfficialCheck) -> str:
         "the picture may be another one of this size, or saved anew, and the checkpoint a fine-tune or drawn weights; "
         "if the file is COCO's own and the checkpoint Apple's, the reference is wrong: report this"
     )
-
-
-def _show_json(found: OfficialCheck) -> None:
-    import json
-
-    click.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +63,7 @@ def fit(
     groups = classes() if chosen is None else ((chosen,),)
     found = [advise(sizes, each[0], image_sizes, context, quantize, engine) for each in groups]
     if as_json:
-        click.echo(json.dumps(_content(sizes, groups, found), ensure_ascii=False, indent=1))
+        options.show_json(_content(sizes, groups, found))
     else:
         _show(sizes, groups, found, detailed=chosen is not None)
     _name_next(target, sizes, chosen, found)

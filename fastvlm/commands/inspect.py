@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,7 @@ def inspect(path: str, as_json: bool) -> None:
         manifest, packages = describe_build(path)
     if as_json:
         content = {"manifest": manifest, "packages": [package.as_json() for package in packages]}
-        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        options.show_json(content)
         return
 
     console = new_console()
@@ -64,7 +63,7 @@ def _inspect_onnx(path: str, as_json: bool) -> None:
     manifest, files = read_manifest(path), open_build(path)
     if as_json:
         content = {"manifest": manifest, "files": [file.as_json() for file in files]}
-        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        options.show_json(content)
         return
 
     console = new_console()

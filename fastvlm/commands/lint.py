@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -62,7 +61,7 @@ def lint(path: str, device: str | None, min_resident: float | None, as_json: boo
 
     report = check(path, device)
     if as_json:
-        click.echo(json.dumps(report.as_json(), ensure_ascii=False, indent=1))
+        options.show_json(report.as_json())
     else:
         show_report(report, new_console())
     least = report.resident_percent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ import click
 
 from fastvlm.build import COMPUTE_UNITS, COREML_EP, ONNX
 from fastvlm.errors import ImageError
-from fastvlm.quoting import printable
+from fastvlm.quoting import printable, quoted_json
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -244,6 +245,11 @@ def read_verdict(build: str | Path) -> Any:
     from fastvlm.json_file import read_json
 
     return read_json(Path(build) / "validation.json", MOST_VERDICT)
+
+
+def show_json(content: Any) -> None:
+    """Prints what `--json` asks for: one document on stdout."""
+    click.echo(quoted_json(json.dumps(content, ensure_ascii=False, indent=1)))
 
 
 def next_step(text: str) -> None:

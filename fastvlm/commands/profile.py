@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -81,7 +80,7 @@ def profile(
         device_udid=device_udid, team=team,
     )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=1))
+        options.show_json(found.as_json())
     else:
         show_profile(found, new_console())
     for failure in found.failures:
@@ -97,7 +96,7 @@ def _list_connected(as_json: bool) -> None:
 
     devices = connected_devices()
     if as_json:
-        click.echo(json.dumps([device.as_json() for device in devices], ensure_ascii=False, indent=1))
+        options.show_json([device.as_json() for device in devices])
     for device in () if as_json else devices:
         click.echo(f"{device.udid}  {device.kind}, {device.os}, {device.state}")
     if not devices:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -87,7 +86,7 @@ def run(
             click.echo()
             _show_times(answers[-1])
     if as_json:
-        click.echo(_json((prompt, *then), answers, session.placement()))
+        options.show_json(_content((prompt, *then), answers, session.placement()))
         return
     for file, placed in session.placement().items():
         nodes = ", ".join(f"{count} nodes on {provider}" for provider, count in placed.items())
@@ -137,7 +136,7 @@ def _ask_bundle(
     seconds = {"first_piece": round(waited, 4), "all": round(time.perf_counter() - start, 4)}
     if as_json:
         content = {"text": text, "backend": host.backend, "seconds": seconds}
-        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        options.show_json(content)
     else:
         click.echo()
         click.echo(f"{host.backend}: first piece after {waited:.2f} s, all after {seconds['all']:.2f} s", err=True)
@@ -169,14 +168,14 @@ def _show_times(answer: Answer) -> None:
     )
 
 
-def _json(prompts: Sequence[str], answers: Sequence[Answer], placement: dict[str, dict[str, int]]) -> str:
+def _content(prompts: Sequence[str], answers: Sequence[Answer], placement: dict[str, dict[str, int]]) -> dict[str, Any]:
     """One answer as itself, several as the turns of a conversation."""
     turns = [_turn(*each) for each in zip(prompts, answers, strict=True)]
     content: dict[str, Any] = {"backend": answers[0].backend, "turns": turns}
     if len(answers) == 1:
         content = {"text": answers[0].text, "backend": answers[0].backend, "seconds": _seconds(answers[0])}
     content |= {"nodes": placement} if placement else {}
-    return json.dumps(content, ensure_ascii=False, indent=1)
+    return content
 
 
 def _seconds(answer: Answer) -> dict[str, float]:

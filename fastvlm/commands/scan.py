@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,7 @@ def scan(checkpoint: str, as_json: bool, **asked: Any) -> None:
         protection, problems = PROTECTED, (str(error),)
     if as_json:
         content = {"ranges": ranges.as_json(), "protection": protection.as_json(), "problems": list(problems)}
-        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        options.show_json(content)
     else:
         show(ranges, protection)
     for problem in problems:

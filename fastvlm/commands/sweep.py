@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import TYPE_CHECKING
 
@@ -55,7 +54,7 @@ def sweep(spec: str, output: str, workers: int, ray: str | None, parquet: bool, 
 
     swept = run(spec, output, workers=workers, ray=ray, parquet=parquet, progress=progress)
     if as_json:
-        click.echo(json.dumps(swept.document, ensure_ascii=False, indent=1))
+        options.show_json(swept.document)
     else:
         show_rows(swept.rows, new_console(width=_WIDE))
     for file in swept.files:

@@ -9,7 +9,7 @@ import click
 
 from fastvlm.commands import options
 from fastvlm.commands.apple_app import app_step
-from fastvlm.quoting import printable
+from fastvlm.quoting import printable, quoted_json
 from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
@@ -173,4 +173,4 @@ def _missed(verdict: Verdict) -> str:
 def _show_json(verdict: Verdict) -> None:
     from fastvlm.manifest import dump
 
-    click.echo(dump(verdict.as_json()).decode(), nl=False)
+    click.echo(quoted_json(dump(verdict.as_json()).decode()), nl=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import TYPE_CHECKING
 
@@ -59,7 +58,7 @@ def verify(
     if tested is not None:
         content["selftest"] = tested.as_json()
     if as_json:
-        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        options.show_json(content)
     elif tested is not None:
         _show_selftest(tested)
     if not found.whole:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.quoting import MOST, listed, one_line, printable, readable, short, spelled
+from fastvlm.quoting import MOST, first_line, listed, one_line, printable, quoted_json, readable, short, spelled
 from fastvlm.terminal import TerminalProgress, new_console
 
 ODD = [
@@ -55,6 +56,8 @@ def test_what_is_no_printable_character_is_spelled() -> None:
     assert printable("c" * 100, None) == "c" * 100
     assert printable("\ud800\u202eé▁") == "\\ud800\\u202eé▁"
     assert one_line("  it\nfailed \x1b[2J\r\n") == "it failed \\x1b[2J"
+    assert first_line(ValueError("\n bad \x07 thing\nand a page more")) == "ValueError: bad \\x07 thing"
+    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert spelled("é.bin") != spelled("e\u0301.bin") == "e\\u0301.bin"
     assert readable("two\n\tlines, \x1b[2J\u202e नमस्ते 👩\u200d🔬") == "two\n\tlines, \\x1b[2J\\u202e नमस्ते 👩\u200d🔬"
 
@@ -86,6 +89,13 @@ def test_nothing_passes_that_a_terminal_obeys(text: str) -> None:
     assert max(len(printable(text)), len(one_line(text)), len(spelled(text)), len(short(text))) <= MOST
     assert spelled(text).isascii()
     assert not set(obeyed(readable(text))) - {"\n", "\t"}
+
+
+@given(FOREIGN)
+def test_json_stays_the_same_document(text: str) -> None:
+    shown = quoted_json(json.dumps({text: [text]}, ensure_ascii=False, indent=1))
+    assert not set(obeyed(shown)) - {"\n"}
+    assert json.loads(shown) == {text: [text]}
 
 
 @given(st.lists(FOREIGN, min_size=1, max_size=4))
