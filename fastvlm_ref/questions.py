@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from fastvlm.errors import UsageError
-from fastvlm.json_file import each_once
+from fastvlm.json_file import counted, each_once
 from fastvlm.paths import open_followed
 from fastvlm.quoting import printable
 from fastvlm_ref.samples import Sample
@@ -61,7 +61,7 @@ def _refuse(named: str, problems: list[str]) -> None:
 def _question(file: Path, line: str) -> Sample | str:
     """Returns the question, or what is wrong with the line."""
     try:
-        found = json.loads(line, object_pairs_hook=each_once)
+        found = json.loads(counted(line.encode()), object_pairs_hook=each_once)
     except RecursionError:
         return "not JSON (nested too deeply)"
     except ValueError as error:

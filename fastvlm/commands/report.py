@@ -57,12 +57,13 @@ def _read(path: str) -> Any:
     from pathlib import Path
 
     from fastvlm.errors import UsageError
+    from fastvlm.json_file import counted
 
     file = Path(path)
     try:
         if file.stat().st_size > MOST_BYTES:
             raise UsageError(f"--profile {path} is larger than {MOST_BYTES >> 20} MiB, no profile is")
-        return json.loads(file.read_bytes())
+        return json.loads(counted(file.read_bytes()))
     except OSError as problem:
         raise UsageError(f"--profile {path} cannot be read ({problem.strerror}); check the path") from problem
     except (ValueError, RecursionError) as problem:
