@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 import tokenizers
 
 from fastvlm.errors import BundleError
-from fastvlm.quoting import printable
 from fastvlm.tokenizer_json import MAX_RUN_BYTES, called, check_length, check_text, read_tokenizer
 from validation.bundle_host.bundle import Bundle
 
@@ -49,7 +48,7 @@ class Prompt:
         for token in called(BundleError, "cannot encode this text", self._tokens, text):
             if token.id in self.added:
                 raise BundleError(
-                    f"plain text became the control token {printable(token.value)}; take ordinary words out of "
+                    f"plain text became the control token {token.value:.60}; take ordinary words out of "
                     "added_tokens in the checkpoint's tokenizer.json, export and bundle it again"
                 )
             yield token.id
