@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import synthetic
+from safetensors_bytes import with_header as with_header
 
 from fastvlm_ref.config import FastVLMConfig, VisionConfig
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_files import CONFIG, WEIGHTS, Files, folder_of, header_of, micro_files
+from checkpoint_files import CONFIG, WEIGHTS, Files, folder_of, header_of, micro_files, with_header
 from ordeal import in_lines, tally, try_all
-from safetensors_bytes import with_header
 from tensor_changes import tensors_of, write
 
 from export.compression.recipe import parse_recipe

@@ -10,9 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import WEIGHTS, Files, folder_of, header_of, micro_files
+from checkpoint_files import WEIGHTS, Files, folder_of, header_of, micro_files, with_header
 from ordeal import Case, in_lines, size, tally, try_all
-from safetensors_bytes import with_header
 
 from export import precheck
 from export.plan import ExportPlan
