@@ -21,12 +21,56 @@ PAGE, COUNTS = ROOT / "docs" / "reliability.md", ROOT / "docs" / "reliability.js
 HEAD = ("tried", "short", "long", "named", "loads or passes", "crash", "signal", "hang", "memory", "slowest", "also")
 KINDS = ("named", "passed", "crash", "signal", "timeout", "memory")
 FIXED = {"row", "tried", "kinds", "slowest"}
+# The tests of a row that take a check away, or plant the fault that it stands against, and see the row red.
+RED: dict[str, dict[str, tuple[str, ...]]] = {
+    "50 exports in one process": {"repeat": ("what_is_left_is_seen", "graphs_that_torch_keeps_are_seen")},
+    "8 exports to one place": {"crowd": ("the_suite_sees_what_is_broken",)},
+    "damaged packages / ONNX: ONNX": {"onnx": ("a_load_that_ends_its_process",)},
+    "damaged packages / ONNX: packages": {"packages": ("without_a_check_the_row_is_red",)},
+    "disk full, read-only, no permission": {"disk": ("the_suite_sees_what_is_broken",)},
+    "each tensor changed, hf": {"tensors": ("without_the_comparison_a_change_passes",)},
+    "each tensor changed, mlx": {"tensors": ("without_the_comparison_a_change_passes",)},
+    "each tensor transposed, ±1, dropped, renamed, retyped": {
+        "tensors": ("without_the_comparison_a_change_passes", "an_error_that_does_not_say_which_is_seen"),
+    },
+    "header lies": {"header": ("without_its_check_a_lie_passes",)},
+    "hostile config.json": {"config": ("a_reader_that_follows_a_name_is_seen", "without_its_check_a_config_passes")},
+    "hostile recipes": {"regressions": ("without_its_limit_a_recipe_is_red",)},
+    "images: bombs, cut, flipped, orientations, modes": {"pictures": ("without_one_of_its_checks_the_row_is_red",)},
+    "kill −9": {"kill": ("the_suite_sees_what_is_broken",)},
+    "links, FIFO, device, swap during read × readers": {
+        "links": (
+            "where_links_are_followed_swaps_lead_out",
+            "where_anything_is_taken_for_a_file_reading_has_no_end",
+            "where_opening_waits_a_pipe_hangs",
+        ),
+    },
+    "malicious pickles": {"pickle": ("without_the_checks_a_trap_runs",)},
+    "mutated adapters": {"adapter": ("without_its_handling_damage_is_seen",)},
+    "mutated or cut checkpoints": {"checkpoint": ("without_its_check_damage_is_seen",)},
+    "paths (.., absolute, NUL, NFC/NFD twins, …) × readers": {"paths": ("without_the_allow_list_names_lead_out",)},
+    "pickles that lie": {"pickle": ("without_its_check_a_lie_passes",)},
+    "planted NaN/Inf/65,520": {"values": ("a_scan_that_sees_less_is_seen",)},
+    "prompts: limit−1, limit, limit+1, 10 MB, control tokens by every split": {
+        "prompts": ("without_its_checks_the_row_is_red", "without_a_limit_the_row_is_red"),
+    },
+    "same input, other environment": {"repeat": ("an_environment_that_shows_is_seen",)},
+    "tokenizer.json: random changes of two": {"tokenizers": ("without_the_check_the_library_ends_the_process",)},
+}
 
 
 def render(page: str) -> str:
     """The page with its table made anew."""
     counts = json.loads(COUNTS.read_text("utf-8")) if COUNTS.is_file() else {}
-    return filled(page, [("counts", table(HEAD, list(rows(counts))))])
+    reds = [(name, ", ".join(f"`{test}`" for test in red_tests(name))) for name in sorted(counts)]
+    return filled(
+        page, [("counts", table(HEAD, list(rows(counts)))), ("reds", table(("row", "red in (tests/hostile/)"), reds))]
+    )
+
+
+def red_tests(row: str) -> list[str]:
+    """The tests that see a row red, as `test_hostile_FILE.py::test_NAME`."""
+    return [f"test_hostile_{file}.py::test_{name}" for file, names in RED[row].items() for name in names]
 
 
 def rows(counts: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -143,18 +143,34 @@ RECIPES = {
 }
 
 
-def test_recipes_cost_neither_time_nor_memory() -> None:
-    def refused(text: str) -> None:
-        try:
-            parse_recipe(text)
-        except FastVLMError as error:
-            check_message(str(error))
-            raise
-        raise AssertionError("it was taken")
+def refused_recipe(text: str) -> None:
+    try:
+        parse_recipe(text)
+    except FastVLMError as error:
+        check_message(str(error))
+        raise
+    raise AssertionError("it was taken")
 
-    outcomes = try_all([(name, lambda text=text: refused(text)) for name, text in RECIPES.items()], seconds=5.0)
+
+def test_recipes_cost_neither_time_nor_memory() -> None:
+    outcomes = try_all([(name, lambda text=text: refused_recipe(text)) for name, text in RECIPES.items()], seconds=5.0)
     bad = tally("hostile recipes", outcomes)
     assert bad == [], in_lines(bad)
+
+
+RECIPE_REDS: dict[str, tuple[str, Any, str]] = {
+    "problems listed": ("export.compression.recipe_text.MOST_LISTED", 10**9, "keys by the thousand"),
+    "a quotation": ("export.compression.recipe_text.short", repr, "a pattern that is such a number"),
+    "anchors": ("export.compression.recipe_text._refused", lambda _: [], "lists without end"),
+}
+
+
+@pytest.mark.parametrize("red", RECIPE_REDS)
+def test_without_its_limit_a_recipe_is_red(red: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, instead, recipe = RECIPE_REDS[red]
+    monkeypatch.setattr(place, instead)
+    (outcome,) = try_all([(recipe, lambda: refused_recipe(RECIPES[recipe]))])
+    assert not outcome.held, outcome
 
 
 def check_message(said: str) -> None:

@@ -21,3 +21,13 @@ def test_no_count_is_of_what_must_not_be(root: Path) -> None:
         for record in sizes.values():
             assert not set(record["kinds"]) & set(BAD), row
             assert record["tried"] == sum(record["kinds"].values()), row
+
+
+def test_every_row_was_seen_red(root: Path) -> None:
+    generator = generator_of("reliability")
+    counts = json.loads((root / "docs" / "reliability.json").read_text("utf-8"))
+    assert set(generator.RED) == set(counts)
+    for row in counts:
+        for test in generator.red_tests(row):
+            file, _, name = test.partition("::")
+            assert f"def {name}(" in (root / "tests" / "hostile" / file).read_text("utf-8"), test
