@@ -214,8 +214,12 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
             length -= len(data)
             checksum = zlib.crc32(data, checksum)
             yield name, data
-        if file.read(4) != checksum.to_bytes(4):
-            raise Damaged(f"its chunk {name!r} has another checksum")
+        _compare(file.read(4), name, checksum)
+
+
+def _compare(found: bytes, name: bytes, checksum: int) -> None:
+    if found != checksum.to_bytes(4):
+        raise Damaged(f"its chunk {name!r} has another checksum")
 
 
 def _png_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:

@@ -59,10 +59,15 @@ def opened(path: Path, max_pixels: int, notes: list[str]) -> Iterator[tuple[Imag
             warnings.simplefilter("always")
             with Image.open(shown, formats=[kind]) as image:
                 check_size(image.size, max_pixels)
-                if frames or (getattr(image, "is_animated", False) and image.format != "MPO"):  # MPO adds a preview
+                if frames or _has_frames(image):
                     notes.append("it has several frames; the first one is used")
                 yield image, file
         notes += dict.fromkeys(one_line(str(warning.message)) for warning in told)
+
+
+def _has_frames(image: ImageFile.ImageFile) -> bool:
+    """Whether an animation has more than one; a phone's MPO adds only a preview."""
+    return getattr(image, "is_animated", False) and image.format != "MPO"
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:

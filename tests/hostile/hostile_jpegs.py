@@ -92,6 +92,9 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a mark in the last interval's place": (
         lambda: ended("restarts")[: ended("restarts").rindex(MARKS[5]) + 2] + MARKS[6] + END, "ends early",
     ),
+    "without its last scan": (
+        lambda: whole("progressive")[: whole("progressive").rindex(b"\xff\xda")] + END, "coefficients",
+    ),
     "marks by the million": (lambda: ended("restarts", *[1] * 1_000_000), "restart marks"),
     "arithmetic-coded": (lambda: of_kind(0xC9, ARITHMETIC), "of a rare kind (arithmetic-coded)"),
     "arithmetic-coded, progressive": (lambda: of_kind(0xCA, ARITHMETIC), "of a rare kind (arithmetic-coded)"),

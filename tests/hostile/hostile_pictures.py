@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import random
 import struct
 import warnings
@@ -90,7 +91,8 @@ def outcome(path: Path) -> tuple[Pixels | None, str]:
         pixels, said = None, str(error)
         assert said.isprintable(), said
         assert len(said) < 600 + len(str(path)), said
-    head = path.read_bytes()[:8] if path.is_file() else b""
+    with path.open("rb") as file:
+        head = file.read(8)
     if head[:2] == b"\xff\xd8" or head[:4] == b"\x89PNG":
         try:
             seen: Pixels | None = host.open_photo(path)
@@ -236,6 +238,19 @@ def harmless(folder: Path) -> list[Case]:
         ("an EXIF of 4 GB", lambda: equal(path, exif_bomb(), _plain(saved(photo(), "JPEG")))),
         ("a film's frame, whose tables are known", lambda: equal(path, without(0xC4), truth("jpeg"))),
     ]
+
+
+def large(folder: Path) -> list[Case]:
+    """A picture in a file that is one byte too long, a hole for the most part."""
+
+    def run() -> None:
+        (folder / "large.jpg").write_bytes(whole("jpeg"))
+        os.truncate(folder / "large.jpg", 512 * 2**20 + 1)
+        pixels, said = outcome(folder / "large.jpg")
+        assert pixels is None, "it was read"
+        assert "536,870,913 bytes, at most 536,870,912" in said, said
+
+    return [("a file of 512 MiB and a byte", run)]
 
 
 # Cut and flipped
