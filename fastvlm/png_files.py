@@ -29,7 +29,7 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 PIECE = 1 << 18
 
-BEFORE = frozenset({b"PLTE", b"tRNS"})  # these count in front of the image data alone
+FIRST = frozenset({b"IHDR", b"PLTE", b"tRNS"})  # of these the first counts, in front of the image data
 TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 TURNING = frozenset({b"Raw profile type exif", b"XML:com.adobe.xmp"})  # keywords that Pillow turns by
 LARGEST = {"L;2": 3, "L;4": 15, "L": 255}  # value that a pixel of grey has in the file, by Pillow's rawmode
@@ -47,7 +47,8 @@ class Unread(ValueError):
 class Shown(io.RawIOBase):
     """The chunks of a PNG that a decoder is to see, as a file of their own; `frames`: whether others hold further ones.
 
-    Reads the file anew at every read, wherever others have left it. Raises Unread for too many chunks.
+    Of headers, palettes and transparent colours the first counts. Reads the file anew at every read, wherever others
+    have left it. Raises Unread for too many chunks, Damaged for a chunk that is cut.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -56,11 +57,13 @@ class Shown(io.RawIOBase):
         self.parts: list[tuple[int, int]] = []  # (where in the file, bytes)
         self._show(0, len(SIGNATURE))
         before, kept, turning, data = 0, 0, 0, False
+        once = set(FIRST)
         for name, place, length in _places(file):
             data |= name == b"IDAT"
             before += not data
             self.frames |= name == b"fdAT"
-            if _counts(file, name, length, data) or place == len(SIGNATURE):
+            if (name in once and not data) or _counts(file, name, length):
+                once.discard(name)
                 self._show(place, 12 + length)
                 kept += length * (name != b"IDAT")
                 turning += name == b"eXIf" or name in TEXTS
@@ -104,24 +107,27 @@ class Shown(io.RawIOBase):
 
 
 def _places(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Yields (name, where it begins, bytes of its data) of each chunk up to the end; the file stands at its data."""
-    place, name = len(SIGNATURE), b""
+    """Yields (name, where it begins, bytes of its data) of each chunk up to the end; the file stands at its data.
+
+    Raises Damaged for one that the file does not hold: decoders ask for as much memory as it claims.
+    """
+    place, name, size = len(SIGNATURE), b"", file.seek(0, io.SEEK_END)
     for _ in range(MAX_CHUNKS):
         file.seek(place)
         head = file.read(8)
         if len(head) < 8 or name == b"IEND":
             return
         length, name = struct.unpack(">I4s", head)
+        if place + 12 + length > size:
+            raise Damaged("it ends within a chunk")
         yield name, place, length
         place += 12 + length
     raise Unread(f"it has over {MAX_CHUNKS:,} chunks")
 
 
-def _counts(file: BinaryIO, name: bytes, length: int, data: bool) -> bool:
-    """Whether a decoder is to see a chunk, at whose data the file stands; `data`: whether image data came before it."""
-    if name in TEXTS:
-        return _turns(file, name, length)
-    return name in (b"IDAT", b"IEND", b"eXIf") or (name in BEFORE and not data)
+def _counts(file: BinaryIO, name: bytes, length: int) -> bool:
+    """Whether a decoder is to see a chunk, at whose data the file stands, however many others there are of its name."""
+    return name in (b"IDAT", b"IEND", b"eXIf") or (name in TEXTS and _turns(file, name, length))
 
 
 def _turns(file: BinaryIO, name: bytes, length: int) -> bool:

@@ -163,6 +163,10 @@ TAKEN: dict[str, Callable[[], bytes]] = {
     "a text called xmp": lambda: plain(text(b"iTXt", b"xmp", b"x")),
     "a text called icc_profile": lambda: plain(text(b"zTXt", b"icc_profile", b"x")),
     "a colour made clear behind its data": lambda: plain(behind=chunk(b"tRNS", b"\0\x50\0\x60\0\x70")),
+    "a second palette": lambda: written(
+        np.ones((40, 60, 1), int), 8, 3, chunk(b"PLTE", b"\1\2\3\x50\x60\x70"), chunk(b"PLTE", b"junk, again")
+    ),
+    "a second clear colour": lambda: plain(chunk(b"tRNS", bytes(6)), chunk(b"tRNS", b"\0\x50\0\x60\0\x70")),
     "another header behind its data": lambda: plain(behind=header(9, 9, 8, 2)[8:]),
     "a second header": lambda: plain(header(9, 9, 8, 2)[8:]),
     "a frame that the picture is not in": lambda: plain(
@@ -175,6 +179,10 @@ TAKEN: dict[str, Callable[[], bytes]] = {
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "510,000 empty pieces of data": (lambda: plain(behind=chunk(b"IDAT") * 510_000), "over 500,000 chunks"),
     "510,000 chunks behind its data": (lambda: plain(behind=chunk(b"prVt") * 510_000), "over 500,000 chunks"),
+    "data that claims 2 GB": (lambda: plain()[:33] + b"\x7f" + plain()[34:], "it ends within a chunk"),
+    "a private chunk that claims 2 GB": (
+        lambda: plain(behind=b"\x7f\xff\xff\xffprVt" + bytes(99)), "it ends within a chunk",
+    ),
     "10,001 chunks before it": (lambda: plain(chunk(b"prVt") * 10_001), "over 10,000 headers"),
     "EXIF 65 times": (lambda: plain(chunk(b"eXIf", EXIF) * 65), "how it is turned in over 64 chunks"),
     "EXIF of 65 MiB": (lambda: plain(chunk(b"eXIf", bytes(65 * 2**20))), "bytes of metadata"),

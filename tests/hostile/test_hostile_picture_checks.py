@@ -16,6 +16,7 @@ from PIL import Image
 
 from fastvlm import picture_files, png_files
 from fastvlm_ref import image, image_file
+from validation.bundle_host import picture as host
 
 NONE = 10**12
 Change = tuple[object, str, Any]
@@ -45,7 +46,8 @@ RED: dict[str, tuple[list[Change], Callable[[Path], list[Case]]]] = {
     "sizes": ([(image_file, "check_size", lambda *_: None)], lambda folder: bombs(folder, 5)),
     "kinds": ([(image_file, "FORMATS", ("JPEG", "PNG", "WEBP", "TIFF", "GIF"))], some(bombs, "tiff", "gif")),
     "bytes of a file": (
-        [(image_file, "MAX_FILE_BYTES", NONE), (picture_files, "MAX_FILE_BYTES", NONE)], large,
+        [(image_file, "MAX_FILE_BYTES", NONE), (image, "load_whole", plain_load), (host, "load_whole", plain_load)],
+        large,
     ),
     "orientation": ([(image, "UPRIGHT", {})], turned),
     "first frame": ([(image, "load_whole", last_frame)], noted),
@@ -57,6 +59,7 @@ RED: dict[str, tuple[list[Change], Callable[[Path], list[Case]]]] = {
     "PNG checksums": ([(png_files, "_compare", lambda *_: None)], some(bombs, "checksum")),
     "PNG rows": ([(png_files, "_png_bytes", lambda *_: 0)], cut_rows),
     "PNG chunks that are passed by": ([(png_files, "_counts", lambda *_: True)], some(chunks, "called")),
+    "a second palette": ([(png_files, "_counts", lambda *_: True)], some(chunks, "a second palette")),
     "PNG chunks that turn": ([(png_files, "TEXTS", frozenset())], some(chunks, "turned by")),
     "number of chunks": ([(png_files, "MAX_CHUNKS", NONE)], some(chunks, "510,000 chunks")),
     "number of chunks before": ([(png_files, "MAX_HEADERS", NONE)], some(chunks, "10,001")),

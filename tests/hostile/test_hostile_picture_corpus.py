@@ -27,6 +27,7 @@ READ: dict[str, tuple[int, int, int | None]] = {
     "a-restart-mark-before-the-end.jpg": PHOTO,
     "a-restart-mark-behind-every-scan.jpg": PHOTO,
     "a-second-header.png": PLAIN,
+    "a-second-palette.png": PLAIN,
     "a-text-called-bbox.png": PLAIN,
     "a-text-called-interlace.png": PLAIN,
     "a-text-called-transparency.png": PLAIN,
@@ -46,6 +47,7 @@ READ: dict[str, tuple[int, int, int | None]] = {
 REFUSED = {
     "20,000-square.png": "400000000 pixels",
     "a-canvas-of-16,384-square.webp": "268435456 pixels",
+    "a-chunk-that-claims-2-gb.png": "it ends within a chunk",
     "a-restart-mark-out-of-order.jpg": "1 restart marks are expected in order",
     "another-checksum.png": "another checksum",
     "arithmetic-coded.jpg": "is not read: it is a JPEG of a rare kind (arithmetic-coded)",

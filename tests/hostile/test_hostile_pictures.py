@@ -8,6 +8,7 @@ from hostile_chunks import chunks, clear, cut_rows, interlaced
 from hostile_jpegs import jpegs
 from hostile_modes import modes, noted
 from hostile_pictures import bombs, damaged, harmless, large, turned
+from hostile_strewn import strewn
 from ordeal import in_lines, size, tally, try_all
 
 ROW = "images: bombs, cut, flipped, orientations, modes"
@@ -16,6 +17,7 @@ ROW = "images: bombs, cut, flipped, orientations, modes"
 def test_pictures_are_whole_and_as_ruled_or_refused(tmp_path: Path) -> None:
     suites = [bombs(tmp_path), turned(tmp_path), modes(tmp_path), damaged(tmp_path, size(200, 2_800))]
     suites += [suite(tmp_path) for suite in (harmless, noted, large, interlaced, clear, cut_rows, chunks, jpegs)]
+    suites.append(strewn(tmp_path, size(100, 2_000)))
     outcomes = try_all([case for suite in suites for case in suite])
     assert [len(suite) for suite in suites[:3]] == [30, 8, 24]
     bad = tally(ROW, outcomes, refused=sum(outcome.kind == "named" for outcome in outcomes))
