@@ -28,6 +28,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 PIECE = 1 << 18
+ROWS = 64  # of a picture that are looked at in one go
 
 FIRST = frozenset({b"IHDR", b"PLTE", b"tRNS"})  # of these the first counts, in front of the image data
 TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
@@ -167,15 +168,17 @@ def settle_clear(image: Any, rawmode: str, file: BinaryIO) -> None:
 
 
 def _clear_wide(image: Any, clear: tuple[int, int, int], file: BinaryIO) -> None:
+    """Gives 16-bit RGB its alpha, strip by strip: a large picture and its low bytes are most of what may exist."""
     low = type(image)(io.BufferedReader(Shown(file)))
     low.tile = [tile._replace(args=LOW_BYTES) for tile in low.tile]
     low.load()
+    halves = (image, [value >> 8 for value in clear]), (low, [value & 255 for value in clear])
     opaque = image.getchannel(0).point([0] * 256)
-    for half, values in (image, [value >> 8 for value in clear]), (low, [value & 255 for value in clear]):
-        for channel, value in enumerate(values):
-            other = half.getchannel(channel).point([0 if at == value else 255 for at in range(256)])
-            opaque.paste(255, None, other)
-    del low, half  # a large picture's third copy, while it gets its fourth channel
+    for top in range(0, image.height, ROWS):
+        box = (0, top, image.width, min(top + ROWS, image.height))
+        for half, values in halves:
+            for channel, value in zip(half.crop(box).split(), values, strict=True):
+                opaque.paste(255, box, channel.point([0 if at == value else 255 for at in range(256)]))
     image.putalpha(opaque)
     del image.info["transparency"]
 

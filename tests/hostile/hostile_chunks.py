@@ -17,6 +17,9 @@ from hostile_pictures import Pixels, equal, outcome, refused
 from ordeal import Case
 from png_writer import CHANNELS, DEPTHS, Values, chunk, header, stream, written
 
+from fastvlm_ref import image as reference
+from validation.bundle_host import picture as host
+
 KINDS = [(colour, depth) for colour, depths in DEPTHS.items() for depth in depths]
 SIZES = ((1, 1), (5, 3), (3, 9), (37, 23))
 NAMES = {0: "grey", 2: "rgb", 3: "palette", 4: "grey with alpha", 6: "rgb with alpha"}
@@ -67,7 +70,7 @@ def clear(folder: Path) -> list[Case]:
     """A transparent colour of every depth: white where every bit is its own, as drawn elsewhere."""
 
     def run(colour: int, depth: int, high: int, woven: bool) -> None:
-        values = drawn(colour, depth)
+        values = drawn(colour, depth, height=150 if depth == 16 else 23)  # of several strips
         values[4, 5] = 2**depth * 2 // 3  # neither black nor white, which any scale leaves as they are
         wanted = values[4, 5].copy()
         for at, bit in enumerate((0, 1, depth - 1)):  # all but the same: one bit away in one channel
@@ -244,3 +247,26 @@ def cut_rows(folder: Path) -> list[Case]:
         for cut in (1, *((1 + 37 * 3 * depth // 8) * rows for rows in (1, 5, 11)))
         for woven in (False, True)
     ]
+
+
+VAST: dict[str, tuple[int, int, bytes, bytes]] = {  # depth, colour, chunk before the data, a pixel
+    "16-bit colour, clear": (16, 2, chunk(b"tRNS", b"\x10\x20" * 3), b"\x10\x20" * 3),
+    "alpha": (8, 6, b"", b"\x10\x20\x30\x80"),
+    "16-bit grey, clear": (16, 0, chunk(b"tRNS", b"\x10\x20"), b"\x10\x20"),
+    "turned": (8, 2, chunk(b"eXIf", EXIF), b"\x10\x20\x30"),
+}
+
+
+def vast(folder: Path, count: int = len(VAST)) -> list[Case]:
+    """Pictures of 50 megapixels in 300 KB, which the limits let through: 512 MiB must do for the steps of each."""
+
+    def run(depth: int, colour: int, before: bytes, pixel: bytes) -> None:
+        side, path = 7071, folder / "vast.png"
+        packed = zlib.compressobj(1)
+        rows = [packed.compress(b"\0" + pixel * side) for _ in range(side)]
+        data = chunk(b"IDAT", b"".join((*rows, packed.flush())))
+        path.write_bytes(header(side, side, depth, colour) + before + data + chunk(b"IEND"))
+        assert reference.open_image(path).size == (side, side)
+        assert host.open_photo(path).shape == (side, side, 3)
+
+    return [(f"50 megapixels, {name}", functools.partial(run, *how)) for name, how in VAST.items()][:count]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hostile_chunks import chunks, clear, cut_rows, interlaced
+from hostile_chunks import chunks, clear, cut_rows, interlaced, vast
 from hostile_jpegs import jpegs
 from hostile_modes import modes, noted
 from hostile_pictures import bombs, damaged, harmless, large, turned
@@ -17,7 +17,7 @@ ROW = "images: bombs, cut, flipped, orientations, modes"
 def test_pictures_are_whole_and_as_ruled_or_refused(tmp_path: Path) -> None:
     suites = [bombs(tmp_path), turned(tmp_path), modes(tmp_path), damaged(tmp_path, size(200, 2_800))]
     suites += [suite(tmp_path) for suite in (harmless, noted, large, interlaced, clear, cut_rows, chunks, jpegs)]
-    suites.append(strewn(tmp_path, size(100, 2_000)))
+    suites += [strewn(tmp_path, size(100, 2_000)), vast(tmp_path, size(1, 4))]
     outcomes = try_all([case for suite in suites for case in suite])
     assert [len(suite) for suite in suites[:3]] == [30, 8, 24]
     bad = tally(ROW, outcomes, refused=sum(outcome.kind == "named" for outcome in outcomes))
