@@ -6,7 +6,8 @@ Everything runs on one thread, so that the same checkpoint gives the same bytes 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from export.apple_app import refusal
@@ -26,14 +27,16 @@ from export.space import check_space, needed_bytes, part_bytes
 from export.written import check_written
 from fastvlm.build import COREML, ONNX
 from fastvlm.errors import UsageError
+from fastvlm.hashes import FileHash
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import check_apart, check_output, kept_bytes, staged_folder
 from fastvlm.scratch import temporary_in
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.checkpoint.hub import on_disk
 from fastvlm_ref.checkpoint.opening import folder_of
+from fastvlm_ref.checkpoint.source import Source
 from fastvlm_ref.model.fastvlm import FastVLM
-from fastvlm_ref.samples import samples_in, shipped_samples
+from fastvlm_ref.samples import Sample, samples_in, shipped_samples
 from fastvlm_ref.threads import one_thread
 
 
@@ -118,40 +121,73 @@ def export_model(
     `protection` takes the place of what a kept scan of this checkpoint asks for; `typed` is how the user names it on
     the command line, options of reading it included (none: its id).
     """
-    source, tokenizer = model.source, model.tokenizer
-    if source is None or tokenizer is None:
+    if model.source is None or model.tokenizer is None:
         raise UsageError("this model has no source or no tokenizer; read it with load_checkpoint")
     check_format(
         format, image_sizes=image_sizes, context=context, query_length=query_length, only=only, target=target,
         max_file_size=max_file_size, quantize=quantize, calibration=calibration, purpose=purpose,
     )  # fmt: skip
+    order = _Order(output, overwrite, calibration, protection, typed, progress)
     if format == ONNX:
         asked = make_onnx_plan(model.config, image_sizes, context, query_length, only, target, quantize)
-        return _export_onnx(model, asked, output, calibration, overwrite, progress, protection, typed)
-    target = target or ANE
-    plan = make_plan(model.config, image_sizes, context, query_length, only, target, max_file_size, purpose)
+        return _export_onnx(model, asked, order)
+    plan = make_plan(model.config, image_sizes, context, query_length, only, target or ANE, max_file_size, purpose)
+    return _export_coreml(model, plan, quantize, order)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is asked for alike in every format: the arguments of `export_model` of these names."""
+
+    output: str | Path
+    overwrite: bool
+    calibration: str | Path | None
+    protection: Protection | None
+    typed: str | None
+    progress: Progress
+
+    def place(self, source: Source) -> Path:
+        """Returns where the build goes; OutputError where nothing may be written, or the checkpoint lies."""
+        place = check_output(self.output, self.overwrite)
+        check_apart(place, [source.folder, source.base.folder if source.base else None])
+        return place
+
+    def samples(self) -> list[Sample]:
+        """Returns the pictures to measure on."""
+        return shipped_samples() if self.calibration is None else samples_in(Path(self.calibration), "--calibration")
+
+    def protected(self, model: FastVLM, plan: ExportPlan, source: Source, files: Mapping[str, FileHash]) -> Protection:
+        """Returns the protection that was given, or what a kept scan of this checkpoint asks for."""
+        if self.protection is not None:
+            return self.protection
+        return kept_protection(model, plan, files, self.typed or shlex.quote(source.id), self.progress)
+
+
+def _export_coreml(model: FastVLM, plan: ExportPlan, quantize: str | Path | None, order: _Order) -> Path:
+    source, tokenizer, progress = model.source, model.tokenizer, order.progress
+    assert source is not None
+    assert tokenizer is not None
     _tell_of_context(model, plan, progress)
     if plan.purpose is not None and (problem := refusal(model.config.vision, plan.image_sizes[0])):
         progress.note(problem)
-    place = check_output(output, overwrite)
-    check_apart(place, [source.folder, source.base.folder if source.base else None])
+    place = order.place(source)
     prompts = fitting_prompts(model, plan, progress)
-    samples = shipped_samples() if calibration is None else samples_in(Path(calibration), "--calibration")
+    samples = order.samples()
     intent = intended(model, plan, quantize)
     check_files(model.config.text, plan, smallest(intent, model, plan))
     parts = part_bytes(model, plan, intent)
     check_space(place, parts, kept_bytes(place))
     check_weights(model, plan, progress)
     files = source.files(progress)
-    if protection is None:
-        protection = kept_protection(model, plan, files, typed or shlex.quote(source.id), progress)
+    protection = order.protected(model, plan, source, files)
     compression = measured(intent, model, plan, samples, progress)
     check_files(model.config.text, plan, compression)  # `mixed` may have chosen more than the fewest bytes
-    for note in (*unused(compression, plan, calibration is not None), *cautions(compression)):
+    for note in (*unused(compression, plan, order.calibration is not None), *cautions(compression)):
         progress.note(note)
+    needed = needed_bytes(parts)
     with (
         staged_folder(
-            place, overwrite, progress=progress, resume=True, needed=needed_bytes(parts), check=check_written
+            place, order.overwrite, progress=progress, resume=True, needed=needed, check=check_written
         ) as folder,
         temporary_in(folder),
         graphs_forgotten(),
@@ -162,39 +198,36 @@ def export_model(
     return place
 
 
-def _tell_of_context(model: FastVLM, plan: ExportPlan, progress: Progress) -> None:
-    limit = model.config.text.max_positions
-    if plan.language and plan.context > limit:
-        progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")
-
-
-def _export_onnx(
-    model: FastVLM, asked: OnnxPlan, output: str | Path, calibration: str | Path | None, overwrite: bool,
-    progress: Progress, protection: Protection | None, typed: str | None,
-) -> Path:  # fmt: skip
-    source, tokenizer = model.source, model.tokenizer
+def _export_onnx(model: FastVLM, asked: OnnxPlan, order: _Order) -> Path:
+    source, tokenizer, progress = model.source, model.tokenizer, order.progress
     assert source is not None
     assert tokenizer is not None
     _tell_of_context(model, asked.plan, progress)
-    if calibration is not None and not (asked.plan.encoder and asked.encoder.eight_bits):
+    if order.calibration is not None and not (asked.plan.encoder and asked.encoder.eight_bits):
         progress.note("--calibration changes nothing here: encoders of int8 and int4 alone are measured on pictures")
-    place = check_output(output, overwrite)
-    check_apart(place, [source.folder, source.base.folder if source.base else None])
+    place = order.place(source)
     prompts = fitting_prompts(model, asked.plan, progress)
-    samples = shipped_samples() if calibration is None else samples_in(Path(calibration), "--calibration")
+    samples = order.samples()
     parts = onnx_bytes(model, asked)
     check_space(place, parts)
     halves = asked.variant == "fp16"  # nothing else can overflow
     check_weights(model, asked.plan, progress, halves)
     files = source.files(progress)
-    if protection is None:
-        named = typed or shlex.quote(source.id)
-        protection = kept_protection(model, asked.plan, files, named, progress) if halves else UNPROTECTED
+    protection = UNPROTECTED if order.protection is None else order.protection
+    if halves:
+        protection = order.protected(model, asked.plan, source, files)
+    needed = needed_bytes(parts)
     with (
-        staged_folder(place, overwrite, progress=progress, needed=needed_bytes(parts), check=check_written) as folder,
+        staged_folder(place, order.overwrite, progress=progress, needed=needed, check=check_written) as folder,
         temporary_in(folder),
     ):
         from export.onnx.build import OnnxWriter
 
         OnnxWriter(model, asked, folder, source, files, tokenizer, prompts, samples, protection, progress).write()
     return place
+
+
+def _tell_of_context(model: FastVLM, plan: ExportPlan, progress: Progress) -> None:
+    limit = model.config.text.max_positions
+    if plan.language and plan.context > limit:
+        progress.note(f"--context {plan.context} is more than the {limit} positions that this model was made for")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastvlm.errors import BuildError
+from fastvlm.quoting import short
 
 LARGEST_RECORDED = 1 << 13  # the largest side of a picture; exponents are far smaller
 # No scanned value may be stored beyond this: a factor of 2 below 32,768, which no value may exceed anywhere, and of 4
@@ -62,7 +63,7 @@ class Protection:
         Raises BuildError for what no export writes.
         """
         if not isinstance(record, Mapping):
-            raise BuildError(f"protection in the manifest is {ascii(record)[:60]}, expected an object")
+            raise BuildError(f"protection in the manifest is {short(record)}, expected an object")
         known = {"safe_forms": bool, "encoder": dict, "residual": int, "scores": int}
         known |= dict.fromkeys(("mlp", "values", "scanned"), list)
         wrong = [name for name, value in record.items() if not isinstance(value, known.get(name, ()))]

@@ -31,6 +31,7 @@ try:
     from fastvlm import __version__
     from fastvlm.commands.options import Settings, debug
     from fastvlm.errors import FastVLMError, MissingBase
+    from fastvlm.quoting import printable
 except KeyboardInterrupt:  # these imports take tenths of a second, in which nobody else catches it
     sys.stderr.write("Interrupted.\n")
     raise SystemExit(130) from None
@@ -199,5 +200,5 @@ def _ending(how: str, error: BaseException | None) -> str:
 def _say(text: str, code: int) -> int:
     """Prints `text` as one printable line: file names may hold line breaks and terminal escapes."""
     line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
-    click.echo("".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line), err=True)
+    click.echo(printable(line, None), err=True)
     return code

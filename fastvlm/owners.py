@@ -93,6 +93,13 @@ def is_left(path: Path) -> bool:
         return handle is not None and _is_left(path, handle)
 
 
+def is_abandoned(path: Path) -> bool:
+    """Whether a plain file of this user whose name tells no process counts as left: unchanged for a day."""
+    status = path.lstat()
+    mine = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+    return mine and time.time() - status.st_mtime > _ABANDONED
+
+
 def lock(path: Path) -> int:
     """Opens a folder or file and holds its lock as far as there are locks; returns the file descriptor."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

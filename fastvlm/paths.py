@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastvlm.errors import BuildError, FastVLMError
+from fastvlm.quoting import printable, spelled
 
 _COMPONENT = re.compile(r"[A-Za-z0-9_.+@=,()\[\]-][A-Za-z0-9_.+@=,()\[\] -]{0,199}")
 _MAX_COMPONENTS = 16
@@ -31,7 +32,6 @@ _FOLDER = _ROOT | os.O_NOFOLLOW
 _FOLLOWED = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # without O_NONBLOCK a pipe waits for whoever writes into it
 _FILE = _FOLLOWED | os.O_NOFOLLOW
 _NO_FILE = (errno.EINVAL, errno.ENXIO, errno.ENODEV)  # `_opened`'s own; sockets and devices that do not open
-SHOWN = 60  # characters of a foreign name in a message
 
 
 def is_plain(relative: object) -> bool:
@@ -144,9 +144,9 @@ def check_tree(root: Path, error: type[FastVLMError] = BuildError, most: int = 1
 
 def _check_plain(root: Path, relative: object, error: type[FastVLMError]) -> None:
     if not is_plain(relative):
-        shown = ascii(relative if isinstance(relative, str) else type(relative).__name__)
+        shown = spelled(relative if isinstance(relative, str) else type(relative).__name__)
         raise error(
-            f"{root} names the path {shown[:SHOWN]}, expected a plain relative path below that folder; "
+            f"{root} names the path '{shown}', expected a plain relative path below that folder; "
             "the file is damaged or was not written by this tool, make it again"
         )
 
@@ -156,7 +156,7 @@ def _descend(root: Path, folders: list[str]) -> int:
     try:
         at = os.open(root, _ROOT)
     except ValueError as problem:  # NUL
-        raise OSError(errno.EINVAL, "it is no name that a folder can have", ascii(str(root))[:SHOWN]) from problem
+        raise OSError(errno.EINVAL, "it is no name that a folder can have", spelled(str(root))) from problem
     for folder in folders:
         try:
             inner = os.open(folder, _FOLDER, dir_fd=at)
@@ -170,7 +170,7 @@ def _opened(name: str | Path, path: str | Path, flags: int, within: int | None =
     try:
         handle = os.open(name, flags, dir_fd=within)
     except ValueError as problem:  # NUL, or half a character
-        raise OSError(errno.EINVAL, "it is no name that a file can have", ascii(str(path))[:SHOWN]) from problem
+        raise OSError(errno.EINVAL, "it is no name that a file can have", spelled(str(path))) from problem
     try:
         if not is_regular(os.fstat(handle)):
             raise OSError(errno.EINVAL, "it is no plain file", str(path))
@@ -199,9 +199,7 @@ def _link(path: Path) -> str:
 
 
 def _shown(path: Path) -> str:
-    text = str(path)
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= _LONGEST else f"{text[:SHOWN]}…{text[-SHOWN:]}"
+    return printable(str(path), _LONGEST)
 
 
 def _is_link(path: Path) -> bool:

@@ -2,7 +2,8 @@
 
 A decoder that runs out of data paints the rest grey (JPEG) or leaves it black (PNG), and says nothing where an end mark
 follows. So:
-- PNG: checksums are compared up to the end, and the rows that its compressed stream holds are counted (`check_png`);
+- PNG: checksums are compared up to the end, and the rows that its compressed stream holds are counted (`png_files`,
+  which also shows decoders a part of the chunks alone);
 - JPEG: the decoder is fed marker by marker and asked, before each, whether it still waits for data or has stopped
   listening (`feed_jpeg`); scans and restart marks are counted against the frame. Nothing is decoded twice.
 What cannot be seen: bytes that were changed without a change of how many are used, since JPEG and WebP have no
@@ -12,27 +13,35 @@ their decoders hold files to them. It knows no decoder: the caller brings one.
 
 from __future__ import annotations
 
+import io
 import re
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, BinaryIO
 
+from fastvlm.png_files import (
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    PIECE,
+    SIGNATURE,
+    Damaged,
+    Shown,
+    Unread,
+    check_png,
+    settle_clear,
+)
+
 MAX_FILE_BYTES = 512 * 2**20  # 50 megapixels of 16-bit RGBA take 400 MB uncompressed
-MAX_HEADERS = 10_000  # of a JPEG 65,533 bytes each, more than the largest profile and preview take
 MAX_SCANS = 64  # a progressive JPEG has about 10; each one passes over the whole picture, however few bytes it has
 FEW, MOST = 64, 1024  # stretches between restart marks that are checked for bytes left over, and each by itself
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-PIECE = 1 << 18
 
+GREY16 = [(value * 255 + 32767) // 65535 for value in range(65536)]
 FILL = re.compile(rb"\xff*")  # bytes that may stand in front of a marker
 MARKER = re.compile(rb"\xff[^\x00]")  # FF 00 is a byte of data; begins with one byte, which is searched for fast
 SOS, EOI, RESTARTS = 0xDA, 0xD9, range(0xD0, 0xD8)
 FRAMES = {0xC0: "baseline", 0xC1: "sequential", 0xC2: "progressive"}
 OTHER_FRAMES = {*range(0xC3, 0xD0)} - {0xC4, 0xC8, 0xCC}  # lossless, hierarchical, arithmetic
+ARITHMETIC = range(0xC9, 0xD0)
 ONES = b"\xff\x00" * 8  # 64 bits that are no code: what a decoder reads ahead at the end, and not one whole block more
 WITHHELD = 16  # bytes of a stretch that come last, one by one, so that a decoder that has stopped listening is seen
 STEPS = 4
@@ -40,15 +49,12 @@ STEPS = 4
 Decode = Callable[[bytes], tuple[int, int]]
 
 
-class Damaged(ValueError):
-    """A picture's file that does not hold all of it; the message says what is missing, in a few words."""
-
-
 def load_whole(image: Any, file: BinaryIO, get_decoder: Callable[..., Any]) -> None:
     """Decodes a picture that Pillow has opened from `file`; raises Damaged where the file does not hold all of it.
 
     `get_decoder` is `PIL.Image._getdecoder`. What a JPEG has behind its end mark is not looked at. Of a PNG every
     checksum is, and its rows are counted where the last one may be missing: one that was never decoded is all zeros.
+    A PNG's transparent colour fits the pixels then; of 16-bit RGB it has become alpha.
     """
     if (size := file.seek(0, 2)) > MAX_FILE_BYTES:
         raise Damaged(f"it has {size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
@@ -64,65 +70,24 @@ def load_whole(image: Any, file: BinaryIO, get_decoder: Callable[..., Any]) -> N
             decoder.cleanup()
         image.tile = []  # else it is decoded again when it is looked at
         return
+    rawmode = image.tile[0][3] if image.format == "PNG" and image.tile else ""
     image.load()
     if image.format == "PNG":
         last = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
         file.seek(0)
         check_png(file, rows=bool(image.info.get("interlace")) or not any(last))
+        settle_clear(image, rawmode, file)
 
 
-def check_png(file: BinaryIO, *, rows: bool = True) -> None:
-    """Raises Damaged where a checksum of a PNG is wrong, its end is missing or, with `rows`, any of its rows."""
-    if file.read(8) != SIGNATURE:
-        raise Damaged("it does not begin as a PNG")
-    chunks = _chunks(file)
-    name, head = next(chunks, (b"", b""))
-    if name != b"IHDR" or len(head) != 13:
-        raise Damaged("its header is missing")
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", head)
-    expected = _png_bytes(width, height, depth * CHANNELS.get(colour, 1), bool(interlaced)) if rows else 0
-    found = 0
-    stream = zlib.decompressobj()
-    palette = colour != 3
-    for name, data in chunks:
-        palette |= name == b"PLTE"
-        if name == b"IDAT" and not palette:
-            raise Damaged("its palette is missing")
-        while name == b"IDAT" and data and found < expected and not stream.eof:
-            found += len(stream.decompress(data, PIECE))
-            data = stream.unconsumed_tail
-    if found < expected:
-        raise Damaged(f"its image data ends after {found:,} of {expected:,} bytes")
-
-
-def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Yields (name, a piece of its data) of a PNG's chunks up to its end, and holds each to its checksum."""
-    name = b""
-    while name != b"IEND":
-        head = file.read(8)
-        if len(head) < 8:
-            raise Damaged("its end is missing")
-        length, name = struct.unpack(">I4s", head)
-        checksum = zlib.crc32(name)
-        while length:
-            data = file.read(min(length, PIECE))
-            if not data:
-                raise Damaged("it ends within a chunk")
-            length -= len(data)
-            checksum = zlib.crc32(data, checksum)
-            yield name, data
-        if file.read(4) != checksum.to_bytes(4):
-            raise Damaged(f"its chunk {name!r} has another checksum")
-
-
-def _png_bytes(width: int, height: int, bits: int, interlaced: bool) -> int:
-    """Bytes of all rows, each with the byte that names its filter, in one pass or in Adam7's seven."""
-    total = 0
-    for left, top, across, down in ADAM7 if interlaced else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
-        if columns > 0 and rows > 0:
-            total += rows * (1 + (columns * bits + 7) // 8)
-    return total
+def eight_bits(grey: Any) -> Any:
+    """Returns mode L of Pillow's 16-bit grey, v · 255 / 65535 rounded, or LA where one of its values is transparent."""
+    clear = grey.info.get("transparency")
+    values = grey.convert("I")
+    scaled = values.point(GREY16, "L")
+    if clear is not None:
+        scaled.putalpha(values.point([255 * (value != clear) for value in range(65536)], "L"))
+        del scaled.info["transparency"]
+    return scaled
 
 
 def feed_jpeg(data: bytes, decode: Decode) -> None:
@@ -134,7 +99,7 @@ def feed_jpeg(data: bytes, decode: Decode) -> None:
     feed = _Feed(decode)
     frame = _Frame()
     start, place = 0, 2
-    while True:
+    for _ in range(MAX_HEADERS):
         _, place, code = _marker(data, place)
         if code == EOI:
             frame.check_complete()
@@ -148,12 +113,15 @@ def feed_jpeg(data: bytes, decode: Decode) -> None:
         if code == SOS:
             feed(data[start:place])
             start = place = _scan(data, place, frame, feed)
+    raise Unread(f"it has over {MAX_HEADERS:,} headers")
 
 
 def _scan(data: bytes, place: int, frame: _Frame, feed: _Feed) -> int:
     """Feeds the stretches of one scan, and the restart marks between them; returns where the next marker begins."""
     expected = frame.restarts()
-    stretches = list(islice(_stretches(data, place), expected + 2))  # one more tells, and millions are not listed
+    stretches = list(islice(_stretches(data, place), expected + 3))  # one more tells, and millions are not listed
+    if frame.interval and len(stretches) == expected + 2 and _is_idle(stretches):
+        stretches[-2:] = [(*stretches[-2][:2], stretches[-1][2])]
     check_restarts([mark for _, _, mark in stretches], expected)
     thorough, every = len(stretches) <= FEW, 1 + len(stretches) // MOST
     begun = place
@@ -162,6 +130,12 @@ def _scan(data: bytes, place: int, frame: _Frame, feed: _Feed) -> int:
             feed.stretch(data, begun, start, end, thorough)
             begun = end
     return begun
+
+
+def _is_idle(stretches: list[tuple[int, int, int]]) -> bool:
+    """Whether the last restart mark is in order, with nothing behind it: some cameras end the last interval too."""
+    (_, _, mark), (start, until, following) = stretches[-2:]
+    return mark == 0xD0 + (len(stretches) - 2) % 8 and following not in RESTARTS and start == until
 
 
 def _stretches(data: bytes, place: int) -> Iterator[tuple[int, int, int]]:
@@ -196,38 +170,39 @@ def check_restarts(marks: list[int], expected: int) -> None:
         raise Damaged(f"{expected:,} restart marks are expected in order, {len(found):,} {more}were found")
 
 
-def check_headers(file: BinaryIO) -> None:
-    """Raises Damaged for a JPEG or a PNG of more than MAX_HEADERS segments or chunks in front of its image data.
+def for_decoder(file: BinaryIO) -> tuple[BinaryIO, bool]:
+    """Returns what a decoder is to see of a picture's file, from its begin, and whether frames of a PNG were left out.
 
-    Pillow keeps every one of them when it opens a file. Other kinds are passed by; the file stands at its begin after.
+    Raises Unread for a JPEG or a PNG of more than MAX_HEADERS segments or chunks in front of its image data, or of
+    MAX_HEADER_BYTES: Pillow keeps every one that it sees. Other kinds are passed by.
     """
     head = file.read(8)
     try:
         if head == SIGNATURE:
-            _count(file, 8, _next_chunk)
-        elif head[:2] == b"\xff\xd8":
-            _count(file, 2, _next_segment)
+            shown = Shown(file)
+            return io.BufferedReader(shown), shown.frames
+        if head[:2] == b"\xff\xd8":
+            _count_segments(file)
     finally:
         file.seek(0)
+    return file, False
 
 
-def _count(file: BinaryIO, place: int, following: Callable[[bytes], int]) -> None:
+def _count_segments(file: BinaryIO) -> None:
+    place = 2
     for _ in range(MAX_HEADERS):
         file.seek(place)
-        length = following(file.read(8))
+        length = _segment(file.read(4))
         if not length:
             return
         place += length
-    raise Damaged(f"it has over {MAX_HEADERS:,} headers before its image data")
+        if place > MAX_HEADER_BYTES:
+            raise Unread(f"it has over {MAX_HEADER_BYTES:,} bytes of metadata")
+    raise Unread(f"it has over {MAX_HEADERS:,} headers before its image data")
 
 
-def _next_chunk(head: bytes) -> int:
-    """Bytes of the chunk that begins so; 0 where its image data begins, or it ends."""
-    return 0 if len(head) < 8 or head[4:] in (b"IDAT", b"IEND") else 12 + int.from_bytes(head[:4])
-
-
-def _next_segment(head: bytes) -> int:
-    """As `_next_chunk`, of a JPEG's segment; a fill byte or a mark without data counts as one of its own."""
+def _segment(head: bytes) -> int:
+    """Bytes of the segment that begins so, 0 where image data or the end does; a fill byte counts as one of its own."""
     if len(head) < 4 or head[0] != 0xFF or head[1] in (SOS, EOI):
         return 0
     if head[1] == 0xFF:
@@ -243,14 +218,15 @@ class _Feed:
 
     def __call__(self, data: bytes) -> int:
         """Gives bytes; returns how many the decoder has not used."""
-        if self.done:
-            return 0
-        self.waiting += data
-        used, error = self.decode(self.waiting)
-        if error < 0:
-            raise Damaged("it cannot be decoded")
-        self.done = used < 0
-        self.waiting = self.waiting[used:] if used >= 0 else b""
+        for at in range(0, max(len(data), 1), PIECE):
+            if self.done:
+                return 0
+            self.waiting += data[at : at + PIECE]
+            used, error = self.decode(self.waiting)
+            if error < 0:
+                raise Damaged("it cannot be decoded")
+            self.done = used < 0
+            self.waiting = self.waiting[used:] if used >= 0 else b""
         return len(self.waiting)
 
     def stretch(self, data: bytes, begun: int, start: int, end: int, thorough: bool) -> None:
@@ -283,9 +259,10 @@ class _Frame:
         self.scan: list[int] = []
 
     def note(self, code: int, body: bytes) -> None:
-        """Reads a header; raises Damaged for a kind that is not read."""
+        """Reads a header; raises Unread for a kind that is not read."""
         if code in OTHER_FRAMES:
-            raise Damaged(f"it is of JPEG's rare kind {code - 0xC0}, read are {', '.join(FRAMES.values())}")
+            kind = "arithmetic-coded" if code in ARITHMETIC else "lossless or hierarchical"
+            raise Unread(f"it is a JPEG of a rare kind ({kind}); read are {', '.join(FRAMES.values())} ones")
         if code in FRAMES and len(body) >= 6 + 3 * body[5] and not self.kind:
             self.kind = code
             self.size = (int.from_bytes(body[3:5]), int.from_bytes(body[1:3]))

@@ -1,7 +1,8 @@
-"""Progress on a terminal: one bar per stage, on stderr; where nobody watches, only the notes.
+"""What is shown on a terminal: bars for stages and notes on stderr, and the console of all tables.
 
 Bars are for a person in front of a terminal. In a pipe, a log or a test, stages say nothing, and notes (assumptions
-that were made, warnings) are printed as plain lines, because they matter there too.
+that were made, warnings) are printed as plain lines, because they matter there too. Whatever is printed here may hold
+a stranger's words: a terminal obeys none of them (`fastvlm.quoting`), and they are no markup.
 """
 
 from __future__ import annotations
@@ -9,23 +10,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fastvlm.progress import Advance, Progress
-from fastvlm.quoting import printable
+from fastvlm.quoting import printable, readable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
+    from rich.text import Text
 
 
 class TerminalProgress(Progress):
     """Shows stages as bars on a terminal and notes as lines; quiet bars when `stream` is no terminal."""
 
     def __init__(self, stream: TextIO | None = None, transient: bool = False) -> None:
-        from rich.console import Console
-
-        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._console = new_console(stream or sys.stderr)
         self._bars: Bars | None = None
         self._transient = transient  # whether bars vanish when they are done
 
@@ -34,8 +34,8 @@ class TerminalProgress(Progress):
         return self._bar(name, total) if self._console.is_terminal else super().stage(name, total)
 
     def note(self, text: str) -> None:
-        """One plain line, above the bars if there are any; names in it may hold what a terminal would obey."""
-        self._console.print(f"note: {printable(text, len(text))}", markup=False)
+        """One plain line, above the bars if there are any."""
+        self._console.print(f"note: {printable(text, None)}")
 
     @contextmanager
     def _bar(self, name: str, total: int | None) -> Iterator[Advance]:
@@ -44,7 +44,7 @@ class TerminalProgress(Progress):
             self._bars = _new_bars(self._console, self._transient)
             self._bars.start()
         bars = self._bars
-        task = bars.add_task(name, total=total)
+        task = bars.add_task(printable(name), total=total)
         try:
             yield lambda count: bars.advance(task, count)
             # A stage of unknown length has no total until it ends.
@@ -54,6 +54,19 @@ class TerminalProgress(Progress):
             if outermost:
                 bars.stop()
                 self._bars = None
+
+
+def new_console(file: TextIO | None = None, width: int | None = None) -> Console:
+    """Returns a console for tables and lines on `file` (none: stdout), of `width` columns (none: the terminal's)."""
+    from rich.console import Console
+
+    class Quoting(Console):
+        """Every text comes through here, those in the cells of tables too."""
+
+        def render_str(self, text: str, **how: Any) -> Text:
+            return super().render_str(readable(text), **how)
+
+    return Quoting(file=file, width=width, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def _new_bars(console: Console, transient: bool) -> Bars:

@@ -17,8 +17,10 @@ from typing import Any
 
 from fastvlm.errors import FastVLMError, PromptError
 from fastvlm.hashes import Opener
+from fastvlm.json_file import each_once
 from fastvlm.paths import open_plain
-from fastvlm.tokenizer_steps import Unfit, check_decoder, check_ends, check_normalizer, check_splitter, shown
+from fastvlm.quoting import one_line, printable, short
+from fastvlm.tokenizer_steps import Unfit, check_decoder, check_ends, check_normalizer, check_splitter
 
 MAX_FILE_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 250,000 tokens has 35 MB
 MAX_TOKENS = 1_000_000  # the largest vocabularies have 262,144 and 514,906 merges
@@ -43,7 +45,7 @@ def read_tokenizer(path: Path, error: type[FastVLMError], opened: Opener = open_
             raise Unfit(f"it has over {MAX_FILE_BYTES:,} bytes, and no tokenizer is that large")
         return checked(data.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as found:
-        said = shown(str(found)) if not isinstance(found, Unfit) else str(found)
+        said = printable(str(found)) if not isinstance(found, Unfit) else str(found)
         raise error(f"{path} is no tokenizer that can be read ({said}); copy it again from the source") from found
 
 
@@ -52,7 +54,7 @@ def checked(text: str) -> tuple[str, tuple[str, ...]]:
     lists, values = text.count("[") + text.count("{"), text.count(",")
     if lists > MAX_LISTS or values > 5 * MAX_LISTS:
         raise Unfit(f"it has {lists:,} lists and objects of {values:,} values, at most {MAX_LISTS:,} are read")
-    found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    found = json.loads(text, object_pairs_hook=each_once, parse_constant=_no_constant)
     if not isinstance(found, dict):
         raise Unfit(f"it holds a {type(found).__name__}, expected a JSON object")
     check_added(_list(found, "added_tokens"))
@@ -67,7 +69,7 @@ def check_added(tokens: Iterable[Any]) -> None:
         if number >= MAX_ADDED:
             raise Unfit(f"it has over {MAX_ADDED:,} added tokens")
         if not isinstance(token, dict) or not _is_id(token.get("id")) or not _is_token(token.get("content")):
-            raise Unfit(f"an added token is {shown(token)}, expected a text of up to {MAX_TOKEN_BYTES} bytes and an id")
+            raise Unfit(f"an added token is {short(token)}, expected a text of up to {MAX_TOKEN_BYTES} bytes and an id")
 
 
 def check_vocabulary(vocab: Any) -> None:
@@ -76,7 +78,7 @@ def check_vocabulary(vocab: Any) -> None:
         raise Unfit(f"its vocabulary is no JSON object of at most {MAX_TOKENS:,} tokens")
     for token, id_ in vocab.items():
         if not _is_id(id_) or len(token) > MAX_TOKEN_BYTES:
-            raise Unfit(f"its token {shown(token)} has id {shown(id_)}, expected 0 to {MAX_ID - 1} and a short text")
+            raise Unfit(f"its token {short(token)} has id {short(id_)}, expected 0 to {MAX_ID - 1} and a short text")
 
 
 def check_text(text: str) -> None:
@@ -104,33 +106,33 @@ def called(error: type[FastVLMError], what: str, function: Callable[..., Any], *
     except (FastVLMError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as found:
-        said = shown(" ".join(str(found).split()))
+        said = one_line(str(found))
         raise error(f"the tokenizers library {what} ({said}); copy tokenizer.json again from the source") from found
 
 
 def _check_model(model: Any) -> bool:
     """Raises Unfit for a model that is not run; returns whether it has a dropout."""
     if not isinstance(model, dict):
-        raise Unfit(f"its model is {shown(model)}, expected a JSON object")
+        raise Unfit(f"its model is {short(model)}, expected a JSON object")
     kind = model.get("type", "BPE" if "merges" in model else None)  # files of before 2020 do not name it
     if kind not in ("BPE", "WordLevel"):
-        raise Unfit(f"its model is {shown(kind)}, known are BPE and WordLevel")
+        raise Unfit(f"its model is {short(kind)}, known are BPE and WordLevel")
     vocab: Any = model.get("vocab")
     check_vocabulary(vocab)
     unknown = model.get("unk_token")
     known = unknown in vocab if isinstance(unknown, str) else unknown is None and kind == "BPE"
     if not known:
-        raise Unfit(f"its unk_token {shown(unknown)} is not in its vocabulary")
+        raise Unfit(f"its unk_token {short(unknown)} is not in its vocabulary")
     if kind == "WordLevel":
         return False
     merges = _list(model, "merges")
     if len(merges) > MAX_TOKENS:
         raise Unfit(f"it has {len(merges):,} merges, at most {MAX_TOKENS:,} are read")
     if model.get("continuing_subword_prefix"):  # WordPiece's; cutting it off ends the process where it cuts a letter
-        raise Unfit(f"its continuing_subword_prefix is {shown(model['continuing_subword_prefix'])}, expected none")
+        raise Unfit(f"its continuing_subword_prefix is {short(model['continuing_subword_prefix'])}, expected none")
     suffix = model.get("end_of_word_suffix")
     if suffix is not None and (not isinstance(suffix, str) or len(suffix) > 16):
-        raise Unfit(f"its end_of_word_suffix is {shown(suffix)}, expected a text of at most 16 characters")
+        raise Unfit(f"its end_of_word_suffix is {short(suffix)}, expected a text of at most 16 characters")
     return bool(model.get("dropout"))
 
 
@@ -147,7 +149,7 @@ def _without(found: dict[str, Any], text: str, dropout: bool) -> tuple[str, tupl
 def _list(found: Mapping[str, Any], key: str) -> list[Any]:
     value = found.get(key) or []
     if not isinstance(value, list):
-        raise Unfit(f"its {key} are {shown(value)}, expected a list")
+        raise Unfit(f"its {key} are {short(value)}, expected a list")
     return value
 
 
@@ -157,15 +159,6 @@ def _is_id(value: Any) -> bool:
 
 def _is_token(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value.encode("utf-8", "replace")) <= MAX_TOKEN_BYTES
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise Unfit(f"it has the field {shown(twice)} twice")
-    return found
 
 
 def _no_constant(name: str) -> float:

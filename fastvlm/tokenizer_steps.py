@@ -11,15 +11,14 @@ It does not know vocabularies, nor the library.
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from fastvlm.quoting import short
 
 MOST_STEPS = 16  # in a sequence, and of a template; Qwen2 has two
 MOST_NESTED = 4
 MOST_GROWTH = 64  # NFKC makes 33 bytes of 3 once, "▁" of a space is three times as long
-FEW = reprlib.Repr()  # shows a value by its first few parts: a whole one may be as large as its file
-FEW.maxlevel, FEW.maxstring = 2, 40
 SHORT = 64  # bytes of what is put before a text, in place of a match, behind a word
 # Public patterns of decoders: GPT-2's (in ByteLevel too), Qwen2's, that of Llama 3 and cl100k, that of o200k
 _TAILS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -67,18 +66,12 @@ def check_ends(step: Any, nested: int = 0) -> float:
     return _check("post_processor", step, ENDS, nested)
 
 
-def shown(value: object) -> str:
-    """Returns a value of a stranger's file for a message: printable, at most 60 characters, whatever its size."""
-    text = repr(value[:60]) if isinstance(value, str) else FEW.repr(value)
-    return text.encode("ascii", "backslashreplace").decode("ascii")[:60]
-
-
 def _check(part: str, step: Any, kinds: Mapping[str, Check], nested: int) -> float:
     if step is None:
         return 1.0
     kind = step.get("type") if isinstance(step, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
-        raise Unfit(f"its {part} is {shown(kind)}, known are {', '.join(sorted(kinds))}")
+        raise Unfit(f"its {part} is {short(kind)}, known are {', '.join(sorted(kinds))}")
     growth = kinds[kind](step, nested)
     if growth > MOST_GROWTH:
         raise Unfit(f"its {part} can make a text {growth:.0f} times as long, at most {MOST_GROWTH} times is run")
@@ -133,7 +126,7 @@ def _strip(step: Mapping[str, Any], nested: int) -> float:
     _bytes(step.get("content"), "content")
     for key in ("start", "stop"):
         if type(step.get(key)) is not int or not 0 <= step[key] <= SHORT:
-            raise Unfit(f"its decoder strips {key} {shown(step.get(key))}, expected 0 to {SHORT}")
+            raise Unfit(f"its decoder strips {key} {short(step.get(key))}, expected 0 to {SHORT}")
     return 1.0
 
 
@@ -153,14 +146,14 @@ def _template(step: Mapping[str, Any], nested: int) -> float:
         for piece in pieces:
             named = piece.get("SpecialToken") if isinstance(piece, dict) else None
             if isinstance(named, dict) and str(named.get("id")) not in tokens:
-                raise Unfit(f"its post_processor names {shown(named.get('id'))}, which its special_tokens lack")
+                raise Unfit(f"its post_processor names {short(named.get('id'))}, which its special_tokens lack")
     return 1.0
 
 
 def _bytes(value: Any, key: str) -> int:
     """Length in bytes of a short text."""
     if not isinstance(value, str) or (length := len(value.encode("utf-8", "replace"))) > SHORT:
-        raise Unfit(f"its {key} is {shown(value)}, expected a text of at most {SHORT} bytes")
+        raise Unfit(f"its {key} is {short(value)}, expected a text of at most {SHORT} bytes")
     return length
 
 
@@ -172,7 +165,7 @@ def _pattern(found: Any) -> int:
     if kind == "Regex" and isinstance(text, str) and (text in PATTERNS or _is_plain(text)):
         return 1
     raise Unfit(
-        f"its pattern {shown(text)} is neither a public decoder's (GPT-2, Qwen2, Llama 3, o200k) nor a plain row of "
+        f"its pattern {short(text)} is neither a public decoder's (GPT-2, Qwen2, Llama 3, o200k) nor a plain row of "
         "characters and classes, whose time is known"
     )
 

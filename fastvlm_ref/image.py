@@ -5,6 +5,7 @@ Notable choices, one rule per kind of picture:
 - alpha: laid over white. A transparent picture is made to be seen on a page; over black its dark lines would vanish,
   and dropping alpha (what `convert("RGB")` does) shows whatever colour lies hidden under it;
 - 16-bit grey: scaled to 8 bits by v · 255 / 65535, rounded, where `convert("RGB")` clips at 255 (Pillow #3011);
+- a transparent colour (PNG's tRNS): alpha, where all bits that the file has are that colour's;
 - 16-bit colour: Pillow's decoder keeps the high byte of each value;
 - CMYK, YCbCr, palettes: Pillow's conversion; colour profiles are not applied, as in Apple's predict.py;
 - animations and pages: the first one, with a note;
@@ -16,14 +17,14 @@ It does not know the model: N is a number that the caller has.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from fastvlm.errors import ImageError, UsageError
-from fastvlm.picture_files import load_whole
+from fastvlm.picture_files import eight_bits, load_whole
 from fastvlm.progress import SILENT, Progress
 from fastvlm_ref.image_file import MAX_PIXELS, MAX_SIDE, check_size, opened, said
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 STRIP_PIXELS = 16_000_000  # of the padded square that exist at one time: 64 MB
+FLAT_PIXELS = 2_000_000  # of one mode that exist beside the picture while it becomes another: 8 MB each
 STRATEGIES = ("pad", "crop")
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,13 +54,12 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, progress: Prog
     """
     path, notes = Path(path), list[str]()
     with opened(path, max_pixels, notes) as (image, file):
-        if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO adds only a preview
-            notes.append("it has several frames; the first one is used")
         load_whole(image, file, Image._getdecoder)
-        upright = to_rgb(image)
+        orientation, rgb = _load(image), _flat(image)
+    del image  # a third copy of a large picture exists else while it is turned
     for text in notes:
         progress.note(f"{path.name}: {text}")
-    return upright
+    return _turned(rgb, orientation)
 
 
 def check_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -70,13 +71,7 @@ def check_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> None:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Returns a picture of any mode as upright RGB without metadata, by the rules above. Raises ImageError."""
     orientation = _load(image)
-    rgb = _flat(image)
-    if orientation in UPRIGHT:
-        rgb = rgb.transpose(UPRIGHT[orientation])
-    elif rgb is image:
-        rgb = image.copy()
-    rgb.info = {}  # holds the EXIF bytes otherwise, and the picture would be turned again
-    return rgb
+    return _turned(_flat(image), orientation)
 
 
 def preprocess(image: Image.Image, size: int, strategy: str = "pad") -> NDArray[np.uint8]:
@@ -147,30 +142,54 @@ def _load(image: Image.Image) -> int:
         image.load()
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         return orientation if orientation in UPRIGHT else 1
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
         raise ImageError(f"the picture is damaged or cut short ({said(error)}); copy it or save it again") from error
 
 
+def _turned(rgb: Image.Image, orientation: int) -> Image.Image:
+    if orientation in UPRIGHT:
+        rgb = rgb.transpose(UPRIGHT[orientation])
+    rgb.info = {}  # holds the EXIF bytes otherwise, and the picture would be turned again
+    return rgb
+
+
 def _flat(image: Image.Image) -> Image.Image:
-    """Returns RGB, transparent places over white."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return _grey16(image)
+    """Returns RGB, a picture of its own: transparent places over white, grey of 16 bits scaled."""
     if image.mode == "F":
         raise ImageError("the picture has 32-bit float pixels, of which white is unknown; save it with 8 or 16 bits")
+    if image.mode == "I":
+        _check_grey(image)
     try:
-        if not image.has_transparency_data:
-            return image.convert("RGB")
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        if image.mode.startswith("I") or image.has_transparency_data:
+            return _in_strips(image)
+        return image.convert("RGB")
     except (ValueError, KeyError) as error:
         found = f"mode {image.mode} does not convert to RGB ({error})"
         raise ImageError(f"the picture's {found}; save it as RGB") from error
 
 
-def _grey16(image: Image.Image) -> Image.Image:
-    """Scales 16-bit grey to 8 bits, rounded to the nearest."""
-    values = np.asarray(image).astype(np.int64)
-    low, high = int(values.min()), int(values.max())
+def _in_strips(image: Image.Image) -> Image.Image:
+    """Flattens strip by strip: of a large picture the steps between would take several times its memory."""
+    flat = Image.new("RGB", image.size)
+    rows = max(1, FLAT_PIXELS // max(1, image.width))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if image.mode.startswith("I"):
+            strip = eight_bits(strip)
+        flat.paste(_over_white(strip), (0, top))
+    return flat
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _check_grey(image: Image.Image) -> None:
+    low, high = cast(tuple[int, int], image.getextrema())
     if low < 0 or high > 65535:
         raise ImageError(f"the picture's grey runs from {low} to {high}; expected 0 to 65535, save it with 16 bits")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")

@@ -23,7 +23,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from fastvlm.errors import ImageError
 from fastvlm.paths import open_followed
-from fastvlm.picture_files import MAX_FILE_BYTES, check_headers
+from fastvlm.picture_files import MAX_FILE_BYTES, for_decoder
+from fastvlm.png_files import Unread
+from fastvlm.quoting import one_line
 
 MAX_PIXELS = 50_000_000  # of the header, before a byte is decoded: 200 MB in Pillow's memory
 MAX_SIDE = 30_000  # padding makes a square of the longest side: its cost grows with side², 5 s at this limit
@@ -53,13 +55,20 @@ def opened(path: Path, max_pixels: int, notes: list[str]) -> Iterator[tuple[Imag
         raise ImageError(f"{path} is {found}; expected a picture ({EXPECTED})")
     with _naming(path, max_pixels), open_followed(path) as file:
         kind = _kind(path, file)
-        check_headers(file)
+        shown, frames = for_decoder(file)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            with Image.open(file, formats=[kind]) as image:
+            with Image.open(shown, formats=[kind]) as image:
                 check_size(image.size, max_pixels)
+                if frames or _has_frames(image):
+                    notes.append("it has several frames; the first one is used")
                 yield image, file
-        notes += dict.fromkeys(one_line(str(warning.message)) for warning in told)
+        notes += dict.fromkeys(one_line(str(warning.message), 120) for warning in told)
+
+
+def _has_frames(image: ImageFile.ImageFile) -> bool:
+    """Whether an animation has more than one; a phone's MPO adds only a preview."""
+    return getattr(image, "is_animated", False) and image.format != "MPO"
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -76,12 +85,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def said(error: Exception) -> str:
     """Returns a decoder's complaint on one line; libheif's end in a line break, and some quote the file."""
-    return one_line(f"{type(error).__name__}: {error}")
-
-
-def one_line(text: str) -> str:
-    """Returns a library's words on one line that a terminal can show."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))[:120]
+    return one_line(f"{type(error).__name__}: {error}", 120)
 
 
 @contextmanager
@@ -91,10 +95,14 @@ def _naming(path: Path, max_pixels: int) -> Iterator[None]:
         yield
     except ImageError as error:
         raise ImageError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+    except Unread as error:
+        raise ImageError(f"{path} is not read: {error}; save it again as a plain JPEG or PNG") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{path} is not a picture, or not a whole one; expected {EXPECTED}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} is too large ({error}); at most {max_pixels} pixels are read, shrink it") from error
+    except MemoryError:
+        raise  # tells nothing of the file
     except Exception as error:  # decoders raise a dozen kinds on damaged files (OSError, SyntaxError, struct.error, …)
         raise ImageError(f"{path} is damaged or cut short ({said(error)}); copy it or save it again") from error
 

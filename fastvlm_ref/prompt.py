@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastvlm.errors import TokenizerError, UsageError
+from fastvlm.quoting import short
 from fastvlm.tokenizer_json import check_length, check_text
-from fastvlm.tokenizer_steps import shown
 from fastvlm_ref.config import PromptConfig
 
 MAX_TEMPLATE_BYTES = 65_536
@@ -148,7 +148,7 @@ def find_template(template: str) -> Template:
     if template in TEMPLATES:
         return TEMPLATES[template]
     known = ", ".join(TEMPLATES)
-    raise UsageError(f"template {shown(template)} is unknown; known are {known}, or a JSON file (--template FILE)")
+    raise UsageError(f"template {short(template)} is unknown; known are {known}, or a JSON file (--template FILE)")
 
 
 def template_option(option: str) -> str:
@@ -195,11 +195,11 @@ def prompt_from_record(record: Mapping[str, Any]) -> PromptConfig:
     else:
         template = find_template(name).name
     stops, slot = record.get("stop_ids", []), record.get("image_token_id", PromptConfig.image_token_id)
-    problems = [] if system is None or isinstance(system, str) else [f"its system text is {shown(system)}"]
+    problems = [] if system is None or isinstance(system, str) else [f"its system text is {short(system)}"]
     if not isinstance(stops, (list, tuple)) or not all(type(stop) is int for stop in stops):
-        problems.append(f"its stop_ids are {shown(stops)}")
+        problems.append(f"its stop_ids are {short(stops)}")
     if type(slot) is not int:
-        problems.append(f"its image_token_id is {shown(slot)}")
+        problems.append(f"its image_token_id is {short(slot)}")
     if problems:
         raise UsageError(f"the manifest's prompt cannot be used: {'; '.join(problems)}; export the build again")
     return PromptConfig(template=template, system=system, stop_ids=tuple(stops), image_token_id=slot)
@@ -266,7 +266,7 @@ def _parse(text: str, where: str) -> Template:
 def _problems(found: dict[str, Any]) -> list[str]:
     """Lists everything that is wrong with a template's fields."""
     kinds = {field.name: type(getattr(QWEN_2, field.name)) for field in fields(Template)}
-    strange = [shown(key) for key in found if key not in kinds]
+    strange = [short(key) for key in found if key not in kinds]
     problems = [f"{key} is unknown (known: {', '.join(kinds)})" for key in strange[:8]]
     problems += [f"'{key}' is missing" for key in ("name", "before", "after") if key not in found]
     for key, kind in kinds.items():
@@ -287,9 +287,9 @@ def _problems(found: dict[str, Any]) -> list[str]:
         problems.append(f"{{system}} stands over {MAX_SYSTEM} times in its turns")
     for name in found.get("controls", ()):
         if name not in turns:
-            problems.append(f"control {shown(name)} stands in no turn")
+            problems.append(f"control {short(name)} stands in no turn")
         if "{system}" in name or "{prompt}" in name:
-            problems.append(f"control {shown(name)} holds a placeholder")
+            problems.append(f"control {short(name)} holds a placeholder")
     return problems
 
 

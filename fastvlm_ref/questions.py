@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from fastvlm.errors import UsageError
+from fastvlm.json_file import counted, each_once
 from fastvlm.paths import open_followed
 from fastvlm.quoting import printable
 from fastvlm_ref.samples import Sample
@@ -61,7 +61,7 @@ def _refuse(named: str, problems: list[str]) -> None:
 def _question(file: Path, line: str) -> Sample | str:
     """Returns the question, or what is wrong with the line."""
     try:
-        found = json.loads(line, object_pairs_hook=once)
+        found = json.loads(counted(line.encode()), object_pairs_hook=each_once)
     except RecursionError:
         return "not JSON (nested too deeply)"
     except ValueError as error:
@@ -83,11 +83,3 @@ def _question(file: Path, line: str) -> Sample | str:
 def is_text(value: object) -> bool:
     """Whether it is text of any length but 0, of characters that exist: half a surrogate pair is none."""
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys stand there once each: of two, one would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return found

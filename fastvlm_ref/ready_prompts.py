@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import CheckpointError
+from fastvlm.json_file import each_once
 from fastvlm.prompts import EncodedPrompt
 from fastvlm_ref.checkpoint.source import PROMPTS, Source
 from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.prompt import Encoder, encode_prompt
-from fastvlm_ref.questions import is_text, once
+from fastvlm_ref.questions import is_text
 
 FIELDS = {"title": 60, "text": 4000}  # most characters of each
 MOST = 64  # prompts
@@ -89,7 +90,7 @@ def _load(file: Path) -> Any:
     try:
         if (size := file.stat().st_size) > MAX_BYTES:
             raise CheckpointError(f"{file} has {size:,} bytes, at most {MAX_BYTES:,} are read; keep fewer prompts")
-        return json.loads(file.read_bytes(), object_pairs_hook=once)
+        return json.loads(file.read_bytes(), object_pairs_hook=each_once)
     except OSError as problem:
         raise CheckpointError(f"{file} cannot be read ({problem.strerror}); check its permissions") from problem
     except (ValueError, RecursionError) as problem:

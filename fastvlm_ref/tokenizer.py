@@ -26,6 +26,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from fastvlm.errors import TokenizerError
 from fastvlm.json_file import parse
+from fastvlm.quoting import printable, short
 from fastvlm.tokenizer_json import (
     MAX_FILE_BYTES,
     MAX_RUN_BYTES,
@@ -36,7 +37,7 @@ from fastvlm.tokenizer_json import (
     check_vocabulary,
     read_tokenizer,
 )
-from fastvlm.tokenizer_steps import Unfit, shown
+from fastvlm.tokenizer_steps import Unfit
 from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.files import copy_file, open_file, read_file, size_of
 
@@ -86,8 +87,12 @@ class Tokenizer:
         ids: list[int] = called(TokenizerError, "cannot encode this text", self._ids, text)
         made = self._guarded.intersection(ids)
         if made:
-            names = ", ".join(sorted(str(self._inner.id_to_token(id_)) for id_ in made))[:60]
-            raise TokenizerError(f"plain text became the control token {names}; this vocabulary is unsafe to use")
+            names = printable(", ".join(sorted(str(self._inner.id_to_token(id_)) for id_ in made)))
+            raise TokenizerError(
+                f"plain text became the control token {names}, and every added token counts as one; where these are "
+                "ordinary words, take them out of added_tokens in tokenizer.json (the vocabulary keeps them), else use "
+                "the tokenizer of the model that was fine-tuned"
+            )
         return ids
 
     def _ids(self, text: str) -> list[int]:
@@ -105,9 +110,9 @@ class Tokenizer:
     def control(self, name: str) -> int:
         """Returns the id of an added token such as `<|im_end|>`. Raises TokenizerError naming those that exist."""
         if name not in self._added:
-            known = ", ".join(shown(token)[1:-1] for token in sorted(self._added)[:12]) or "none"
+            known = ", ".join(printable(token) for token in sorted(self._added)[:12]) or "none"
             raise TokenizerError(
-                f"the tokenizer has no token {shown(name)} (it has {known}); this is another family's tokenizer, or "
+                f"the tokenizer has no token {short(name)} (it has {known}); this is another family's tokenizer, or "
                 "its added tokens were lost: copy tokenizer.json from the model that was fine-tuned, or choose "
                 "--template"
             )
@@ -308,7 +313,7 @@ def _add_tokens(inner: tokenizers.Tokenizer, folder: Path, config: dict[str, Any
         given = inner.token_to_id(token.content)
         if given != id_:
             raise TokenizerError(
-                f"{folder} declares the added token {shown(token.content)} with id {id_}, the vocabulary leads to "
+                f"{folder} declares the added token {short(token.content)} with id {id_}, the vocabulary leads to "
                 f"{given}; the ids must follow the vocabulary without a gap: save the tokenizer again as tokenizer.json"
             )
 
@@ -346,7 +351,7 @@ def _bos(inner: tokenizers.Tokenizer, config: dict[str, Any]) -> int | None:
         id_: int | None = inner.token_to_id(name)
         if id_ is None:
             raise TokenizerError(
-                f"tokenizer_config.json begins texts with {shown(name)}, which the tokenizer does not have"
+                f"tokenizer_config.json begins texts with {short(name)}, which the tokenizer does not have"
             )
         return id_
     return begun[0] if begun else None

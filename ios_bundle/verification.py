@@ -17,6 +17,7 @@ from fastvlm.hashes import FileHash, sha256_file
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.paths import check_entry, is_plain, open_plain
 from fastvlm.progress import SILENT, Advance, Progress
+from fastvlm.quoting import spelled
 from ios_bundle.layout import CHECKSUMS, COMPILED, METADATA, MODELS, PACKAGE, SELFTEST
 from ios_bundle.metadata import read_metadata
 from ios_bundle.seal import Seal, read_seal
@@ -194,7 +195,6 @@ def _no_bundle(folder: Path) -> str:
     return f"{folder} is no bundle, found {found}; {made}"
 
 
-def _shown(name: str) -> str:
-    """A name as one short printable word: strangers choose names."""
-    shown = name if name.isascii() and name.isprintable() else ascii(name)
-    return shown if len(shown) <= 300 else f"{shown[:300]}…"
+def _shown(path: str) -> str:
+    """Names of a stranger's choice, as many as lead into a compiled model."""
+    return spelled(path, 300)

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from fastvlm.errors import BundleError
 from fastvlm.hashes import sha256_bytes
+from fastvlm.json_file import counted
 from fastvlm.progress import SILENT, Progress
+from fastvlm.quoting import printable
 from validation.bundle_host.host import Host
 from validation.bundle_host.picture import Pixels, open_photo, square
 from validation.limits import in_words, storable
@@ -87,14 +89,15 @@ def run_selftest(bundle: str | Path, backend: str = "mil", progress: Progress = 
     name = host.get("files.selftest", str)
     try:
         with host.open(name) as file:
-            example = json.load(file)
+            example = json.loads(counted(file.read()))
         if str(example["schema"]).split(".")[0] != "0":
             raise BundleError(f"{name} has schema {example['schema']}, expected 0.x; install a newer fastvlm")
         with progress.stage("Running the self-test"):
             return _Run(host, example, Path(name).parent.as_posix()).result()
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        reason = printable(repr(error), 80)
         raise BundleError(
-            f"{host.folder / name} is damaged ({ascii(error)[:80]}); validate its build again, then bundle that"
+            f"{host.folder / name} is damaged ({reason}); validate its build again, then bundle that"
         ) from error
 
 
@@ -162,7 +165,7 @@ class _Run:
 
     def _prompts(self) -> int:
         with self.host.open(self.host.get("files.prompts", str)) as file:
-            ready = json.load(file)["prompts"]
+            ready = json.loads(counted(file.read()))["prompts"]
         return sum(
             differing(self.host.prompt.ids(each["text"]), (each["ids_before_image"], each["ids_after_image"]))
             for each in ready

@@ -9,14 +9,14 @@ that build good any more.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastvlm import steps
-from fastvlm.build import FORMATS, ONNX, SOURCE_OPTIONS, Build, read_build
+from fastvlm.build import FORMATS, ONNX, Build, read_build
 from fastvlm.errors import BuildError, ExecutionError, OutputError, PackageError, UsageError
 from fastvlm.hashes import sha256_file
 from fastvlm.json_file import read_json
@@ -24,28 +24,23 @@ from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import check_files, dump
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import remove_folder, replace_file
-from fastvlm_ref.checkpoint import load_checkpoint
-from fastvlm_ref.checkpoint.hub import fetch, hub_id, on_disk
-from fastvlm_ref.checkpoint.load import read_config
-from fastvlm_ref.checkpoint.opening import open_checkpoint
-from fastvlm_ref.checkpoint.source import differing
-from fastvlm_ref.config import FastVLMConfig
-from fastvlm_ref.model.fastvlm import FastVLM
+from fastvlm_ref.config import TextConfig
 from fastvlm_ref.questions import read_questions
 from fastvlm_ref.samples import Sample, check_pictures, samples_in, shipped_samples
 from fastvlm_ref.threads import one_thread
 from fastvlm_ref.tokenizer import Tokenizer
 from validation.backends import BACKENDS, check_backend
-from validation.blocks import NOT_COMPARED
+from validation.blocks import NOT_COMPARED, BlockComparison, Finding
 from validation.comparison import Comparison
 from validation.coreml.units import check_units
 from validation.expected_time import tell
 from validation.html_report import check_place, report_of, write_report
 from validation.layerwise.comparison import LayerwiseComparison
 from validation.layerwise.need import needs_layerwise
-from validation.other_reference import check_shape
+from validation.limits import Measurement
+from validation.original import load_reference, open_reference
 from validation.pair import Pair
-from validation.questions import score
+from validation.questions import AnswerRow, score
 from validation.rungs import block_rung, excused, lower_rungs
 from validation.selftest import FOLDER as SELFTEST
 from validation.selftest import SelfTest, is_selftest, rows_sha256, worked_example, worked_photo, write_selftest
@@ -89,74 +84,70 @@ def validate(
     steps_for(steps, False)  # a wrong number is refused before anything is read
     folder = Path(build)
     opened = read_build(folder, FORMATS)
-    backend = _backend_for(opened, backend)
+    backend = _backend_for(opened, backend, compute_units)
     place = None if report is None else check_place(report, (folder, reference, checkpoint_options.get("base")))
-    if opened.format == ONNX:
-        check_units(backend, compute_units)
-    else:
-        check_backend(backend, compute_units, stateful=opened.purpose is None)
-    if questions is not None and not opened.language:
-        raise UsageError(f"{folder} has no language model to ask, it is an encoder alone; give --images DIR")
-    samples, in_full = _samples(images, questions, opened.encoder is not None, progress)
+    samples, in_full = _samples(opened, images, questions, progress)
     _check_folder(opened, progress)
     with one_thread(), _withdrawn_if_damaged(folder):
-        source = _opened_reference(opened, reference, progress, checkpoint_options, other_reference)
-        large = needs_layerwise(opened, source.config.text)
-        if layerwise is None:
-            layerwise = large and opened.format != ONNX  # onnxruntime has a graph whole or not at all
-        steps = steps_for(steps, large if opened.format == ONNX else layerwise)
-        if not layerwise and opened.format != ONNX:
-            tell(opened, in_full, len(samples) - in_full, steps, progress)
-        elif layerwise and len(samples) > in_full:
-            raise UsageError(
-                f"{questions} holds {len(samples)} questions; this model takes more than half of the memory and is "
-                f"compared layer by layer, on {in_full} at most: nothing can be asked freely"
-            )
-        # a decoder that nobody runs need not be in memory, and beside a large one's graph there is no room for it
-        stream = layerwise or not opened.language or large
-        model, tokenizer, files = _load_reference(opened, source, progress, other_reference, stream)
-        pair = Pair(opened, model)
-        kind = LayerwiseComparison if layerwise else Comparison
-        comparison = kind(pair, tokenizer, backend, steps, progress, compute_units)
-        if isinstance(comparison, LayerwiseComparison):
-            comparison.announce(samples)
-        rows = lower_rungs(pair, progress) if opened.format != ONNX else []
-        compared, answers = comparison.run(samples, in_full)
-        inside = backend == "mil"
-        blocks, findings = block_rung(pair, comparison.example(), progress) if inside else (NOT_COMPARED, [])
-        rows += [*blocks.measurements, *compared]
-        measured = {row.limit.key for row in rows}
-        missing = tuple(key for key in pair.limits if key not in measured)
-        lacking = tuple(key for key in missing if key not in excused(pair, backend, layerwise))
-        verdict = Verdict(
-            tuple(rows), tuple(answers), score(answers, in_full), tuple(comparison.differing_steps()), tuple(findings),
-            backend, steps, in_full, missing, lacking, sha256_file(folder / MANIFEST), files, folder / FILE,
-            compute_units,
-        )  # fmt: skip
+        source = open_reference(opened, reference, progress, checkpoint_options, other_reference)
+        way = _way_for(opened, source.config.text, backend, compute_units, steps, layerwise)
+        _foretell(opened, way, len(samples), in_full, questions, progress)
+        model, tokenizer, files = load_reference(opened, source, progress, other_reference, way.stream)
+        comparison = _comparison(Pair(opened, model), tokenizer, way, samples, progress)
+        climbed = _climb(comparison, way, samples, in_full)
+        verdict = _judged(climbed, comparison, way, files, in_full)
         _tell_of_weaker(folder, verdict, progress)
         with progress.stage("Writing the verdict"):
             verdict = _publish(verdict, folder, comparison)
         if place is not None:
             with progress.stage("Writing the report"):
-                write_report(report_of(verdict, comparison, samples, blocks), place)
+                write_report(report_of(verdict, comparison, samples, climbed.blocks), place)
     return verdict
 
 
-def _backend_for(build: Build, backend: str | None) -> str:
-    """Who executes a build; UsageError for a backend that runs other files."""
+@dataclass(frozen=True)
+class _Way:
+    """How a build is compared: who executes it, greedy tokens for each question, what is in memory at a time."""
+
+    backend: str
+    compute_units: str | None
+    steps: int
+    layerwise: bool
+    stream: bool  # whether the reference's decoder has its weights read when they are used
+
+
+@dataclass(frozen=True)
+class _Climbed:
+    """What the rungs found, from constants to tokens."""
+
+    rows: tuple[Measurement, ...]
+    answers: tuple[AnswerRow, ...]
+    blocks: BlockComparison
+    findings: tuple[Finding, ...]
+
+
+def _backend_for(build: Build, backend: str | None, compute_units: str | None) -> str:
+    """Who executes a build; UsageError for a backend that runs other files, or not here, or not on these units."""
     runs = ("onnx",) if build.format == ONNX else BACKENDS
     if backend is not None and backend not in runs:
         raise UsageError(
             f"--backend {backend} does not run {build.folder}, a build of --format {build.format}; "
             f"expected {' or '.join(runs)}"
         )
-    return backend or runs[0]
+    backend = backend or runs[0]
+    if build.format == ONNX:
+        check_units(backend, compute_units)
+    else:
+        check_backend(backend, compute_units, stateful=build.purpose is None)
+    return backend
 
 
 def _samples(
-    images: str | Path | None, questions: str | Path | None, encoder: bool, progress: Progress
+    build: Build, images: str | Path | None, questions: str | Path | None, progress: Progress
 ) -> tuple[list[Sample], int]:
     """Returns what to compare on, and how many of these in full; refuses files that are no pictures."""
+    if questions is not None and not build.language:
+        raise UsageError(f"{build.folder} has no language model to ask, it is an encoder alone; give --images DIR")
     if images is not None and questions is not None:
         raise UsageError("--images and --questions both name the pictures; give one of them")
     if questions is not None:
@@ -164,7 +155,7 @@ def _samples(
     else:
         samples = shipped_samples() if images is None else samples_in(Path(images))
     check_pictures(samples)
-    asked = questions is not None and encoder  # without an encoder nothing is answered freely
+    asked = questions is not None and build.encoder is not None  # without an encoder nothing is answered freely
     in_full = min(IN_FULL, len(samples)) if asked else len(samples)
     if alone := len(samples) - in_full:
         progress.note(f"the first {in_full} questions are compared in full, of the other {alone} the answers alone")
@@ -204,90 +195,65 @@ def _withdraw(build: Path) -> None:
         remove_folder(build / SELFTEST)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The reference before its weights are read: how the user named it, where it is, how it is read, what it is."""
-
-    named: str | Path
-    found: str | Path
-    options: dict[str, Any]
-    config: FastVLMConfig
-
-
-def _opened_reference(
-    build: Build, reference: str | Path | None, progress: Progress, options: dict[str, Any], other: bool
-) -> _Source:
-    """Finds the checkpoint, to be read with what was asked for at the export, and compares file sizes.
-
-    Raises UsageError where it is another one: unless `other` allows that, and then where its shape is another.
-    """
-    if reference is None:
-        if build.source_id != "tiny":
-            raise UsageError(f"this build was made from {build.source_id}; name it: --reference CHECKPOINT")
-        reference = "tiny"
-    told: dict[str, Any] = {**build.source_options, **options}
-    found = _on_disk(build, reference, "", progress, other)
-    if told.get("base") is not None:
-        told["base"] = _on_disk(build, told["base"], "base/", progress, other)
-    opened = open_checkpoint(found, told.get("base"), told.get("allow_pickle", False))
-    sizes = {name: path.stat().st_size for name, path in opened.source.paths.items()}
-    listed = {name: row.get("bytes") for name, row in build.source_files.items() if isinstance(row, dict)}
-    # before gigabytes are read and hashed
-    different = _check_same(build, reference, differing(sizes, listed), other)
-    config = read_config(opened, **{name: told.get(name) for name in SOURCE_OPTIONS})
-    if different:
-        check_shape(build, config, reference)
-    return _Source(reference, found, told, config)
+def _way_for(
+    build: Build, text: TextConfig, backend: str, compute_units: str | None, steps: int | None, layerwise: bool | None
+) -> _Way:
+    """What was asked for, and where nothing was, what the memory takes."""
+    onnx, large = build.format == ONNX, needs_layerwise(build, text)
+    if layerwise is None:
+        layerwise = large and not onnx  # onnxruntime has a graph whole or not at all
+    # a decoder that nobody runs need not be in memory, and beside a large one's graph there is no room for it
+    stream = layerwise or large or not build.language
+    return _Way(backend, compute_units, steps_for(steps, large if onnx else layerwise), layerwise, stream)
 
 
-def _load_reference(
-    build: Build, source: _Source, progress: Progress, other: bool, stream: bool
-) -> tuple[FastVLM, Tokenizer, ReferenceFiles]:
-    """Loads the checkpoint, `stream`: its decoder's weights when they are used; UsageError as above, by hashes."""
-    model = load_checkpoint(source.found, progress=progress, stream=stream, **source.options)
-    if model.source is None or model.tokenizer is None:
-        raise UsageError(f"{source.named} has no source or no tokenizer")
-    files = model.source.files(progress)
-    different = _check_same(build, source.named, differing(files, build.source_files), other)
-    if different:
-        check_shape(build, model.config, source.named)
-        progress.note(f"{source.named} is not what this build was made from: whatever the limits say, it cannot pass")
-    recorded = files if different else build.source_files
-    return model, model.tokenizer, ReferenceFiles({name: row["sha256"] for name, row in recorded.items()}, different)
-
-
-def _on_disk(build: Build, reference: str | Path, part: str, progress: Progress, other: bool) -> str | Path:
-    """Fetches a Hub id, `part` "base/" for a LoRA's base; UsageError before that where its files have other sizes.
-
-    An id without a revision means the commit that the manifest records: a branch may have moved on since.
-    """
-    listed = {
-        name.removeprefix(part): row.get("bytes")
-        for name, row in build.source_files.items()
-        if isinstance(row, dict) and name.startswith(part) and (part or not name.startswith("base/"))
-    }
-
-    def accept(sizes: Mapping[str, int]) -> None:
-        _check_same(build, reference, differing({name: sizes.get(name) for name in listed}, listed), other)
-
-    recorded = build.manifest["source"].get("base", {}) if part else build.manifest["source"]
-    commit = recorded.get("revision") if isinstance(recorded, dict) and recorded.get("id") == reference else None
-    pinned = hub_id(f"{reference}@{commit}") if commit and hub_id(reference) else None
-    if pinned is None:
-        return on_disk(reference, progress, accept)
-    progress.note(f"{reference} is read at commit {commit}, which this build was made from")
-    return fetch(pinned, progress, accept)
-
-
-def _check_same(build: Build, reference: str | Path, different: list[str], other: bool) -> tuple[str, ...]:
-    """Returns the names of files that differ from the build's source; UsageError unless `other` allows any."""
-    if different and not other:
+def _foretell(
+    build: Build, way: _Way, count: int, in_full: int, questions: str | Path | None, progress: Progress
+) -> None:
+    """Says how long it will take; UsageError for `count` questions of which some would have to be asked freely."""
+    if way.layerwise and count > in_full:
         raise UsageError(
-            f"{reference} is not what this build was made from ({', '.join(different[:5])} differ); give the "
-            f"checkpoint {build.source_id} it was exported from, export again, or compare all the same with "
-            "--other-reference"
+            f"{questions} holds {count} questions; this model takes more than half of the memory and is "
+            f"compared layer by layer, on {in_full} at most: nothing can be asked freely"
         )
-    return tuple(different)
+    if not way.layerwise and build.format != ONNX:
+        tell(build, in_full, count - in_full, way.steps, progress)
+
+
+def _comparison(
+    pair: Pair, tokenizer: Tokenizer, way: _Way, samples: Sequence[Sample], progress: Progress
+) -> Comparison:
+    """The two sides beside each other; layer by layer, it says how long that takes."""
+    if not way.layerwise:
+        return Comparison(pair, tokenizer, way.backend, way.steps, progress, way.compute_units)
+    comparison = LayerwiseComparison(pair, tokenizer, way.backend, way.steps, progress, way.compute_units)
+    comparison.announce(samples)
+    return comparison
+
+
+def _climb(comparison: Comparison, way: _Way, samples: Sequence[Sample], in_full: int) -> _Climbed:
+    """All rungs that can be measured: only the MIL runtime shows what is inside a package."""
+    pair, progress = comparison.pair, comparison.progress
+    lower = lower_rungs(pair, progress) if pair.build.format != ONNX else []
+    compared, answers = comparison.run(samples, in_full)
+    blocks, findings = NOT_COMPARED, list[Finding]()
+    if way.backend == "mil":
+        blocks, findings = block_rung(pair, comparison.example(), progress)
+    rows = (*lower, *blocks.measurements, *compared)
+    return _Climbed(rows, tuple(answers), blocks, tuple(findings))
+
+
+def _judged(found: _Climbed, comparison: Comparison, way: _Way, files: ReferenceFiles, in_full: int) -> Verdict:
+    """The verdict, which also says what was not measured, and what of that should have been."""
+    pair, folder = comparison.pair, comparison.pair.build.folder
+    measured = {row.limit.key for row in found.rows}
+    missing = tuple(key for key in pair.limits if key not in measured)
+    lacking = tuple(key for key in missing if key not in excused(pair, way.backend, way.layerwise))
+    return Verdict(
+        found.rows, found.answers, score(found.answers, in_full), tuple(comparison.differing_steps()), found.findings,
+        way.backend, way.steps, in_full, missing, lacking, sha256_file(folder / MANIFEST), files, folder / FILE,
+        way.compute_units,
+    )  # fmt: skip
 
 
 def _tell_of_weaker(build: Path, verdict: Verdict, progress: Progress) -> None:

@@ -25,10 +25,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from export.compression.recipe_text import joined, load_mapping, read_text, shown
+from export.compression.recipe_text import joined, load_mapping, read_text
 from export.compression.schemes import SCHEMES, Scheme, Shape
 from fastvlm.build import TARGETS
 from fastvlm.errors import UsageError
+from fastvlm.quoting import short
 
 FP16, MIXED = "fp16", "mixed"
 PARTS: dict[str, tuple[str, ...]] = {  # key -> what it may say
@@ -85,7 +86,7 @@ def read_recipe(given: str | Path) -> Recipe:
     path = Path(given)
     if isinstance(given, str) and not path.suffix and not os.path.exists(path):
         raise UsageError(
-            f"{shown(given)} is no scheme and no file; known: {', '.join((*NAMES, FP16))}; or a YAML file's path"
+            f"{short(given)} is no scheme and no file; known: {', '.join((*NAMES, FP16))}; or a YAML file's path"
         )
     return parse_recipe(read_text(path), f"recipe {path}")
 
@@ -105,17 +106,17 @@ def requested(given: str | Path | None, target: str) -> Recipe:
 def parse_recipe(text: str, title: str = "recipe") -> Recipe:
     """Returns the recipe that the YAML text holds; UsageError, which begins with `title`, lists all that is wrong."""
     found = load_mapping(text, title)
-    problems = [f"unknown key {shown(key)}; known: {', '.join(KEYS)}" for key in found if key not in KEYS]
+    problems = [f"unknown key {short(key)}; known: {', '.join(KEYS)}" for key in found if key not in KEYS]
     parts = {part: found.get(part, FP16) for part in PARTS}
     for part, choice in parts.items():
         problems += _wrong_choice(part, choice, PARTS[part])
     layers = found.get("layers") or {}
     if not isinstance(layers, dict):
-        problems.append(f"layers: {shown(layers)}, expected lines of the form `PATTERN: SCHEME`")
+        problems.append(f"layers: {short(layers)}, expected lines of the form `PATTERN: SCHEME`")
         layers = {}
     for pattern, choice in layers.items():
         if not isinstance(pattern, str) or len(pattern) > LONGEST_PATTERN:
-            problems.append(f"layers: {shown(pattern)} is no pattern of at most {LONGEST_PATTERN} letters")
+            problems.append(f"layers: {short(pattern)} is no pattern of at most {LONGEST_PATTERN} letters")
         else:
             problems += _wrong_choice(f"layers: {pattern}", choice, LAYER)
     problems += _wrong_budget(found.get("budget"), parts["language"])
@@ -131,22 +132,22 @@ def parse_recipe(text: str, title: str = "recipe") -> Recipe:
 def _wrong_choice(place: str, choice: Any, known: tuple[str, ...]) -> list[str]:
     if isinstance(choice, str) and choice in known:
         return []
-    return [f"{place}: {shown(choice)} is none of {', '.join(known)}"]
+    return [f"{place}: {short(choice)} is none of {', '.join(known)}"]
 
 
 def _wrong_budget(budget: Any, language: Any) -> Iterator[str]:
     if budget is None:
         return
     if language != MIXED:
-        yield f"budget: needs `language: {MIXED}`, found {shown(language)}"
+        yield f"budget: needs `language: {MIXED}`, found {short(language)}"
     if not isinstance(budget, dict) or len(budget) != 1 or not budget.keys() <= RANGES.keys():
-        yield f"budget: {shown(budget)}, expected one of {' and '.join(RANGES)}, as in {{bits: 5.0}}"
+        yield f"budget: {short(budget)}, expected one of {' and '.join(RANGES)}, as in {{bits: 5.0}}"
         return
     ((kind, value),) = budget.items()
     low, high = RANGES[kind]
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and low <= value <= high):
-        yield f"budget: {kind} is {shown(value)}, expected a number from {low:g} to {high:g}"
+        yield f"budget: {kind} is {short(value)}, expected a number from {low:g} to {high:g}"
 
 
 def _budget(budget: dict[str, Any] | None, language: str) -> Budget | None:
@@ -199,7 +200,7 @@ def _suitable(target: str, shape: Shape) -> list[Scheme]:
 def _wrong_target(recipe: Recipe, target: str) -> Iterator[str]:
     """Lines that the target cannot run; the embedding table is read by the host and has no target."""
     if target not in TARGETS:
-        yield f"unknown target {shown(target)}; known: {', '.join(TARGETS)}"
+        yield f"unknown target {short(target)}; known: {', '.join(TARGETS)}"
         return
     parts = [("language", recipe.language), ("encoder", recipe.encoder)]
     for place, choice in [*parts, *((f"layers: {pattern}", choice) for pattern, choice in recipe.layers)]:
@@ -217,16 +218,16 @@ def _idle_patterns(recipe: Recipe, shapes: Mapping[str, Shape]) -> Iterator[str]
     for pattern, _ in recipe.layers:
         part = pattern.split(".")[0]
         if part == TABLE:
-            yield f"layers: {shown(pattern)} is no layer; write `{TABLE}: int8` on a line of its own"
+            yield f"layers: {short(pattern)} is no layer; write `{TABLE}: int8` on a line of its own"
             continue
         if part in PARTS and part not in parts:
             continue
         fitting = [layer for layer in layers if fnmatchcase(layer, pattern)]
         if not fitting:
             near = [layer for layer in layers if layer.split(".")[0] == part and layers[layer]] or list(layers)
-            yield f"layers: {shown(pattern)} fits no layer; there are {', '.join(near[:EXAMPLES])} ..."
+            yield f"layers: {short(pattern)} fits no layer; there are {', '.join(near[:EXAMPLES])} ..."
         elif not any(layers[layer] for layer in fitting):
-            yield f"layers: {shown(pattern)} fits only weights that are too small and stay fp16, as {fitting[0]}"
+            yield f"layers: {short(pattern)} fits only weights that are too small and stay fp16, as {fitting[0]}"
 
 
 def _misfits(recipe: Recipe, target: str, shapes: Mapping[str, Shape]) -> Iterator[str]:

@@ -60,15 +60,10 @@ def load_mapping(text: str, title: str, example: str = "language: lut4") -> dict
     except (ValueError, OverflowError) as error:  # a date or number that looks like one and is none
         problems = ["a number of thousands of digits" if "digits" in str(error) else str(error)[:MOST_SAID]]
     if not problems and not isinstance(found, (dict, type(None))):
-        problems = [f"holds {shown(found)}, expected lines of the form `{example}`"]
+        problems = [f"holds {short(found)}, expected lines of the form `{example}`"]
     if problems:
         raise UsageError(f"{title}: {joined(problems)}")
     return found or {}
-
-
-def shown(value: Any) -> str:
-    """Returns the value as messages show it, not longer than 60 characters."""
-    return short(value)
 
 
 def joined(problems: list[str]) -> str:
@@ -103,7 +98,7 @@ def _repeated(node: yaml.Node) -> list[str]:
         if not isinstance(key, yaml.ScalarNode):
             problems.append(f"{line}: a key must be a name")
         elif key.value in seen:
-            problems.append(f"{line}: {shown(key.value)} stands twice")
+            problems.append(f"{line}: {short(key.value)} stands twice")
         else:
             seen.add(key.value)
         problems += _repeated(value)

@@ -4,25 +4,30 @@ A checkpoint is told by its fingerprint: the hashes of its files as the manifest
 out), its sizes, and whatever of it is in memory, because whoever loads a model may change it before it is scanned or
 exported.
 A file is used only where version, fingerprint and the hash of its content are as they must be; anything else is told
-in one line and counts as none. It is published as every file is (`fastvlm.publish`).
+in one line and counts as none. It is published as every file is (`fastvlm.publish`); what older versions left that were
+killed while they wrote goes when the next result is kept.
 It knows neither models' graphs nor exponents.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from export.parts_key import memory_digest
 from export.ranges.result import Ranges, ranges_of
+from fastvlm import steps
 from fastvlm.cache import cache_folder
 from fastvlm.errors import OutputError
 from fastvlm.hashes import FileHash
 from fastvlm.manifest import dump
+from fastvlm.owners import is_abandoned
 from fastvlm.parts import digest
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import replace_file
@@ -32,6 +37,7 @@ from fastvlm_ref.model.fastvlm import FastVLM
 VERSION = 1  # raised when inputs, names or numbers of a scan change: older results then count as none
 FOLDER = "scans"
 MAX_BYTES = 16 << 20  # a scan of 7B has 0.2 MB
+HALF = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.half")  # as older versions named what they were writing
 
 
 def fingerprint(model: FastVLM, files: Mapping[str, FileHash]) -> str:
@@ -64,6 +70,7 @@ def store(ranges: Ranges, progress: Progress = SILENT) -> Path | None:
     place, content = place_of(ranges.fingerprint), ranges.as_json()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        _remove_halves(place.parent)
         replace_file(place, dump({"version": VERSION, "ranges": content, "sha256": digest(content)}))
     except (OSError, OutputError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else problem
@@ -73,6 +80,14 @@ def store(ranges: Ranges, progress: Progress = SILENT) -> Path | None:
         )
         return None
     return place
+
+
+def _remove_halves(folder: Path) -> None:
+    """Their names tell no process, so those that nobody has changed for a day are taken for left."""
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if HALF.fullmatch(path.name) and is_abandoned(path):
+                steps.remove(path)
 
 
 def _content(place: Path) -> dict[str, Any]:

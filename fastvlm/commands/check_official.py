@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvlm.commands import options
-from fastvlm.terminal import TerminalProgress
+from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,11 +39,9 @@ def check_official(checkpoint: str, image: str, as_json: bool, **asked: Any) -> 
 
     found = check(checkpoint, image, progress=progress, **asked)
     if as_json:
-        _show_json(found)
+        options.show_json(found.as_json())
     else:
-        from rich.console import Console
-
-        show_check(found, Console(soft_wrap=True, highlight=False))
+        show_check(found, new_console())
     quoted = shlex.quote(checkpoint)
     if found.passed:
         click.echo(
@@ -92,9 +90,3 @@ def _reasons(found: OfficialCheck) -> str:
         "the picture may be another one of this size, or saved anew, and the checkpoint a fine-tune or drawn weights; "
         "if the file is COCO's own and the checkpoint Apple's, the reference is wrong: report this"
     )
-
-
-def _show_json(found: OfficialCheck) -> None:
-    import json
-
-    click.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=1))

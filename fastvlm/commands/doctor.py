@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
@@ -27,7 +26,7 @@ def doctor(as_json: bool) -> None:
     missing = [finding.name for finding in findings if finding.status == "missing"]
     if as_json:
         content = {"fastvlm": __version__, "good": not missing, "findings": [asdict(finding) for finding in findings]}
-        click.echo(json.dumps(content, indent=1))
+        options.show_json(content)
     else:
         click.echo(f"fastvlm {__version__}")
         width = max(len(finding.name) for finding in findings)

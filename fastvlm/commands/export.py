@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from fastvlm.build import COREML, COREML_EP, FORMATS
 from fastvlm.commands import options
 from fastvlm.commands.apple_app import show_steps
-from fastvlm.terminal import TerminalProgress
+from fastvlm.terminal import TerminalProgress, new_console
 
 # Options that are checked before the checkpoint is fetched and before libraries that take seconds are loaded.
 EARLY = ("image_sizes", "context", "only", "target", "max_file_size", "quantize", "calibration", "purpose", "format")
@@ -72,11 +73,9 @@ def export(checkpoint: str, output: str, overwrite: bool, **asked: Any) -> None:
 
 def show_table(build: Path) -> None:
     """Shows, on stderr, what `mixed` chose for which layer and what that costs, where it chose."""
-    from rich.console import Console
-
     from fastvlm.commands.compression import show_compression
     from fastvlm.manifest import read_manifest
 
     record = read_manifest(build)["compression"].get("sensitivity")
     if record is not None:
-        show_compression(record, Console(stderr=True, highlight=False))
+        show_compression(record, new_console(sys.stderr))

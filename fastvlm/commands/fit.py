@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastvlm.commands import options
-from fastvlm.commands.options import printable
+from fastvlm.quoting import printable
+from fastvlm.terminal import new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +63,7 @@ def fit(
     groups = classes() if chosen is None else ((chosen,),)
     found = [advise(sizes, each[0], image_sizes, context, quantize, engine) for each in groups]
     if as_json:
-        click.echo(json.dumps(_content(sizes, groups, found), ensure_ascii=False, indent=1))
+        options.show_json(_content(sizes, groups, found))
     else:
         _show(sizes, groups, found, detailed=chosen is not None)
     _name_next(target, sizes, chosen, found)
@@ -92,17 +92,15 @@ def _content(sizes: Sizes, groups: Sequence[Sequence[Device]], found: Sequence[A
 def _show(
     sizes: Sizes, groups: Sequence[Sequence[Device]], found: Sequence[Advice], detailed: bool
 ) -> None:  # fmt: skip
-    from rich.console import Console
-
     from validation.fit.check import in_a_line
 
-    console = Console(width=_WIDE, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = new_console(width=_WIDE)
     one = next(each for advice in found for each in advice.estimates)
     where = groups[0][0].name if detailed else "every device of the table"
     kind = "its own files; times" if one.real else "everything"
-    console.print(f"{printable(sizes.name)} on {where}: {kind} estimated, nothing measured on a device")
+    console.print(f"{printable(sizes.name, None)} on {where}: {kind} estimated, nothing measured on a device")
     for note in sizes.assumed:
-        console.print(f"  assumed: {printable(note)}")
+        console.print(f"  assumed: {printable(note, None)}")
     if detailed:
         _show_device(found[0], console)
     else:
@@ -121,8 +119,8 @@ def _show_device(advice: Advice, console: Console) -> None:
     for side, rows in by_side.items():
         _show_times(side, rows, console)
     for reason in advice.refused:
-        console.print(f"\nnot there: {printable(reason)}")
-    console.print(f"\n{printable(advice.why)}")
+        console.print(f"\nnot there: {printable(reason, None)}")
+    console.print(f"\n{printable(advice.why, None)}")
     if advice.command is not None:
         console.print(f"  {advice.command}")
     for note in dict.fromkeys(note for each in advice.estimates for note in each.assumed):
@@ -139,7 +137,7 @@ def _show_sizes(rows: Sequence[Estimate], console: Console) -> None:
     for each in rows:
         files, app = each.files, "" if each.fits_app else ", too large for an app"
         table.add_row(
-            printable(each.scheme), _SHORT[each.target], _gb(files.total), _gb(files.encoder),
+            printable(each.scheme, None), _SHORT[each.target], _gb(files.total), _gb(files.encoder),
             _language(files.language), _gb(files.embeddings), _gb(each.memory.need),
             f"{_fits(each.memory)}{app}",
         )  # fmt: skip
@@ -155,7 +153,11 @@ def _show_times(side: int, rows: Sequence[Estimate], console: Console) -> None:
     for each in rows:
         stages = [f"{_ms(stage.seconds)} ({stage.bound})" for stage in each.stages]
         table.add_row(
-            printable(each.scheme), _SHORT[each.target], _ms(each.first_token), _rate(each.tokens_per_second), *stages
+            printable(each.scheme, None),
+            _SHORT[each.target],
+            _ms(each.first_token),
+            _rate(each.tokens_per_second),
+            *stages,
         )
     console.print(table)
 

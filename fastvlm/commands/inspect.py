@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,8 @@ from fastvlm.commands.compression import in_words
 from fastvlm.errors import FastVLMError, UsageError
 from fastvlm.exponents import protection_in_words
 from fastvlm.manifest import is_onnx
+from fastvlm.quoting import printable
+from fastvlm.terminal import new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,11 +41,10 @@ def inspect(path: str, as_json: bool) -> None:
         manifest, packages = describe_build(path)
     if as_json:
         content = {"manifest": manifest, "packages": [package.as_json() for package in packages]}
-        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        options.show_json(content)
         return
-    from rich.console import Console
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = new_console()
     if manifest is not None:
         _show_manifest(manifest, Path(path), console)
     for package in packages:
@@ -63,18 +63,17 @@ def _inspect_onnx(path: str, as_json: bool) -> None:
     manifest, files = read_manifest(path), open_build(path)
     if as_json:
         content = {"manifest": manifest, "files": [file.as_json() for file in files]}
-        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        options.show_json(content)
         return
-    from rich.console import Console
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = new_console()
     _show_manifest(manifest, Path(path), console)
     for file in files:
         console.print(f"\n{file.path.name}: {sum(file.ops.values())} ops")
         for side, ports in (("in", file.inputs), ("out", file.outputs)):
             for name, port in ports.items():
-                console.print(f"  {side:<4} {name} {port.words}")
-        console.print("  ops: " + ", ".join(f"{name} {count}" for name, count in file.ops.most_common()))
+                console.print(f"  {side:<4} {printable(name, None)} {port.words}")
+        console.print("  ops: " + ", ".join(f"{printable(name)} {count}" for name, count in file.ops.most_common()))
     options.next_step(options.after_running(path))
 
 
@@ -98,7 +97,7 @@ def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> N
     }
     console.print(f"{build}")
     for name, value in rows.items():
-        console.print(f"  {name:<12} {value}")
+        console.print(f"  {name:<12} {printable(str(value), None)}")
 
 
 def _ready_made(build: Path, manifest: dict[str, Any]) -> str:
@@ -134,7 +133,7 @@ def _verdict(build: Path, manifest: dict[str, Any]) -> str:
         if changes := find_changes(build, manifest):
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             return f"no: the files have changed since ({changes[0]}{more})"
-        said = options.printable(str(verdict["verdict"])[:60])
+        said = printable(str(verdict["verdict"]))
         return f"{said} (names and sizes of the files agree; they were not hashed here)"
     except FastVLMError as problem:
         return f"no: {problem}"
@@ -148,7 +147,8 @@ def _show_package(package: PackageContents, console: Console) -> None:
     console.print(f"\n{package.name}: {package.target} and later, default function {package.default_function}")
     console.print(f"  program {_bytes(package.program_bytes)}, weights {_bytes(package.weight_bytes)}")
     for name, value in package.metadata.items():
-        console.print(f"  {name}: {value if len(value) <= 200 else value[:200] + ' … (--json shows all)'}")
+        more = "" if len(value) <= 200 else " … (--json shows all)"
+        console.print(f"  {printable(name)}: {printable(value[:200], None)}{more}")
     for function in package.functions:
         _show_function(function, console)
 
@@ -157,7 +157,9 @@ def _show_function(function: FunctionContents, console: Console) -> None:
     from rich.table import Table
 
     total = sum(function.ops.values())
-    console.print(f"\n  {function.name} ({function.opset}, {total} ops, {function.constants} constants)")
+    console.print(
+        f"\n  {printable(function.name)} ({printable(function.opset)}, {total} ops, {function.constants} constants)"
+    )
     table = Table("", "name", "kind", "shape", "type", "what it is", box=None, padding=(0, 1, 0, 2))
     sides = (("in", function.inputs), ("state", function.states), ("out", function.outputs))
     for side, features in sides:
@@ -165,12 +167,12 @@ def _show_function(function: FunctionContents, console: Console) -> None:
             table.add_row(side, *_cells(feature))
     console.print(table)
     most = sorted(function.ops.items(), key=lambda item: (-item[1], item[0]))
-    console.print("   ops: " + ", ".join(f"{name} {count}" for name, count in most))
+    console.print("   ops: " + ", ".join(f"{printable(name)} {count}" for name, count in most))
 
 
 def _cells(feature: Feature) -> tuple[str, ...]:
     shape = " × ".join(map(str, feature.shape)) or "scalar"
-    return feature.name, feature.kind, shape, feature.dtype, feature.text
+    return printable(feature.name, None), feature.kind, shape, feature.dtype, printable(feature.text, None)
 
 
 def _bytes(count: int) -> str:

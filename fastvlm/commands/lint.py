@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from fastvlm.commands import options
-from fastvlm.commands.options import printable
 from fastvlm.errors import UsageError
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import is_onnx
-from fastvlm.terminal import TerminalProgress
+from fastvlm.quoting import printable
+from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,11 +61,9 @@ def lint(path: str, device: str | None, min_resident: float | None, as_json: boo
 
     report = check(path, device)
     if as_json:
-        click.echo(json.dumps(report.as_json(), ensure_ascii=False, indent=1))
+        options.show_json(report.as_json())
     else:
-        from rich.console import Console
-
-        show_report(report, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
+        show_report(report, new_console())
     least = report.resident_percent
     if min_resident is not None and least < min_resident:
         click.echo(f"Error: {_percent(least)} stays, at least {min_resident:g} % was asked for", err=True)
@@ -81,13 +78,13 @@ def show_report(report: LintReport, console: Console) -> None:
     from validation.lint.report import rule_as_json
 
     judged = report.device or "every device of the table"
-    console.print(f"{printable(report.path)} on {judged}, judged by the limits of engine {report.engine}")
+    console.print(f"{printable(report.path, None)} on {judged}, judged by the limits of engine {report.engine}")
     shown: dict[tuple[FunctionReport, ...], str] = {}
     for package in report.packages:
         sizes = f"program {_units(package.program_bytes, 'B')}, weights {_units(package.weight_bytes, 'B')}"
-        console.print(f"\n{printable(package.name)}: {package.system} and later, {sizes}")
+        console.print(f"\n{printable(package.name, None)}: {package.system} and later, {sizes}")
         if package.functions in shown:  # the middle of a chain
-            console.print(f"\n  op for op as {printable(shown[package.functions])}")
+            console.print(f"\n  op for op as {printable(shown[package.functions], None)}")
             continue
         shown[package.functions] = package.name
         for function in package.functions:
@@ -105,7 +102,7 @@ def _show_totals(report: LintReport, console: Console) -> None:
     """What a call of each function comes to where a chain of packages has it."""
     for total in report.totals:
         if total.packages > 1:
-            console.print(f"\n{printable(total.name)} over {total.packages} packages: {_share(total)}")
+            console.print(f"\n{printable(total.name, None)} over {total.packages} packages: {_share(total)}")
 
 
 def _share(of: FunctionReport | Total) -> str:
@@ -117,9 +114,9 @@ def _share(of: FunctionReport | Total) -> str:
 
 
 def _show_function(function: FunctionReport, console: Console) -> None:
-    console.print(f"\n  {printable(function.name)} ({printable(function.opset)}): {_share(function)}")
+    console.print(f"\n  {printable(function.name, None)} ({printable(function.opset, None)}): {_share(function)}")
     for broken in function.whole:
-        console.print(f"   leaves as a whole: {broken.rule}: {printable(broken.found)}")
+        console.print(f"   leaves as a whole: {broken.rule}: {printable(broken.found, None)}")
     for head, detail in _rows(function):
         console.print(f"   {head}\n      {detail}")
     if function.groups or function.leaving:
@@ -127,10 +124,10 @@ def _show_function(function: FunctionReport, console: Console) -> None:
     kinds = _kinds_table()
     for kind in function.kinds[:_KINDS]:
         leave = str(kind.leaving or "")
-        kinds.add_row(printable(kind.op), str(kind.count), leave, _units(kind.flops, ""), _units(kind.bytes, "B"))
+        kinds.add_row(printable(kind.op, None), str(kind.count), leave, _units(kind.flops, ""), _units(kind.bytes, "B"))
     console.print(kinds)
     if rest := function.kinds[_KINDS:]:
-        console.print("   and " + ", ".join(f"{printable(kind.op)} {kind.count}" for kind in rest))
+        console.print("   and " + ", ".join(f"{printable(kind.op, None)} {kind.count}" for kind in rest))
 
 
 def _kinds_table() -> Table:
@@ -154,7 +151,7 @@ def _rows(function: FunctionReport) -> list[tuple[str, str]]:
         more = f", {_units(extra, 'B')} more than needed" if extra else ""
         named = ", ".join(f"{kind} {sum(group.count for group in found)}" for kind, found in kinds.items())
         head = f"{_MARKS[verdict]:<8} {rule:<16} {_ops(count)}, {_units(flops, 'FLOP')}, {_units(moved, 'B')}{more}"
-        rows.append((head, printable(f"{named}: {groups[0].found}")))
+        rows.append((head, printable(f"{named}: {groups[0].found}", None)))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import click
 
 from fastvlm.build import COMPUTE_UNITS, COREML_EP, ONNX
 from fastvlm.errors import ImageError
+from fastvlm.quoting import printable, quoted_json
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -245,11 +247,11 @@ def read_verdict(build: str | Path) -> Any:
     return read_json(Path(build) / "validation.json", MOST_VERDICT)
 
 
-def printable(text: str) -> str:
-    """A name from a file as one printable line: it may hold line breaks and terminal escapes."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+def show_json(content: Any) -> None:
+    """Prints what `--json` asks for: one document on stdout."""
+    click.echo(quoted_json(json.dumps(content, ensure_ascii=False, indent=1)))
 
 
 def next_step(text: str) -> None:
     """Names the command to type next, on stderr, so that stdout holds the result alone."""
-    click.echo(f"next: {text}", err=True)
+    click.echo(f"next: {printable(text, None)}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,8 @@ import click
 from fastvlm.build import COMPUTE_UNITS
 from fastvlm.commands import options
 from fastvlm.errors import UsageError
-from fastvlm.terminal import TerminalProgress
+from fastvlm.quoting import printable
+from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,13 +80,11 @@ def profile(
         device_udid=device_udid, team=team,
     )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=1))
+        options.show_json(found.as_json())
     else:
-        from rich.console import Console
-
-        show_profile(found, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
+        show_profile(found, new_console())
     for failure in found.failures:
-        click.echo(f"Error: {failure.told}", err=True)
+        click.echo(f"Error: {printable(failure.told, None)}", err=True)
     options.next_step(options.after_profiling(builds[0]))
     if found.failures:
         raise click.exceptions.Exit(1)
@@ -98,7 +96,7 @@ def _list_connected(as_json: bool) -> None:
 
     devices = connected_devices()
     if as_json:
-        click.echo(json.dumps([device.as_json() for device in devices], ensure_ascii=False, indent=1))
+        options.show_json([device.as_json() for device in devices])
     for device in () if as_json else devices:
         click.echo(f"{device.udid}  {device.kind}, {device.os}, {device.state}")
     if not devices:

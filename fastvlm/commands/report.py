@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fastvlm.commands import options
+from fastvlm.quoting import quoted_json
 
 MOST_BYTES = 64 << 20  # of a profile
 
@@ -47,7 +48,7 @@ def report(report: str, output: str | None, profile: str | None, as_json: bool) 
     if as_json:
         from fastvlm.manifest import dump
 
-        click.echo(dump(document).decode(), nl=False)
+        click.echo(quoted_json(dump(document).decode()), nl=False)
     options.next_step(_next(report, output, profile))
 
 
@@ -56,12 +57,13 @@ def _read(path: str) -> Any:
     from pathlib import Path
 
     from fastvlm.errors import UsageError
+    from fastvlm.json_file import counted
 
     file = Path(path)
     try:
         if file.stat().st_size > MOST_BYTES:
             raise UsageError(f"--profile {path} is larger than {MOST_BYTES >> 20} MiB, no profile is")
-        return json.loads(file.read_bytes())
+        return json.loads(counted(file.read_bytes()))
     except OSError as problem:
         raise UsageError(f"--profile {path} cannot be read ({problem.strerror}); check the path") from problem
     except (ValueError, RecursionError) as problem:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import click
 from fastvlm.commands import options
 from fastvlm.errors import UsageError
 from fastvlm.manifest import NAME as MANIFEST
+from fastvlm.quoting import printable, readable
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -73,24 +73,24 @@ def run(
     sampling = Sampling(temperature, top_p, seed)
     asked["providers"] = asked["providers"] or None
     session = open_session(target, progress=progress, **asked)
-    show = None if as_json else lambda piece: click.echo(piece, nl=False)
+    show = None if as_json else lambda piece: click.echo(readable(piece), nl=False)
     conversation = session.converse(image, progress)
     most = max_new_tokens or 256
     conversation.check(prompt, then, most)
     answers: list[Answer] = []
     for text in (prompt, *then):
         if answers and not as_json:
-            click.echo(f"> {text}", err=True)
+            click.echo(f"> {readable(text)}", err=True)
         answers.append(session.turn(conversation, text, most, sampling=sampling, on_text=show, progress=progress))
         if not as_json:
             click.echo()
             _show_times(answers[-1])
     if as_json:
-        click.echo(_json((prompt, *then), answers, session.placement()))
+        options.show_json(_content((prompt, *then), answers, session.placement()))
         return
     for file, placed in session.placement().items():
         nodes = ", ".join(f"{count} nodes on {provider}" for provider, count in placed.items())
-        click.echo(f"  {file}: {nodes}", err=True)
+        click.echo(f"  {printable(file)}: {nodes}", err=True)
     if session.backend == "torch":
         options.next_step(f"fastvlm export {shlex.quote(target)} -o BUILD")
     else:
@@ -132,11 +132,11 @@ def _ask_bundle(
     for piece in chain([first], answer):
         text += piece
         if not as_json:
-            click.echo(piece, nl=False)
+            click.echo(readable(piece), nl=False)
     seconds = {"first_piece": round(waited, 4), "all": round(time.perf_counter() - start, 4)}
     if as_json:
         content = {"text": text, "backend": host.backend, "seconds": seconds}
-        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        options.show_json(content)
     else:
         click.echo()
         click.echo(f"{host.backend}: first piece after {waited:.2f} s, all after {seconds['all']:.2f} s", err=True)
@@ -168,14 +168,14 @@ def _show_times(answer: Answer) -> None:
     )
 
 
-def _json(prompts: Sequence[str], answers: Sequence[Answer], placement: dict[str, dict[str, int]]) -> str:
+def _content(prompts: Sequence[str], answers: Sequence[Answer], placement: dict[str, dict[str, int]]) -> dict[str, Any]:
     """One answer as itself, several as the turns of a conversation."""
     turns = [_turn(*each) for each in zip(prompts, answers, strict=True)]
     content: dict[str, Any] = {"backend": answers[0].backend, "turns": turns}
     if len(answers) == 1:
         content = {"text": answers[0].text, "backend": answers[0].backend, "seconds": _seconds(answers[0])}
     content |= {"nodes": placement} if placement else {}
-    return json.dumps(content, ensure_ascii=False, indent=1)
+    return content
 
 
 def _seconds(answer: Answer) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 from fastvlm.commands import options
 from fastvlm.errors import TensorError
 from fastvlm.exponents import exponents_in_words
+from fastvlm.quoting import printable
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ def scan(checkpoint: str, as_json: bool, **asked: Any) -> None:
         protection, problems = PROTECTED, (str(error),)
     if as_json:
         content = {"ranges": ranges.as_json(), "protection": protection.as_json(), "problems": list(problems)}
-        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        options.show_json(content)
     else:
         show(ranges, protection)
     for problem in problems:
-        click.echo(f"problem: {problem}", err=True)
+        click.echo(f"problem: {printable(problem, None)}", err=True)
     sizes = "".join(f" --image-size {size}" for size in asked["image_sizes"])
     base = f" --base {shlex.quote(asked['base'])}" if asked["base"] else ""
     pickle = " --allow-pickle" if asked["allow_pickle"] else ""
@@ -85,16 +85,16 @@ def _show_part(ranges: Ranges, prefix: str) -> None:
     click.echo(f"\n{prefix.rstrip('.')}: {len(tensors)} tensors")
     for limit in (FP16_LARGEST, ALLOWED):
         first = ranges.first_beyond(limit, prefix)
-        click.echo(f"  first beyond {limit:,.0f}: {'none' if first is None else first.name}")
+        click.echo(f"  first beyond {limit:,.0f}: {'none' if first is None else printable(first.name, None)}")
     small = max(tensors, key=lambda tensor: tensor.subnormal)
-    click.echo(f"  most subnormals: {100 * small.subnormal:.3g} % of {small.name}")
+    click.echo(f"  most subnormals: {100 * small.subnormal:.3g} % of {printable(small.name, None)}")
     rows = [(_number(tensor.peak), f"{100 * tensor.subnormal:.3g} %", tensor.name, tensor.worst) for tensor in largest]
     for row in (("largest", "subnormal", "tensor", "on the input"), *rows):
         widths = (10, 10, -max(len(name) for _, _, name, _ in rows), 0)
         cells = (
             cell.rjust(width) if width >= 0 else cell.ljust(-width) for cell, width in zip(row, widths, strict=True)
         )
-        click.echo("  ".join(cells).rstrip())
+        click.echo(printable("  ".join(cells).rstrip(), None))
 
 
 def _number(value: float) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import TYPE_CHECKING
 
 import click
 
 from fastvlm.commands import options
-from fastvlm.commands.options import printable
-from fastvlm.terminal import TerminalProgress
+from fastvlm.quoting import printable
+from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,11 +54,9 @@ def sweep(spec: str, output: str, workers: int, ray: str | None, parquet: bool, 
 
     swept = run(spec, output, workers=workers, ray=ray, parquet=parquet, progress=progress)
     if as_json:
-        click.echo(json.dumps(swept.document, ensure_ascii=False, indent=1))
+        options.show_json(swept.document)
     else:
-        from rich.console import Console
-
-        show_rows(swept.rows, Console(width=_WIDE, soft_wrap=True, highlight=False, markup=False, emoji=False))
+        show_rows(swept.rows, new_console(width=_WIDE))
     for file in swept.files:
         click.echo(f"written: {file}", err=as_json)
     more = [*(["--workers", str(workers)] if workers != 1 else []), *(["--ray", ray] if ray else [])]
@@ -98,7 +95,7 @@ def show_rows(rows: list[Row], console: Console) -> None:
     for head in ("KL", "agree", "right", "best"):
         table.add_column(head, no_wrap=True)
     for row in rows:
-        table.add_row(*(printable(cell) for cell in cells(row)))
+        table.add_row(*(printable(cell, None) for cell in cells(row)))
     console.print(table)
     console.print(
         "best: on the same pictures no other build of its checkpoint and image size (kl), or of all (task), is at "
@@ -107,7 +104,7 @@ def show_rows(rows: list[Row], console: Console) -> None:
     for row in rows:
         if row["error"] is not None:
             name = f"{row['checkpoint']} at {row['image_size']}, {row['scheme']}, {row['images']}"
-            console.print(printable(f"{name}: {row['error']}"))
+            console.print(printable(f"{name}: {row['error']}", None))
 
 
 def cells(row: Row) -> list[str]:

@@ -9,7 +9,8 @@ import click
 
 from fastvlm.commands import options
 from fastvlm.commands.apple_app import app_step
-from fastvlm.terminal import TerminalProgress
+from fastvlm.quoting import printable, quoted_json
+from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,15 +75,13 @@ def validate(build: str, as_json: bool, report: str | None, **asked: Any) -> Non
     if as_json:
         _show_json(verdict)
     else:
-        from rich.console import Console
-
-        show_verdict(verdict, Console(soft_wrap=True, highlight=False))
+        show_verdict(verdict, new_console())
         word = "FAILED" if verdict.word == "failed" else verdict.word
         click.echo(f"verdict: {word}, {verdict.extent} ({verdict.path})")
     if report is not None:
         click.echo(f"report: {report}", err=True)
     if not verdict.holds:
-        click.echo(f"Error: {_missed(verdict)}", err=True)
+        click.echo(f"Error: {printable(_missed(verdict), None)}", err=True)
     options.next_step(_next(build, verdict))
     if not verdict.holds:
         raise click.exceptions.Exit(1)
@@ -108,7 +107,6 @@ def _next(build: str, verdict: Verdict) -> str:
 def show_verdict(verdict: Verdict, console: Console) -> None:
     """Prints the answers of both sides beside each other, then every limit with its worst value, rung by rung."""
     from rich.table import Table
-    from rich.text import Text
 
     from validation.verdict import in_order
 
@@ -117,7 +115,7 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     answers = Table("picture", "question", f"{ours} (executed here)", "PyTorch", "", title="Answers", caption=caption)
     for row in verdict.answers:
         cells = (row.image, row.prompt, row.coreml, row.pytorch, "same" if row.same else "DIFFERENT")
-        answers.add_row(*map(Text, cells))
+        answers.add_row(*cells)
     if verdict.answers:
         console.print(answers)
     if verdict.differing_steps:
@@ -135,9 +133,9 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     console.print(limits)
     missed = [row for row in in_order(verdict.rows) if not row.passed]
     for each in missed:
-        console.print(Text(f"missed, {each.limit.rung}: {each.limit.key} = {_shown(each.value)} ({each.subject})"))
+        console.print(f"missed, {each.limit.rung}: {each.limit.key} = {_shown(each.value)} ({each.subject})")
     for finding in verdict.findings:
-        console.print(Text(f"where it begins, {finding}"))
+        console.print(f"where it begins, {finding}")
     if verdict.not_measured:
         console.print(
             f"not measured here (another backend, or a part that the build lacks): {', '.join(verdict.not_measured)}"
@@ -175,4 +173,4 @@ def _missed(verdict: Verdict) -> str:
 def _show_json(verdict: Verdict) -> None:
     from fastvlm.manifest import dump
 
-    click.echo(dump(verdict.as_json()).decode(), nl=False)
+    click.echo(quoted_json(dump(verdict.as_json()).decode()), nl=False)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import TYPE_CHECKING
 
 import click
 
 from fastvlm.commands import options
-from fastvlm.terminal import TerminalProgress
+from fastvlm.quoting import printable, readable
+from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
     from ios_bundle import Verification
@@ -58,7 +58,7 @@ def verify(
     if tested is not None:
         content["selftest"] = tested.as_json()
     if as_json:
-        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        options.show_json(content)
     elif tested is not None:
         _show_selftest(tested)
     if not found.whole:
@@ -81,15 +81,17 @@ def _run(bundle: str, backend: str, progress: TerminalProgress) -> SelfTestResul
 
 def _show(found: Verification) -> None:
     for problem in found.problems[:SHOWN]:
-        click.echo(problem)
+        click.echo(printable(problem, None))
     if len(found.problems) > SHOWN:
         click.echo(f"… and {len(found.problems) - SHOWN} more (--json lists all)")
     if found.whole and found.seal is not None:
         word = "" if found.validated else "; UNVALIDATED: nobody has proven its numbers"
-        click.echo(f"{found.name}: whole, {len(found.seal.files)} files, {found.seal.bytes / 1e9:.3f} GB{word}")
+        click.echo(
+            f"{printable(str(found.name))}: whole, {len(found.seal.files)} files, {found.seal.bytes / 1e9:.3f} GB{word}"
+        )
         click.echo(f"tree hash: {found.seal.tree}")
     for model in found.compiled:
-        click.echo(f"{model}: compiled on a Mac, which no hash covers")
+        click.echo(f"{printable(model)}: compiled on a Mac, which no hash covers")
 
 
 def _advice(found: Verification) -> str:
@@ -100,15 +102,14 @@ def _advice(found: Verification) -> str:
 
 def _show_selftest(tested: SelfTestResult) -> None:
     """Prints every check with its value and tolerance, then the answer."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("self-test", "value", "tolerance", "", box=None, padding=(0, 2, 0, 0))
     for check in tested.checks:
         table.add_row(check.name, f"{check.value:.3g}", check.words, "ok" if check.passed else "MISSED")
-    Console(soft_wrap=True, highlight=False, markup=False, emoji=False).print(table)
+    new_console().print(table)
     ties = f" (ties: {tested.ties})" if tested.ties else ""
-    click.echo(f"{tested.backend}: {tested.text}{ties}")
+    click.echo(f"{tested.backend}: {readable(tested.text)}{ties}")
 
 
 def _failed(text: str) -> click.exceptions.Exit:

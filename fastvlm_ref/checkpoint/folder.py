@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 from fastvlm.errors import CheckpointError
 from fastvlm.json_file import parse
-from fastvlm.paths import SHOWN, check_entry, is_plain
+from fastvlm.paths import check_entry, is_plain
+from fastvlm.quoting import printable, spelled
 from fastvlm_ref.checkpoint.tensors import LazyTensor, TensorFile
 from fastvlm_ref.files import read_file, size_of
 
@@ -134,7 +135,7 @@ def _shards(path: Path, index: Path) -> tuple[list[Path], dict[str, str]]:
     if not isinstance(placed, dict) or not placed or not all(isinstance(value, str) for value in placed.values()):
         raise CheckpointError(f"{index} has no weight_map of tensor names to file names; fetch it again")
     names = sorted(set(placed.values()))
-    foreign = [ascii(name)[:SHOWN] for name in names if not is_plain(name) or "/" in name]
+    foreign = [spelled(name) for name in names if not is_plain(name) or "/" in name]
     if foreign:
         raise CheckpointError(f"{index} names files outside its folder: {_listed(foreign)}; expected plain file names")
     others = [name for name in names if not name.endswith(SUFFIX)]
@@ -148,7 +149,7 @@ def _shards(path: Path, index: Path) -> tuple[list[Path], dict[str, str]]:
 
 def _listed(names: list[str]) -> str:
     """The first few of names that a stranger has chosen."""
-    return ", ".join(name[:SHOWN] for name in names[:LISTED]) + ", …" * (len(names) > LISTED)
+    return ", ".join(printable(name) for name in names[:LISTED]) + ", …" * (len(names) > LISTED)
 
 
 def _join(files: list[Path], placed: dict[str, str] | None, index: Path) -> dict[str, LazyTensor]:

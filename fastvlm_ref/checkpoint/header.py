@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastvlm.errors import CheckpointError
-from fastvlm.quoting import listed, short
+from fastvlm.json_file import each_once
+from fastvlm.quoting import listed, one_line, short
 from fastvlm_ref.files import open_file
 
 HEADER_LIMIT = 8 * 1024 * 1024  # bytes
@@ -107,23 +108,15 @@ def _header_length(path: Path, prefix: bytes, size: int) -> int:
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < 1000 else []
-            raise CheckpointError(f"{path} names something twice in its header: {listed(twice) or 'many names'}")
-        return found
-
     if not raw.startswith(b"{"):
         raise CheckpointError(f"{path} has a header that does not begin with {{; it is damaged or not safetensors")
     if max(raw.count(b"{"), raw.count(b"[")) > BRACES_LIMIT:
         raise CheckpointError(f"{path} has a header of more than {BRACES_LIMIT:,} brackets; it is no checkpoint's")
     try:
-        data: dict[str, Any] = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+        data: dict[str, Any] = json.loads(raw.decode("utf-8"), object_pairs_hook=each_once)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as problem:
         raise CheckpointError(
-            f"{path} has a header that is not JSON ({str(problem)[:100]}); it is damaged or not safetensors"
+            f"{path} has a header that is not JSON ({one_line(str(problem), 100)}); it is damaged or not safetensors"
         ) from problem
     return data
 

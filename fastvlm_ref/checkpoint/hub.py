@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from fastvlm import __version__
 from fastvlm.errors import CheckpointError, HubError, MissingDependency, OutputError
 from fastvlm.progress import SILENT, Advance, Progress, ignore
+from fastvlm.quoting import first_line
 from fastvlm_ref.checkpoint.lora import OTHERS
 from fastvlm_ref.checkpoint.source import TEXT_FILES, is_licence
 
@@ -306,13 +307,8 @@ def _explained(asked: HubId, problem: BaseException) -> str:
         return f"{asked.repo} has no revision {asked.revision}; name a branch, tag or commit of {page}/commits"
     refused = next((error for error in chain if isinstance(error, errors.HfHubHTTPError)), None)
     if refused is not None and refused.response.status_code in (401, 403):
-        return f"{constants.ENDPOINT} refuses access to {asked.repo} ({_first_line(refused)}); {_LOG_IN}"
+        return f"{constants.ENDPOINT} refuses access to {asked.repo} ({first_line(refused)}); {_LOG_IN}"
     return (
-        f"{asked} could not be fetched from {constants.ENDPOINT} ({_first_line(chain[-1])}); check the connection and "
+        f"{asked} could not be fetched from {constants.ENDPOINT} ({first_line(chain[-1])}); check the connection and "
         "type the same command again: files that are complete are kept"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

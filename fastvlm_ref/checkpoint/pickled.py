@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fastvlm.errors import CheckpointError
-from fastvlm.quoting import printable, short
+from fastvlm.quoting import one_line, short
 from fastvlm_ref.checkpoint.header import TENSOR_LIMIT, is_name
 from fastvlm_ref.checkpoint.tensors import COUNTER, FLOATS, LazyTensor, computed
 from fastvlm_ref.files import open_file
@@ -93,7 +93,7 @@ def read_pickle(file: Path) -> dict[str, LazyTensor]:
     except CheckpointError as problem:
         raise CheckpointError(f"{file} {problem}; save it again") from problem
     except Exception as problem:  # zipfile, pickle and torch answer damaged bytes with errors of many kinds
-        reason = printable(" ".join(str(problem).split()), 100) or type(problem).__name__
+        reason = one_line(str(problem), 100) or type(problem).__name__
         raise CheckpointError(f"{file} cannot be read as a pickle of tensors ({reason}); save it again") from problem
     return {name: _lazy(value, file.name) for name, value in held.items()}
 

@@ -139,6 +139,8 @@ def train_stage(
     learner = Learner(model, stage)
     adam = optimiser(learner, stage)
     state = StateFile(work, stage, made_from)
+    if left := state.leftover():
+        progress.note(left)
     start = _resume(state, learner, adam)
     stop = stage.last_step if stop_at is None else min(stop_at, stage.last_step)
     learning = [parameter for group in adam.param_groups for parameter in group["params"]]

@@ -19,6 +19,7 @@ import torch
 
 from fastvlm.errors import CheckpointError, OutputError
 from fastvlm.publish import staged_file
+from fastvlm.quoting import first_line
 from fastvlm_ref.training.stages import Stage
 
 KINDS = {"stage": dict, "made_from": dict, "step": int, "parts": dict, "heads": dict, "adam": dict}
@@ -43,8 +44,15 @@ class StateFile:
                 torch.save(state, file)
         except (OSError, OutputError, RuntimeError) as error:  # torch's writer tells a full disk as RuntimeError
             raise OutputError(
-                f"{self.path} cannot be written ({_first_line(error)}); free some space or choose another --work folder"
+                f"{self.path} cannot be written ({first_line(error)}); free some space or choose another --work folder"
             ) from error
+
+    def leftover(self) -> str | None:
+        """Says what an older version left that was killed while it saved; others may call a file so, thus it stays."""
+        left = self.path.with_suffix(".new")
+        if not left.is_file():
+            return None
+        return f"{left} looks like what an older fastvlm left when it was killed; nothing reads it, remove it by hand"
 
     def read(self) -> dict[str, Any] | None:
         """Returns the state, None where there is none; raises CheckpointError for damage and for another run's."""
@@ -73,7 +81,7 @@ class StateFile:
             raise
         except Exception as error:
             raise CheckpointError(
-                f"{self.path} is damaged or no state of such a run ({_first_line(error)}); remove it to start anew, or "
+                f"{self.path} is damaged or no state of such a run ({first_line(error)}); remove it to start anew, or "
                 "choose another --work folder"
             ) from error
 
@@ -94,8 +102,3 @@ class StateFile:
         found, expected = {**settings, **state["made_from"]}, {**asdict(self.stage), **self.made_from}
         names = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
         return sorted({WORDS.get(name, str(name)) for name in names})
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

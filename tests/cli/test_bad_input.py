@@ -16,7 +16,7 @@ from typed import Run
 from fastvlm.build import read_build
 from fastvlm.hashes import hash_tree
 from fastvlm.progress import SILENT
-from validation.judging import _load_reference, _opened_reference
+from validation.original import load_reference, open_reference
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_reference_of_other_sizes_is_not_read(
     refused: Refused, build: Path, checkpoint: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit_config(checkpoint, unheard_of=1)
-    monkeypatch.setattr("validation.judging.load_checkpoint", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr("validation.original.load_checkpoint", lambda *_, **__: pytest.fail("it was read"))
     says = ("config.json differ", "not what this build was made from")
     refused("validate", build, "--reference", checkpoint, "--images", picture.parent, says=says)
 
@@ -318,8 +318,8 @@ def test_changed_texts_are_the_same_reference(build: Path, checkpoint: Path) -> 
     (checkpoint / "LICENSE").write_text("as before\n")
     (checkpoint / "prompts.json").write_text('[{"title": "a", "text": "b"}]')
     opened = read_build(build)
-    source = _opened_reference(opened, checkpoint, SILENT, {}, other=False)
-    model, *_ = _load_reference(opened, source, SILENT, other=False, stream=False)
+    source = open_reference(opened, checkpoint, SILENT, {}, other=False)
+    model, *_ = load_reference(opened, source, SILENT, other=False, stream=False)
     assert model.source.folder == checkpoint
 
 

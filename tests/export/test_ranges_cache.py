@@ -153,6 +153,23 @@ def test_an_interrupted_write_leaves_nothing_and_the_older_result(monkeypatch: p
     assert load(MARK) == RANGES
 
 
+def test_what_older_versions_left_goes_after_a_day() -> None:
+    place = store(RANGES)
+    assert place is not None
+    folder, digits = place.parent, "0123456789abcdef"
+    left, written = folder / f".{MARK[:16]}.{digits}.half", folder / f".{digits}.{digits}.half"
+    others = [folder / name for name in (".half", f".{digits}.half", f".{digits}.{digits}.half.txt", f"{digits}.half")]
+    for path in (left, written, *others):
+        path.write_bytes(b"{")
+    linked, folders = folder / f".{MARK[:16]}.{digits[::-1]}.half", folder / f".{digits}.{digits[::-1]}.half"
+    linked.symlink_to(others[0])
+    folders.mkdir()
+    for path in (left, *others, linked, folders):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    assert store(RANGES) == place
+    assert set(folder.iterdir()) == {place, written, linked, folders, *others}
+
+
 def test_a_checkpoint_is_told_by_its_files_and_by_what_is_in_memory(tiny_model: Any) -> None:
     files = tiny_model.source.files()
     mark = fingerprint(tiny_model, files)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import synthetic
+from safetensors_bytes import with_header as with_header
 
 from fastvlm_ref.config import FastVLMConfig, VisionConfig
 
@@ -65,9 +66,3 @@ def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
     """Returns the parsed header of a safetensors file, and its data."""
     (length,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + length]), content[8 + length :]
-
-
-def with_header(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    """Returns a safetensors file with this header (JSON or bytes), of the stated length or another."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from checkpoint_files import with_header as raw
+from safetensors_bytes import entry
+from safetensors_bytes import with_header as raw
 
 from fastvlm_ref.checkpoint.header import HEADER_LIMIT, METADATA_LIMIT, NAME_LIMIT, TENSOR_LIMIT
-
-
-def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: Any) -> dict[str, Any]:
-    """Returns the entry of a tensor of two float32 values, or whatever else it shall claim."""
-    return {"dtype": dtype, "shape": shape, "data_offsets": offsets} | more
 
 
 def one(*given: Any, data: bytes = b"\0" * 8, **more: Any) -> bytes:

@@ -15,6 +15,9 @@ from hostile_pictures import Pixels, chunk, equal, photo, png, saved
 from ordeal import Case
 from PIL import Image
 
+from fastvlm.progress import Progress
+from fastvlm_ref import image as reference
+
 
 def over_white(colour: Pixels, alpha: Pixels) -> Pixels:
     a = alpha[..., None].astype(int)
@@ -23,6 +26,12 @@ def over_white(colour: Pixels, alpha: Pixels) -> Pixels:
 
 def _flat(values: Pixels) -> Pixels:
     return np.repeat(values[..., None], 3, -1).astype(np.uint8)
+
+
+def _inks(data: bytes) -> tuple[bytes, Pixels, int]:
+    """What is left of white behind four inks, one after the other."""
+    inks = np.asarray(Image.open(io.BytesIO(data))).astype(int)
+    return data, np.rint((255 - inks[..., :3]) * (255 - inks[..., 3:]) / 255).astype(np.uint8), 1
 
 
 def modes(folder: Path) -> list[Case]:
@@ -72,7 +81,7 @@ def _modes() -> dict[str, tuple[bytes, Pixels, int]]:
         "png of two frames": (saved(frames[0], "PNG", save_all=True, append_images=frames[1:]), rgb, 0),
         "jpeg RGB": lossy(photo(), "JPEG"),
         "jpeg L": lossy(photo().convert("L"), "JPEG"),
-        "jpeg CMYK": lossy(photo().convert("CMYK"), "JPEG"),
+        "jpeg CMYK": _inks(saved(photo().convert("CMYK"), "JPEG")),
         "jpeg progressive": lossy(photo(), "JPEG", progressive=True),
         "jpeg with restarts": lossy(photo(), "JPEG", restart_marker_blocks=1),
         "jpeg 4:2:2": lossy(photo(), "JPEG", subsampling=1),
@@ -82,3 +91,36 @@ def _modes() -> dict[str, tuple[bytes, Pixels, int]]:
         "webp RGBA": (saved(rgba, "WEBP", lossless=True, exact=True), over_white(rgb, alpha), 1),
         "webp of two": (saved(frames[0], "WEBP", lossless=True, save_all=True, append_images=frames[1:]), rgb, 0),
     }  # fmt: skip
+
+
+def noted(folder: Path) -> list[Case]:
+    """Of pictures with further frames the first is read, and that is told; of others nothing is."""
+    rgb, path = np.asarray(photo()), folder / "noted.bin"
+    frames = {"save_all": True, "append_images": [Image.fromarray(255 - rgb)]}
+    made = {
+        "png": (saved(photo(), "PNG", **frames), True),
+        "png that shows another": (saved(photo(), "PNG", default_image=True, **frames), True),
+        "webp": (saved(photo(), "WEBP", lossless=True, **frames), True),
+        "one png": (saved(photo(), "PNG"), False),
+        "one webp": (saved(photo(), "WEBP", lossless=True), False),
+        "mpo": (saved(photo(), "MPO", **frames), False),
+    }
+
+    def run(data: bytes, told: bool) -> None:
+        path.write_bytes(data)
+        notes = Notes()
+        pixels = np.asarray(reference.open_image(path, progress=notes))
+        assert data[:2] == b"\xff\xd8" or np.array_equal(pixels, rgb), "not the first frame"
+        assert notes.told == ["noted.bin: it has several frames; the first one is used"] * told
+
+    return [(f"frames of {name}", functools.partial(run, *how)) for name, how in made.items()]
+
+
+class Notes(Progress):
+    """What a picture's reader tells."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)

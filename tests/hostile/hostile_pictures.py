@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import random
 import struct
 import warnings
@@ -90,7 +91,8 @@ def outcome(path: Path) -> tuple[Pixels | None, str]:
         pixels, said = None, str(error)
         assert said.isprintable(), said
         assert len(said) < 600 + len(str(path)), said
-    head = path.read_bytes()[:8] if path.is_file() else b""
+    with path.open("rb") as file:
+        head = file.read(8)
     if head[:2] == b"\xff\xd8" or head[:4] == b"\x89PNG":
         try:
             seen: Pixels | None = host.open_photo(path)
@@ -168,9 +170,9 @@ def half_interlaced() -> bytes:
     return png(61, 41, chunk(b"IDAT", zlib.compress(b"\0" * 999)), interlaced=1)
 
 
-def text_bomb(name: bytes) -> bytes:
-    heads = {b"zTXt": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"iCCP": b"k\0\0"}
-    bomb = chunk(name, heads[name] + zlib.compress(bytes(80 * 2**20), 1))
+def text_bomb() -> bytes:
+    """80 MB of what Pillow would look for an orientation in."""
+    bomb = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(80 * 2**20), 1))
     return png(60, 40, bomb, rows(60, 40))
 
 
@@ -199,14 +201,14 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "png without data": (lambda: png(60, 40), ""),
     "png without palette": (lambda: png(60, 40, chunk(b"IDAT", zlib.compress(bytes(61 * 40))), colour=3), ""),
     "png chunk of 2 GB": (lambda: half_rows()[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT", ""),
-    "png text bomb": (lambda: text_bomb(b"zTXt"), ""),
-    "png profile bomb": (lambda: text_bomb(b"iCCP"), ""),
+    "png text bomb": (text_bomb, "unpacks to over 1,048,576 bytes"),
+    "png of 10,001 headers": (lambda: png(60, 40, chunk(b"prVt", b"") * 10_001, rows(60, 40)), "over 10,000 headers"),
     "png of a wrong checksum": (lambda: whole("png")[:-16] + b"XXXX" + whole("png")[-12:], ""),
     "jpeg 65,535 square": (lambda: jpeg_with(0xC0, sized(65_535, 65_535)), "4294836225"),
     "jpeg ten times as tall": (lambda: jpeg_with(0xC0, sized(151, 970)), "ends early"),
     "jpeg half as tall": (lambda: jpeg_with(0xC0, sized(151, 48)), "are not used"),
     "jpeg without height": (lambda: jpeg_with(0xC0, sized(151, 0)), ""),
-    "jpeg of arithmetic": (lambda: whole("jpeg").replace(b"\xff\xc0", b"\xff\xc9", 1), ""),
+    "jpeg of arithmetic": (lambda: whole("jpeg").replace(b"\xff\xc0", b"\xff\xc9", 1), "arithmetic-coded"),
     "jpeg of empty tables": (lambda: jpeg_with(0xC4, empty), ""),
     "jpeg without quantities": (lambda: without(0xDB), ""),
     "jpeg of 2,000 scans": (many_scans, "over 64 scans"),
@@ -236,6 +238,19 @@ def harmless(folder: Path) -> list[Case]:
         ("an EXIF of 4 GB", lambda: equal(path, exif_bomb(), _plain(saved(photo(), "JPEG")))),
         ("a film's frame, whose tables are known", lambda: equal(path, without(0xC4), truth("jpeg"))),
     ]
+
+
+def large(folder: Path) -> list[Case]:
+    """A picture in a file that is one byte too long, a hole for the most part."""
+
+    def run() -> None:
+        (folder / "large.jpg").write_bytes(whole("jpeg"))
+        os.truncate(folder / "large.jpg", 512 * 2**20 + 1)
+        pixels, said = outcome(folder / "large.jpg")
+        assert pixels is None, "it was read"
+        assert "536,870,913 bytes, at most 536,870,912" in said, said
+
+    return [("a file of 512 MiB and a byte", run)]
 
 
 # Cut and flipped

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import tokenizers
+from llama_tokenizer import write_llama
 from ordeal import Case
-from tokenizers import decoders, models, normalizers, processors, trainers
 
 from fastvlm.errors import BundleError, FastVLMError, PromptError, TokenizerError
 from fastvlm.tokenizer_json import MAX_TEXT_BYTES
@@ -53,22 +52,9 @@ class Speaker:
 
 
 def llama(folder: Path) -> Path:
-    """A Llama-like tokenizer.json: BPE over ▁-text with byte fallback, `<s>` first, as converters write it."""
-    folder.mkdir(parents=True)
-    inner = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    controls = ["<unk>", "<s>", "</s>"]
-    octets = [f"<0x{value:02X}>" for value in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=controls + octets, show_progress=False)
-    inner.train_from_iterator(["What is in this image? <s> </s> USER ASSISTANT: A chat <|im_end|> s > /"] * 3, trainer)
-    data = json.loads(inner.to_str())
-    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] in controls]
-    inner = tokenizers.Tokenizer.from_str(json.dumps(data))
-    strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    inner.decoder = decoders.Sequence(strip)
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    inner.save(str(folder / "tokenizer.json"))
-    return folder
+    """A tokenizer that has learnt the characters of its own controls, so that text could spell them."""
+    text = "What is in this image? <s> </s> USER ASSISTANT: A chat <|im_end|> s > /"
+    return write_llama(folder, text)
 
 
 def speaker(name: str, home: Path, template: str, folder: Path) -> Speaker:

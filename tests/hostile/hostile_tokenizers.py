@@ -21,6 +21,8 @@ from fastvlm.errors import FastVLMError, PromptError, TokenizerError
 from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
 
 Json = dict[str, Any]
+# By name: what makes a tokenizer.json, and the words that refuse it (None: it is loaded without its lie)
+Lies = dict[str, tuple[Callable[[], Json | str], str | None]]
 TEXTS = (
     "Describe the image.",
     "a" * 2000,
@@ -139,10 +141,14 @@ def nested(depth: int) -> Json:
     return step
 
 
-def lies(whole: Json) -> dict[str, tuple[Callable[[], Json | str], str | None]]:
-    """By name: a tokenizer.json, and the words that refuse it (None: it is loaded without its lie)."""
-    model = whole["model"]
-    lone = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<none>"}
+def lies(whole: Json) -> Lies:
+    """Every lie that has a name."""
+    kept = (habits, growth, patterns, kinds, vocabularies, not_json)
+    return {name: lie for part in kept for name, lie in part(whole).items()}
+
+
+def habits(whole: Json) -> Lies:
+    """Left from a training: nothing is refused, nothing of it is run."""
     return {
         "padding of 10^12": (lambda: put(whole, "padding", value={
             "strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
@@ -150,6 +156,12 @@ def lies(whole: Json) -> dict[str, tuple[Callable[[], Json | str], str | None]]:
         "truncation to nothing": (lambda: put(whole, "truncation", value={
             "direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 0}), None),
         "dropout": (lambda: put(whole, "model", "dropout", value=0.5), None),
+    }  # fmt: skip
+
+
+def growth(whole: Json) -> Lies:
+    """Much out of little: a text by its normalizer or decoder, an object by its lists."""
+    return {
         "a megabyte for each a": (lambda: put(whole, "normalizer", value=replaced("b" * 2**20)), "its content"),
         "64 for each a": (lambda: put(whole, "normalizer", value=replaced("a" * 64)), None),
         "64 · 64 for each a": (lambda: put(whole, "normalizer", value=replaced("a" * 64, 2)), "times as long"),
@@ -160,6 +172,16 @@ def lies(whole: Json) -> dict[str, tuple[Callable[[], Json | str], str | None]]:
             lambda: json.dumps(whole)[:-1] + ',"x":' + "[" * 100_000 + "]" * 100_000 + "}", "read"),
         "20 million lists": (lambda: '{"model": [' + "[]," * 20_000_000 + "[]]}", "lists and objects"),
         "20 million numbers": (lambda: '{"model": [' + "1," * 20_000_000 + "1]}", "values"),
+        "a decoder's megabyte": (lambda: put(whole, "decoder", value={
+            "type": "Replace", "pattern": {"String": "a"}, "content": "b" * 2**20}), "its content"),
+        "a decoder that strips": (lambda: put(whole, "decoder", value={
+            "type": "Strip", "content": "a", "start": 0, "stop": 10**12}), "strips stop"),
+    }  # fmt: skip
+
+
+def patterns(whole: Json) -> Lies:
+    """Regular expressions: what backtracks, what is none, and what public decoders have."""
+    return {
         "a replaced nothing": (lambda: put(whole, "normalizer", value=replaced("b", 1, {"String": ""})), "its pattern"),
         "backtracking": (lambda: regex(whole, "(a+)+$"), "its pattern"),
         "backtracking of blanks": (lambda: regex(whole, r"\s+$"), "its pattern"),
@@ -172,19 +194,30 @@ def lies(whole: Json) -> dict[str, tuple[Callable[[], Json | str], str | None]]:
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
             r"\s+(?!\S)|\s+")), None),
         "digits by three": (lambda: regex(whole, "[0-9][0-9][0-9]"), None),
+    }  # fmt: skip
+
+
+def kinds(whole: Json) -> Lies:
+    """Steps and models of kinds that are not run, or that name what is not there."""
+    lone = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<none>"}
+    return {
         "an unknown normalizer": (lambda: put(whole, "normalizer", value={"type": "Evil"}), "known are"),
         "an unknown splitter": (lambda: put(whole, "pre_tokenizer", value={"type": "Evil"}), "known are"),
         "an unknown decoder": (lambda: put(whole, "decoder", value={"type": "Evil"}), "known are"),
         "an unknown model": (lambda: put(whole, "model", "type", value="Evil"), "known are"),
-        "a decoder's megabyte": (lambda: put(whole, "decoder", value={
-            "type": "Replace", "pattern": {"String": "a"}, "content": "b" * 2**20}), "its content"),
-        "a decoder that strips": (lambda: put(whole, "decoder", value={
-            "type": "Strip", "content": "a", "start": 0, "stop": 10**12}), "strips stop"),
         "an end that is not there": (lambda: put(whole, "post_processor", value=ends("<gone>")), "special_tokens lack"),
         "an unknown token that is not there": (lambda: put(whole, "model", "unk_token", value="<gone>"), "unk_token"),
         "words without an unknown": (lambda: put(whole, "model", value=lone), "unk_token"),
         "a prefix of words": (  # once an abort: it was cut off within a letter
             lambda: put(whole, "model", "continuing_subword_prefix", value="a"), "its continuing_subword_prefix"),
+        "no model": (lambda: put(whole, "model", value=None), "its model is None"),
+        "a terminal's orders": (lambda: put(whole, "model", "type", value="\x1b[2J\x1b]0;x\x07"), "known are"),
+    }  # fmt: skip
+
+
+def vocabularies(whole: Json) -> Lies:
+    """Tokens, ids and merges beyond any count, size or sense."""
+    return {
         "200,000 added tokens": (lambda: added(whole, 200_000), "over 16,384 added"),
         "an added token of a megabyte": (lambda: added(whole, 1, "x" * 2**20), "an added token is"),
         "an added token of nothing": (lambda: added(whole, 1, ""), "an added token is"),
@@ -198,11 +231,16 @@ def lies(whole: Json) -> dict[str, tuple[Callable[[], Json | str], str | None]]:
         "merges of numbers": (lambda: put(whole, "model", "merges", value=[1, 2]), ""),
         "merges of what is not there": (lambda: put(whole, "model", "merges", value=[["no", "body"]]), ""),
         "1,000,001 merges": (lambda: put(whole, "model", "merges", value=["a b"] * 1_000_001), "1,000,001 merges"),
-        "the same field twice": (lambda: json.dumps(whole)[:-1] + ',"model":' + json.dumps(model) + "}", "twice"),
+    }  # fmt: skip
+
+
+def not_json(whole: Json) -> Lies:
+    """No JSON, or JSON that two parsers may read differently."""
+    again = ',"model":' + json.dumps(whole["model"]) + "}"
+    return {
+        "the same field twice": (lambda: json.dumps(whole)[:-1] + again, "twice"),
         "NaN": (lambda: put(whole, "version", value=float("nan")), "NaN"),
-        "no model": (lambda: put(whole, "model", value=None), "its model is None"),
         "half of it": (lambda: json.dumps(whole)[:4000], "read"),
-        "a terminal's orders": (lambda: put(whole, "model", "type", value="\x1b[2J\x1b]0;x\x07"), "known are"),
     }  # fmt: skip
 
 

@@ -11,9 +11,10 @@ import torch
 from ordeal import Case, in_lines, try_all
 from PIL import Image
 
-from fastvlm.errors import FastVLMError, ImageError, TokenizerError
+from fastvlm.errors import FastVLMError, ImageError, TokenizerError, UsageError
 from fastvlm.json_file import parse
 from fastvlm.terminal import TerminalProgress
+from fastvlm_ref import samples
 from fastvlm_ref.checkpoint.folder import VISIBLE_WEIGHTS
 from fastvlm_ref.checkpoint.lora import is_adapter
 from fastvlm_ref.checkpoint.pickled import read_pickle
@@ -79,6 +80,25 @@ def test_lists_by_the_million_are_no_document() -> None:
     assert outcome.kind == "passed", outcome
 
 
+def test_numbers_by_the_million_are_no_document() -> None:
+    def reads() -> None:
+        with pytest.raises(ValueError, match="over 2,000,000 values"):
+            parse(b"[" + b"1.5," * 15_000_000 + b"0]")
+
+    (outcome,) = try_all([("numbers", reads)], seconds=5, memory=MEMORY)
+    assert outcome.kind == "passed", outcome
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "added_tokens.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(("text", "said"), [("[]," * 1_000_001, "lists"), ("1," * 3_000_000, "values")])
+def test_every_file_of_a_tokenizer_is_counted(tmp_path: Path, name: str, text: str, said: str) -> None:
+    files = {"vocab.json": '{"a": 0}', "merges.txt": "", name: f'{{"x": [{text}0]}}'}
+    for file, content in files.items():
+        (tmp_path / file).write_text(content)
+    with pytest.raises(TokenizerError, match=rf"{name} cannot be read as JSON \(it has .* {said}"):
+        load_tokenizer(tmp_path, 4096)
+
+
 @pytest.mark.parametrize(
     "text", ['{"bos_token": "a", "bos_token": "b"}', '{"x": NaN}', '{"x": [' + "[]," * 1_000_001 + "0]}"]
 )
@@ -94,7 +114,7 @@ def test_a_tokenizer_s_config_is_held_to_json_s_rules(tiny: Path, tmp_path: Path
 def test_a_note_holds_nothing_that_a_terminal_obeys() -> None:
     shown = io.StringIO()
     TerminalProgress(shown).note("\x1b[2Jx.webp: it has several frames")
-    assert shown.getvalue() == "note: ?[2Jx.webp: it has several frames\n"
+    assert shown.getvalue() == "note: \\x1b[2Jx.webp: it has several frames\n"
 
 
 def test_what_macos_leaves_beside_files_is_passed_by(tmp_path: Path) -> None:
@@ -105,6 +125,18 @@ def test_what_macos_leaves_beside_files_is_passed_by(tmp_path: Path) -> None:
     (tmp_path / "._a.png").write_bytes(b"\0\x05\x16\x07")
     (tmp_path / "a.png").write_bytes(picture("PNG"))
     assert [sample.picture.name for sample in samples_in(tmp_path)] == ["a.png"]
+
+
+def test_more_pictures_than_a_day_takes_are_refused_by_their_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "MOST_PICTURES", 3)
+    for name in ("a.png", "b.jpg", "c.gif", *(f"{number}.txt" for number in range(9))):
+        (tmp_path / name).touch()
+    assert len(samples_in(tmp_path)) == 3
+    (tmp_path / "d.webp").touch()
+    with pytest.raises(UsageError, match=r"^--calibration .* holds over 3 pictures; .* choose fewer"):
+        samples_in(tmp_path, "--calibration")
 
 
 def test_what_a_batch_norm_counts_is_no_stranger_in_a_pickle(tmp_path: Path) -> None:

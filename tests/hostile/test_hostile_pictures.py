@@ -5,49 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hostile_modes import modes
-from hostile_pictures import bombs, damaged, harmless, turned
+from hostile_chunks import chunks, clear, cut_rows, interlaced, vast
+from hostile_jpegs import jpegs
+from hostile_modes import modes, noted
+from hostile_pictures import bombs, damaged, harmless, large, turned, whole
+from hostile_strewn import strewn
 from ordeal import in_lines, size, tally, try_all
 from PIL import Image
 
-from fastvlm_ref import image, image_file
+from fastvlm_ref import image
+from validation.bundle_host import picture as host
 
 ROW = "images: bombs, cut, flipped, orientations, modes"
 
 
 def test_pictures_are_whole_and_as_ruled_or_refused(tmp_path: Path) -> None:
-    suites = (
-        bombs(tmp_path),
-        harmless(tmp_path),
-        damaged(tmp_path, size(200, 2_800)),
-        turned(tmp_path),
-        modes(tmp_path),
-    )
+    suites = [bombs(tmp_path), turned(tmp_path), modes(tmp_path), damaged(tmp_path, size(200, 2_800))]
+    suites += [suite(tmp_path) for suite in (harmless, noted, large, interlaced, clear, cut_rows, chunks, jpegs)]
+    suites += [strewn(tmp_path, size(100, 2_000)), vast(tmp_path, size(1, 4))]
     outcomes = try_all([case for suite in suites for case in suite])
-    assert [len(suite) for suite in suites[:1] + suites[3:]] == [30, 8, 24]
+    assert [len(suite) for suite in suites[:3]] == [30, 8, 24]
     bad = tally(ROW, outcomes, refused=sum(outcome.kind == "named" for outcome in outcomes))
     assert not bad, in_lines(bad)
     assert all(outcome.kind == "named" for outcome in outcomes[:30])
 
 
-def plain_load(picture: Image.Image, *_: object) -> None:
-    """Pillow's own decoding, which fills in what is missing."""
-    picture.load()
+@pytest.mark.parametrize("reader", [image.open_image, host.open_photo])
+def test_a_lack_of_memory_is_not_called_damage(reader: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It was, and each suite took it for a refusal."""
 
+    def lacking(*_: object) -> None:
+        raise MemoryError
 
-@pytest.mark.parametrize(
-    ("check", "suite"),
-    [
-        ((image, "load_whole", plain_load), lambda folder: damaged(folder, 28)),
-        ((image_file, "check_size", lambda *_: None), lambda folder: bombs(folder, 5)),
-        ((image, "UPRIGHT", {}), turned),
-        ((image, "_grey16", lambda picture: picture.convert("RGB")), modes),
-    ],
-    ids=["wholeness", "sizes", "orientation", "16 bits"],
-)
-def test_without_one_of_its_checks_the_row_is_red(
-    check: tuple[object, str, object], suite: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(*check)
-    outcomes = try_all(suite(tmp_path))  # type: ignore[operator]
-    assert any(not outcome.held for outcome in outcomes)
+    (tmp_path / "picture").write_bytes(whole("png"))
+    monkeypatch.setattr(Image.Image, "crop", lacking)
+    monkeypatch.setattr(image, "_flat", lacking)
+    with pytest.raises(MemoryError):
+        reader(tmp_path / "picture")  # type: ignore[operator]

@@ -85,7 +85,9 @@ def test_every_added_token_is_guarded(special: bool, tiny: Path, tmp_path: Path)
     """Marked as special or not: trainers forget the mark, and a control is one all the same."""
     tokenizer = vocabulary(tmp_path, tiny, special)
     assert refusal(tmp_path, tokenizer, "a cat") is None
-    assert "plain text became the control token the" in str(refusal(tmp_path, tokenizer, "the cat"))
+    said = str(refusal(tmp_path, tokenizer, "the cat"))
+    assert "plain text became the control token the" in said
+    assert "take them out of added_tokens in tokenizer.json" in said
 
 
 # No write past the state

@@ -161,7 +161,7 @@ def test_recipes_cost_neither_time_nor_memory() -> None:
 
 RECIPE_REDS: dict[str, tuple[str, Any, str]] = {
     "problems listed": ("export.compression.recipe_text.MOST_LISTED", 10**9, "keys by the thousand"),
-    "a quotation": ("export.compression.recipe_text.short", repr, "a pattern that is such a number"),
+    "a quotation": ("export.compression.recipe.short", repr, "a pattern that is such a number"),
     "anchors": ("export.compression.recipe_text._refused", lambda _: [], "lists without end"),
 }
 

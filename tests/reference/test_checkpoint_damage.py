@@ -16,6 +16,8 @@ import pytest
 import synthetic
 import torch
 from safetensors.torch import save_file
+from safetensors_bytes import entry
+from safetensors_bytes import with_header as raw
 from synthetic import llava_config, llava_names, mlx_names, state, write
 
 from fastvlm.errors import CheckpointError, ConfigError, TensorError, TokenizerError, UsageError
@@ -25,17 +27,6 @@ from fastvlm_ref.checkpoint.header import HEADER_LIMIT, read_header
 from fastvlm_ref.checkpoint.source import differing
 from fastvlm_ref.checkpoint.tensors import TensorFile
 from fastvlm_ref.tokenizer import MAX_FILE_BYTES
-
-
-def raw(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    """Returns the bytes of a safetensors file with this header, true or not."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
-
-
-def entry(dtype: str = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": list(shape) if isinstance(shape, tuple) else shape, "data_offsets": list(offsets)}
-
 
 ATTACKS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "holds 0 bytes"),

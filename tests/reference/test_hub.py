@@ -31,7 +31,7 @@ from fastvlm_ref import load_checkpoint
 from fastvlm_ref.checkpoint import hub as hub_module
 from fastvlm_ref.checkpoint.hub import HubId, fetch, hub_id
 from fastvlm_ref.model.fastvlm import FastVLM
-from validation import judging
+from validation import original
 
 COMMIT, LATER = "a" * 40, "b" * 40
 WEIGHTS = "model.safetensors"
@@ -335,8 +335,8 @@ def test_the_manifest_pins_the_commit(build: Build) -> None:
 
 def loaded(build, reference, progress, options):
     """The reference of a validation, found and read as `validate` does."""
-    source = judging._opened_reference(build, reference, progress, options, other=False)
-    return judging._load_reference(build, source, progress, other=False, stream=False)
+    source = original.open_reference(build, reference, progress, options, other=False)
+    return original.load_reference(build, source, progress, other=False, stream=False)
 
 
 def test_validate_reads_the_commit_that_the_build_was_made_from(

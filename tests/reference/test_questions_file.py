@@ -49,7 +49,7 @@ def test_questions_are_read_in_order_blank_lines_passed_by(file: Path) -> None:
 BAD = [
     ("{", "not JSON (Expecting property name"),
     ("[" * 100_000, "not JSON (nested too deeply)"),
-    ('{"image": "red.png", "image": "a", "prompt": "b"}', "not JSON (a key stands there twice)"),
+    ('{"image": "red.png", "image": "a", "prompt": "b"}', "not JSON (it names 'image' twice)"),
     ("[1]", "[1], expected an object with image, prompt and perhaps answer"),
     ('"red.png"', '"red.png", expected an object'),
     ("NaN", "NaN, expected an object"),
@@ -62,7 +62,7 @@ BAD = [
     (line(answer=["red"]), 'answer is ["red"], expected text'),
     (line(image="gone.png"), "no picture at gone.png"),
     (line(image="more"), "no picture at more"),
-    (line(image="a\0b"), "no picture at a?b"),
+    (line(image="a\0b"), "no picture at a\\x00b"),
 ]
 
 

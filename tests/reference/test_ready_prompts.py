@@ -113,7 +113,7 @@ ROW = {"title": "a", "text": "b"}
         ([ROW | {"text": "t" * 4001}], "entry 1: text has 4,001 characters, at most 4,000 are expected"),
         ([ROW, {"title": "b", "text": "b"}, ROW], "entry 3: title 'a' is that of entry 1, expected another"),
         ([{}] * 20, "text is missing; and 30 more; expected"),
-        ('[{"title": "a", "title": "b", "text": "c"}]', "is not JSON .a key stands there twice"),
+        ('[{"title": "a", "title": "b", "text": "c"}]', "is not JSON .it names .title. twice"),
         ("[{'title': 1}]", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, normalizers, processors, trainers
+from llama_tokenizer import write_llama
 
 import fastvlm_ref
 from fastvlm.errors import TokenizerError
@@ -198,22 +198,8 @@ def test_lone_surrogates_do_not_crash(bpe_folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama-style tokenizer.json: BPE over ▁-text with byte fallback, `<s>` first, as converters write it."""
-    folder = tmp_path_factory.mktemp("llama")
-    inner = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    controls = ["<unk>", "<s>", "</s>"]
-    octets = [f"<0x{value:02X}>" for value in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=controls + octets, show_progress=False)
-    inner.train_from_iterator(["What is in this image? USER ASSISTANT: A chat between a curious user."] * 3, trainer)
-    data = json.loads(inner.to_str())
-    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] in controls]
-    inner = tokenizers.Tokenizer.from_str(json.dumps(data))
-    strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    inner.decoder = decoders.Sequence(strip)
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    inner.save(str(folder / "tokenizer.json"))
-    return folder
+    text = "What is in this image? USER ASSISTANT: A chat between a curious user."
+    return write_llama(tmp_path_factory.mktemp("llama"), text)
 
 
 def test_llama_ids_are_the_library_s(llama_folder: Path) -> None:

@@ -216,6 +216,19 @@ def test_a_state_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeyp
     assert calls == ["sync", "rename", "sync", "remove"]
 
 
+def test_what_an_older_version_left_is_named_and_stays(rows: Path, tmp_path: Path, heard: Any) -> None:
+    model = load_checkpoint("tiny")
+    assert model.tokenizer is not None
+    source = UserRows(read_rows(rows), model.tokenizer, model.config)
+    for name in ("stage3.new", "stage2.new", "stage3.pt"):
+        (tmp_path / name).write_bytes(b"half of a state")
+    with pytest.raises(CheckpointError, match="remove it to start anew"):
+        loop.train_stage(model, STAGE, source, tmp_path, made_from={}, progress=heard)
+    (note,) = heard.notes
+    assert note.startswith(f"{tmp_path / 'stage3.new'} looks like what an older fastvlm left")
+    assert (tmp_path / "stage3.new").read_bytes() == b"half of a state"
+
+
 def test_a_state_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="--work"):
         StateFile(tmp_path / "nowhere", STAGE, {}).save(1, {}, {}, {})

@@ -150,7 +150,7 @@ def test_a_vocabulary_that_makes_control_tokens_of_text_is_refused(tmp_path: Pat
     assert prompt.ids("hi hi") == ([], [2, 2])
     with pytest.raises(TokenizerError, match="plain text became the control token </s>"):
         Tokenizer(made).encode("hi </s>")
-    with pytest.raises(BundleError, match=r"^plain text became the control token </s>; use another tokenizer$"):
+    with pytest.raises(BundleError, match=r"^plain text became the control token </s>; take ordinary words out"):
         prompt.ids("hi </s>")
 
 

@@ -263,6 +263,7 @@ def test_a_ready_made_prompt_with_other_ids_is_found(copy: Path) -> None:
         (lambda test: test["spreads"].pop(), r"is damaged \(ValueError"),
         (lambda test: test["features"].update(shape=[3, 3]), r"is damaged \(ValueError"),
         (lambda test: test.update(top_logits=[]), r"is damaged \("),
+        (lambda test: test.update(more=[[]] * 1_000_001), r"is damaged \(ValueError\('it has 1,0.* lists and objects"),
         (lambda test: test.update(picture="../../etc/passwd"), "expected a plain relative path"),
     ],
 )

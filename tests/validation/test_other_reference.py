@@ -74,7 +74,7 @@ def test_another_shape_is_refused_before_tensors_are_read(
     from synthetic import write_llava
 
     checkpoint = write_llava(tmp_path / "small")
-    monkeypatch.setattr("validation.judging.load_checkpoint", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr("validation.original.load_checkpoint", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(UsageError) as error:
         validate(tiny_build, checkpoint, other_reference=True)
     assert "another shape" in str(error.value)

@@ -117,7 +117,7 @@ def test_pictures_of_one_name_are_told_apart(tiny_build: Path, ask: Ask, tmp_pat
 def test_what_is_wrong_is_said_before_the_checkpoint_is_read(
     tiny_build: Path, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("validation.judging.load_checkpoint", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr("validation.original.load_checkpoint", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(UsageError, match="line 2: prompt is missing"):
         validate(tiny_build, questions=ask(shipped(0), {"image": "a"}))
     with pytest.raises(UsageError, match="--images and --questions both"):

@@ -9,10 +9,11 @@ from PIL import Image, ImageOps
 
 from fastvlm.errors import BundleError, ImageError
 from fastvlm.paths import open_followed
-from fastvlm.picture_files import check_headers, load_whole
+from fastvlm.picture_files import eight_bits, for_decoder, load_whole
 
 Pixels = NDArray[np.uint8]
 KINDS, PIXELS, SIDE = ("PNG", "JPEG"), 50_000_000, 30_000  # by the header, before a byte is decoded
+STRIP = 1_000_000  # pixels that are flattened at a time
 BITS = 22  # of a weight behind the point: 32 − 8 of a byte − 2, since sums of weights pass 0 and 1
 
 
@@ -20,20 +21,25 @@ def open_photo(path: str | Path) -> Pixels:
     """Returns RGB (height, width, 3) of a PNG or JPEG file, upright; transparent places are laid over white."""
     try:
         with warnings.catch_warnings(action="ignore"), open_followed(path) as data:
-            check_headers(data)
-            image: Image.Image = Image.open(data, formats=KINDS)
+            image: Image.Image = Image.open(for_decoder(data)[0], formats=KINDS)
             if image.width * image.height > PIXELS or max(image.size) > SIDE:
                 raise ValueError(f"it is {image.width} × {image.height}")
             load_whole(image, data, Image._getdecoder)
             ImageOps.exif_transpose(image, in_place=True)  # a copy takes as much again
-        if image.mode.startswith("I"):  # 16-bit grey
-            image = Image.fromarray(((np.asarray(image, np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
-        rgba = np.asarray(image.convert("RGBA"))
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        rows = max(1, STRIP // image.width)  # all at once take a gigabyte
+        for top in range(0, image.height, rows):
+            strip: Image.Image = image.crop((0, top, image.width, min(top + rows, image.height)))
+            strip = eight_bits(strip) if strip.mode.startswith("I") else strip
+            rgba = np.asarray(strip.convert("RGBA")).astype(np.uint16)
+            colour, alpha = rgba[..., :3], rgba[..., 3:]
+            pixels[top : top + rows] = (colour * alpha + 255 * (255 - alpha) + 127) // 255
+        return pixels
+    except MemoryError:
+        raise  # tells nothing of the file
     except Exception as error:  # decoders raise a dozen kinds on damaged files
         said = f"at most {PIXELS:,} pixels, {SIDE:,} a side ({' '.join(str(error).split())})"
         raise ImageError(f"{path} is no PNG or JPEG that can be read, {said}") from error
-    rows = ((row[:, :3], row[:, 3:].astype(np.uint16)) for row in rgba)  # in 16 bits all at once take a gigabyte
-    return np.stack([((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8) for colour, alpha in rows])
 
 
 def square(pixels: Pixels, size: int, strategy: str) -> Pixels:

@@ -47,7 +47,10 @@ class Prompt:
         check_length(text := text.encode("utf-8", "replace").decode("utf-8"), MAX_RUN_BYTES)
         for token in called(BundleError, "cannot encode this text", self._tokens, text):
             if token.id in self.added:
-                raise BundleError(f"plain text became the control token {token.value:.60}; use another tokenizer")
+                raise BundleError(
+                    f"plain text became the control token {token.value:.60}; take ordinary words out of "
+                    "added_tokens in the checkpoint's tokenizer.json, export and bundle it again"
+                )
             yield token.id
 
     def _tokens(self, text: str) -> list[tokenizers.Token]:

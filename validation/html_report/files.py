@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import OutputError, ReportError, UsageError
+from fastvlm.json_file import counted
 from fastvlm.manifest import dump
 from fastvlm.paths import open_followed
 from fastvlm.publish import check_apart, replace_file
@@ -69,7 +70,7 @@ def _content(file: Path) -> Any:
             data = opened.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise ReportError(f"{file} is larger than {MOST_BYTES >> 20} MiB, no report is; make it again")
-        content = data.decode("utf-8")
+        content = counted(data).decode("utf-8")
         return json.loads(content if file.suffix.lower() == JSON else _data_of(content))
     except OSError as problem:
         raise ReportError(f"{file} cannot be read ({problem.strerror}); expected a report, .html or .json") from problem

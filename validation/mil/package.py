@@ -17,7 +17,8 @@ from google.protobuf.message import DecodeError, Message
 
 from fastvlm.errors import PackageError
 from fastvlm.json_file import parse
-from fastvlm.paths import SHOWN, check_tree, open_contained, read_contained
+from fastvlm.paths import check_tree, open_contained, read_contained
+from fastvlm.quoting import printable
 from validation.mil.blob import BlobFile
 from validation.mil.dtypes import DType
 from validation.mil.schema import model_message
@@ -81,7 +82,7 @@ class Package:
                 file = open_contained(root, name, PackageError)
             except FileNotFoundError as error:
                 raise PackageError(
-                    f"weight file {name[:SHOWN]} of {root} is missing; copy the whole package again"
+                    f"weight file {printable(name)} of {root} is missing; copy the whole package again"
                 ) from error
             with file:
                 self._files[file_name] = BlobFile(root / name, file)
@@ -96,7 +97,7 @@ class Package:
             return self._weights_folder, relative.removeprefix("weights/")
         if self._model_folder is None or self._root is None:
             raise PackageError(
-                f"the program needs {file_name[:SHOWN]}, but a spec alone was given; pass its weights folder too"
+                f"the program needs {printable(file_name)}, but a spec alone was given; pass its weights folder too"
             )
         return self._root, f"{self._model_folder}/{relative}"
 
@@ -163,7 +164,9 @@ def _spec(root: Path, name: str) -> Any:
     try:
         spec.ParseFromString(read_contained(root, name, MOST_PROGRAM, PackageError))
     except FileNotFoundError as error:
-        raise PackageError(f"{root}: the model file {name[:SHOWN]} is missing; copy the whole package again") from error
+        raise PackageError(
+            f"{root}: the model file {printable(name)} is missing; copy the whole package again"
+        ) from error
     except DecodeError as error:
         raise PackageError(
             f"{root / name} is not a readable Core ML model ({str(error)[:80]}); it is damaged or was cut"

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from export.compression.recipe import FP16, NAMES
-from export.compression.recipe_text import load_mapping, read_text, shown
+from export.compression.recipe_text import load_mapping, read_text
 from export.plan import CONTEXT
 from fastvlm.build import TARGETS
 from fastvlm.devices import device as named_device
 from fastvlm.errors import UsageError
+from fastvlm.quoting import short
 from fastvlm_ref.checkpoint.source import EMBEDDED
 from validation.steps import MOST
 
@@ -103,7 +104,7 @@ def _unknown(found: Mapping[Any, Any]) -> Iterator[str]:
         if key not in KEYS:
             near = get_close_matches(str(key), KEYS, 1)
             meant = f", perhaps {near[0]} is meant" if near else ""
-            yield f"unknown key {shown(key)}{meant}; known: {', '.join(KEYS)}"
+            yield f"unknown key {short(key)}{meant}; known: {', '.join(KEYS)}"
 
 
 def _wrong(found: Mapping[Any, Any]) -> Iterator[str]:
@@ -113,7 +114,7 @@ def _wrong(found: Mapping[Any, Any]) -> Iterator[str]:
         if key in LISTS:
             yield from _wrong_list(key, value, _is_count if key == "image_sizes" else _is_word)
     yield from (
-        f"{key}: {shown(found[key])}, expected {expected}"
+        f"{key}: {short(found[key])}, expected {expected}"
         for key, is_right, expected in SCALARS
         if key in found and not is_right(found[key])
     )
@@ -127,7 +128,7 @@ def _wrong(found: Mapping[Any, Any]) -> Iterator[str]:
 def _wrong_list(key: str, value: Any, is_right: Callable[[Any], bool]) -> Iterator[str]:
     kind = "whole numbers" if key == "image_sizes" else "names"
     if not isinstance(value, list) or not value or not all(map(is_right, value)):
-        yield f"{key}: {shown(value)}, expected a list of {kind} in [brackets]"
+        yield f"{key}: {short(value)}, expected a list of {kind} in [brackets]"
         return
     twice = sorted({str(each) for each in value if value.count(each) > 1})
     if twice:

@@ -20,6 +20,7 @@ from fastvlm.build import read_build
 from fastvlm.errors import FastVLMError, OutputError, UsageError
 from fastvlm.manifest import NAME, is_build, significant
 from fastvlm.progress import Progress
+from fastvlm.quoting import one_line
 from validation import validate
 from validation.fit.advice import classes
 from validation.fit.estimating import estimate
@@ -61,7 +62,7 @@ class _Heard(Progress):
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
-        line = _line(text)
+        line = one_line(text, TEXT)
         if line not in self.notes and len(self.notes) < NOTES:
             self.notes.append(line)
 
@@ -172,9 +173,4 @@ def labels(todo: Making, case: Case) -> Row:
 
 def error_row(todo: Making, case: Case, problem: Exception) -> Row:
     """Returns the row of a case that could not be measured."""
-    return {**labels(todo, case), "status": ERROR, "error": _line(str(problem))}
-
-
-def _line(text: str) -> str:
-    """One line of text that can be written: a file's name may hold bytes that are none."""
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:TEXT]
+    return {**labels(todo, case), "status": ERROR, "error": one_line(str(problem), TEXT)}

@@ -1,0 +1,49 @@
+"""What a stranger's build, package and folder name say is shown, and nothing of it obeyed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typed import Run
+
+EVIL = "red\x1b[31m\x9b2J\u202enekort\u2028\rline"
+PACKAGE = "VisionEncoder.mlpackage"
+MODEL = "Data/com.apple.CoreML/model.mlmodel"
+
+
+@pytest.fixture(scope="module")
+def foreign_build(exported_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole build whose manifest, and the description of whose encoder, hold orders for a terminal."""
+    from coremltools.proto import Model_pb2
+
+    build = tmp_path_factory.mktemp("foreign") / "build\x1b[2J"
+    shutil.copytree(exported_tiny, build)
+    manifest = json.loads((build / "manifest.json").read_text())
+    manifest |= {"licence": EVIL, "assumed": [EVIL]}
+    manifest["source"] |= {"id": EVIL, "revision": None}
+    (build / "manifest.json").write_text(json.dumps(manifest))
+    spec = Model_pb2.Model()
+    spec.ParseFromString((build / PACKAGE / MODEL).read_bytes())
+    spec.description.metadata.license = EVIL
+    spec.description.metadata.userDefined[EVIL] = EVIL
+    spec.description.functions[0].input[0].shortDescription = EVIL
+    (build / PACKAGE / MODEL).write_bytes(spec.SerializeToString())
+    return build
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("command", [("inspect", ""), ("inspect", PACKAGE), ("lint", PACKAGE), ("validate", "")])
+def test_a_terminal_obeys_nothing(
+    run: Run, foreign_build: Path, command: tuple[str, str], options: tuple[str, ...]
+) -> None:
+    result = run(command[0], foreign_build / command[1], *options)
+    shown = result.stdout + result.stderr
+    assert result.exit_code in (0, 2), shown
+    assert "Error: internal" not in shown
+    assert not {sign for sign in shown if not sign.isprintable()} - {"\n"}
+    if command[0] == "inspect":
+        assert "red" in result.stdout
+        assert "31m" in result.stdout
