@@ -36,7 +36,9 @@ RED: dict[str, dict[str, tuple[str, ...]]] = {
     "header lies": {"header": ("without_its_check_a_lie_passes",)},
     "hostile config.json": {"config": ("a_reader_that_follows_a_name_is_seen", "without_its_check_a_config_passes")},
     "hostile recipes": {"regressions": ("without_its_limit_a_recipe_is_red",)},
-    "images: bombs, cut, flipped, orientations, modes": {"picture_checks": ("without_one_of_its_checks_the_row_is_red",)},
+    "images: bombs, cut, flipped, orientations, modes": {
+        "picture_checks": ("without_one_of_its_checks_the_row_is_red",)
+    },
     "kill −9": {"kill": ("the_suite_sees_what_is_broken",)},
     "links, FIFO, device, swap during read × readers": {
         "links": (

@@ -89,6 +89,7 @@ MANIFESTS: dict[str, Attack] = {
     "half a character": _rewritten(lambda data: data.replace(b"{", b'{"x": "\\ud800",', 1)),
     "nested without end": _rewritten(lambda data: data.replace(b"{", b'{"x": ' + b"[" * 400_000, 1)),
     "lists by the million": _rewritten(lambda data: data.replace(b"{", b'{"x": [' + b"[]," * 1_000_001 + b"0],", 1)),
+    "values by the million": _rewritten(lambda data: data.replace(b"{", b'{"x": [' + b"1," * 2_000_001 + b"0],", 1)),
     "32 MB of blanks": _rewritten(lambda data: data + b" " * (33 << 20)),
     "no schema": build(lambda manifest: manifest.update(schema="new")),
     "a schema to come": build(lambda manifest: manifest.update(schema="9.0")),

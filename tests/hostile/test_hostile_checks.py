@@ -32,7 +32,8 @@ REDS: dict[str, dict[str, str]] = {
     },
     "fastvlm.json_file": {
         "read_plain: len(data) > most": "32 MB of blanks",
-        "parse: (lists := (data.count(b'[') + data.count(b'{'))) > MO": "lists by the million",
+        "counted: (lists := (data.count(b'[') + data.count(b'{'))) > ": "lists by the million",
+        "counted: data.count(b',') >= MOST_VALUES": "values by the million",
         "_finite: not math.isfinite(value)": "beyond any number",
         "parse: except RecursionError": "a manifest without end",
     },
@@ -125,7 +126,7 @@ BEHIND: dict[str, dict[str, str]] = {
     },
     "fastvlm.json_file": {
         "parse: except UnicodeError": "it is a ValueError too",
-        "_once": "of tokenizers (test_hostile_mended.py)",
+        "each_once": "of config.json and tokenizers, which have attacks of their own (test_hostile_mended.py)",
     },
     "validation.mil.package": {
         "_model_name": "no number or None in a path is plain (_check_plain)",
@@ -176,8 +177,9 @@ def attack_of(name: str, module: str) -> Attack:
 
 def check_of(module: str, start: str) -> Check:
     """The one check of the module whose function and words begin like that."""
-    (found,) = (check for check in checks_of(module) if f"{check.function}: {check.words}".startswith(start))
-    return found
+    found = [check for check in checks_of(module) if f"{check.function}: {check.words}".startswith(start)]
+    assert len(found) == 1, f"{module} has {len(found)} checks {start!r}; name those that it has in REDS or BEHIND"
+    return found[0]
 
 
 @pytest.mark.parametrize("attacks", [PACKAGES, ONNX, MANIFESTS], ids=["packages", "ONNX files", "manifests"])
