@@ -25,8 +25,18 @@ FIXED = {"row", "tried", "kinds", "slowest"}
 RED: dict[str, dict[str, tuple[str, ...]]] = {
     "50 exports in one process": {"repeat": ("what_is_left_is_seen", "graphs_that_torch_keeps_are_seen")},
     "8 exports to one place": {"crowd": ("the_suite_sees_what_is_broken",)},
-    "damaged packages / ONNX: ONNX": {"onnx": ("a_load_that_ends_its_process",)},
-    "damaged packages / ONNX: packages": {"packages": ("without_a_check_the_row_is_red",)},
+    "damaged packages / ONNX: ONNX": {
+        "onnx": ("a_load_that_ends_its_process", "a_load_that_does_not_end"),
+        "checks": ("without_each_check_its_attack_is_taken", "without_each_limit_its_attack_is_taken"),
+        "room": ("a_run_gets_what_is_free_and_no_more",),
+    },
+    "damaged packages / ONNX: packages": {
+        "packages": ("without_a_check_the_row_is_red",),
+        "checks": ("without_each_check_its_attack_is_taken", "without_each_limit_its_attack_is_taken"),
+        "work": ("without_the_limit_each_of_them_hangs",),
+        "room": ("a_run_gets_what_is_free_and_no_more",),
+        "build_limits": ("a_number_is_taken_without_its_limit",),
+    },
     "disk full, read-only, no permission": {"disk": ("the_suite_sees_what_is_broken",)},
     "each tensor changed, hf": {"tensors": ("without_the_comparison_a_change_passes",)},
     "each tensor changed, mlx": {"tensors": ("without_the_comparison_a_change_passes",)},
