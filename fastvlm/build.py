@@ -133,7 +133,7 @@ def read_build(folder: str | Path, formats: Sequence[str] = (COREML,)) -> Build:
         manifest,
         fields.text("source.id"),
         fields.texts("source.options", SOURCE_OPTIONS),
-        fields.mapping("source.files"),
+        fields.files("source.files"),
         fields.choice("image.rule", IMAGE_RULES),
         fields.integers("image.sizes"),
         _prompt(fields),
@@ -218,6 +218,8 @@ def _stages(root: Path, fields: _Fields) -> tuple[Stage, ...]:
     """The language model's packages with what the manifest says of their functions; schema 0.1 knew one alone."""
     names = fields.strings("packages.language")
     functions = fields.stages("functions.language", len(names))
+    if not all(_is_state(each["state"]) for each in functions if "state" in each):
+        fields.problems.append("functions.language has a state without a shape of whole numbers")
     stages = tuple(
         Stage(
             contained(root, name), "prefill" in each, "state" in each,
@@ -246,6 +248,11 @@ def _broken_chain(stages: Sequence[Stage], functions: Sequence[dict[str, Any]]) 
         yield f"{told} names no output logits, expected at least one"
     elif names not in (["logits"], [f"logits{part}" for part in range(len(names))]):
         yield f"{told} gives {', '.join(names)[:60]}, expected logits, or logits0, logits1, … in order"
+
+
+def _is_state(state: Any) -> bool:
+    shape = state.get("shape") if isinstance(state, dict) else None
+    return isinstance(shape, list) and len(shape) > 0 and all(map(_is_count, shape))
 
 
 def _outputs(function: Any) -> Iterator[str]:
@@ -367,6 +374,15 @@ class _Fields:
             return list(found or ()) if count else []
         self._wrong(path, f"a list of {count} objects, one for each of packages.language")
         return [{}] * count
+
+    def files(self, path: str) -> dict[str, Any]:
+        """Names of files, each with its `bytes` and `sha256`."""
+        found = self.mapping(path)
+        for name, row in found.items():
+            size, digest = (row.get("bytes"), row.get("sha256")) if isinstance(row, dict) else (None, None)
+            if type(size) is not int or size < 0 or not isinstance(digest, str):
+                self.problems.append(f"{path} has {name[:60]!r} without bytes and sha256")
+        return found
 
     def mapping(self, path: str) -> dict[str, Any]:
         value = self._find(path)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fastvlm.app_limits import state_bytes
-from fastvlm.build import COREML_EP, FORMATS, ONNX, Build, read_build
+from fastvlm.build import COREML_EP, FORMATS, LARGEST, ONNX, Build, read_build
 from fastvlm.errors import BuildError, UsageError
 from fastvlm.manifest import find_changes
 from fastvlm.mlpackage import WEIGHT_FILE
@@ -86,24 +86,40 @@ def _checkpoint(build: Build) -> str | None:
 
 def _config(folder: Path, kind: type[Any], stated: Any) -> Any:
     """The manifest's numbers as a config; BuildError where one is missing or of another type."""
-    values = dict(stated) if isinstance(stated, dict) else {}
-    names = [field.name for field in fields(kind)]
-    wrong = [name for name in names if not isinstance(values.get(name), (int, float, list))]
+    stated = stated if isinstance(stated, dict) else {}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()}
+    wrong = [field.name for field in fields(kind) if not _fits(values.get(field.name), field)]
     if wrong:
-        raise BuildError(f"{folder}/manifest.json lacks {', '.join(wrong[:5])} of the model; export the build again")
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return kind(**{name: (values | lists)[name] for name in names})
+        raise BuildError(
+            f"{folder}/manifest.json has no {', '.join(wrong[:5])} of the model, or none that a model has; "
+            "export the build again"
+        )
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
+
+
+def _fits(value: Any, field: Field[Any]) -> bool:
+    """Whether a value is of a field's type, and a list as long as its default."""
+    if isinstance(field.default, tuple):
+        kind = type(field.default[0])
+        return (
+            isinstance(value, tuple) and len(value) == len(field.default) and all(type(each) is kind for each in value)
+        )
+    if field.type == "float":
+        return type(value) in (int, float) and 0 < value < 1e12
+    return type(value) is bool if field.type == "bool" else type(value) is int and 0 < value <= LARGEST
 
 
 def _files(build: Build) -> Files:
     assert build.encoder is not None
     assert build.embeddings is not None
     sizes = {path: path.stat().st_size for path in build.folder.rglob("*") if path.is_file()}
-    encoder = sizes[build.encoder / WEIGHT_FILE]
-    language = tuple(sizes[stage.package / WEIGHT_FILE] for stage in build.language)
+    weights = [package / WEIGHT_FILE for package in (build.encoder, *(stage.package for stage in build.language))]
+    if missing := [path for path in (*weights, build.embeddings.file) if path not in sizes]:
+        raise BuildError(f"{missing[0]} is named by the manifest and is not there; export the build again")
+    encoder, *language = (sizes[path] for path in weights)
     table = sizes[build.embeddings.file]
     layered = sum(stage.state for stage in build.language)
-    return Files(encoder, language, layered, table, sum(sizes.values()) - encoder - sum(language) - table)
+    return Files(encoder, tuple(language), layered, table, sum(sizes.values()) - encoder - sum(language) - table)
 
 
 def _state(build: Build) -> int:
