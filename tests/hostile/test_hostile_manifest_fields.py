@@ -1,4 +1,4 @@
-"""What a stranger's build says of itself, changed at random, is taken or refused by name by every command that reads it."""
+"""What a stranger's build says of itself, changed at random: each command that reads it takes or refuses it by name."""
 
 from __future__ import annotations
 
