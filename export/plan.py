@@ -14,7 +14,7 @@ from pathlib import Path
 
 from export.apple_app import app_problems
 from export.compression.recipe import FP16, requested
-from fastvlm.build import APPLE_APP, PURPOSES, TARGETS
+from fastvlm.build import APPLE_APP, LARGEST_MASK, PURPOSES, TARGETS
 from fastvlm.errors import UsageError
 from fastvlm_ref.config import LARGEST_SIDE, FastVLMConfig
 from fastvlm_ref.samples import samples_in
@@ -139,6 +139,11 @@ def make_plan(
     if plan.language and config.text.head_dim % ALIGNMENT:
         problems.append(
             f"the decoder's head dim is {config.text.head_dim}, Core ML state needs a multiple of {ALIGNMENT}"
+        )
+    if plan.language and plan.query_length * context > LARGEST_MASK:
+        problems.append(
+            f"--context {context} with --query-length {query_length} needs a mask of more than {LARGEST_MASK} values, "
+            f"which a host makes for every call; the longest is --context {LARGEST_MASK // query_length}"
         )
     tokens = max(map(config.vision.tokens_at, sizes))
     if plan.encoder and plan.language and tokens >= context:

@@ -20,7 +20,9 @@ _IN_RUST = re.compile(r"(?:os error |Os \{ code: )(\d{1,3})\b")  # as safetensor
 
 
 def size(count: int) -> str:
-    """Bytes in words, to the hundredth of a GB, or of a MB where there are few."""
+    """Bytes in words, to the hundredth of a GB, or of a MB where there are few, one by one below 10 kB."""
+    if count < 10_000:
+        return f"{count:,} bytes"
     return f"{count / 1e9:.2f} GB" if count >= 10_000_000 else f"{count / 1e6:.2f} MB"
 
 
@@ -66,7 +68,7 @@ def _no_space(code: int, at: Path, named: object, needed: int, written: int) -> 
     except OSError:
         free = "an unknown number of bytes"
     room = f"{size(needed)} are needed" if needed > written else f"more than {size(written)} are needed"
-    room += f", {size(written)} were written and {free} are free"
+    room = f"{room}, {size(written)} were written and {free} are free" if needed or written else f"{free} are free"
     if code == errno.EFBIG:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         most = f"of {size(limit)} that this process is held to" if limit != resource.RLIM_INFINITY else "of that disk"

@@ -231,8 +231,9 @@ def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
     tokenizer = Tokenizer(inner, bos=_bos(inner, config), files=files, assumed=assumed, cleaned=cleaned)
     if tokenizer.size > vocab_rows:
         raise TokenizerError(
-            f"the tokenizer in {folder} has {tokenizer.size} tokens, the embedding table {vocab_rows} rows; each token "
-            "needs a row: this is another checkpoint's tokenizer, or the table was not resized when tokens were added"
+            f"the tokenizer in {folder} has {tokenizer.size} tokens, config.json states a table of {vocab_rows} rows "
+            "(vocab_size); each token needs a row: this is another checkpoint's tokenizer or config.json, or the table "
+            "was not resized when tokens were added"
         )
     return tokenizer
 

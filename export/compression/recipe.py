@@ -88,7 +88,10 @@ def read_recipe(given: str | Path) -> Recipe:
         raise UsageError(
             f"{short(given)} is no scheme and no file; known: {', '.join((*NAMES, FP16))}; or a YAML file's path"
         )
-    return parse_recipe(read_text(path), f"recipe {path}")
+    text = read_text(path)
+    if not text.strip():
+        raise UsageError(f"recipe {path} is empty; copy it again, or leave it out for fp16 alone")
+    return parse_recipe(text, f"recipe {path}")
 
 
 def requested(given: str | Path | None, target: str) -> Recipe:

@@ -59,12 +59,19 @@ def digits(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 def text(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """A callback for words that go into a file: bytes of the command line that are no UTF-8 cannot."""
+    """A callback for words: bytes of the command line that are no UTF-8 are none."""
     try:
         (value or "").encode()
     except UnicodeEncodeError as problem:
         raise click.BadParameter("it is no text in UTF-8", context, parameter) from problem
     return value
+
+
+def texts(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """As `text`, for an option that is given several times."""
+    for value in values:
+        text(context, parameter, value)
+    return values
 
 
 def check_image(image: str) -> None:

@@ -27,9 +27,9 @@ BUNDLE_OPTIONS = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "allow_pickle": F
 @click.command(short_help="Ask a checkpoint, a build or a bundle about a picture.")
 @click.argument("target", callback=options.filled)
 @click.argument("image", callback=options.filled)
-@click.argument("prompt")
+@click.argument("prompt", callback=options.text)
 @click.option(
-    "--then", multiple=True, metavar="PROMPT",
+    "--then", multiple=True, metavar="PROMPT", callback=options.texts,
     help="A further question about the same picture, asked with those before it and their answers; repeatable. Only "
     "its own words are computed.",
 )  # fmt: skip

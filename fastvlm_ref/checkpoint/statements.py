@@ -170,9 +170,8 @@ class Statements:
         if "USER:" in text and "ASSISTANT:" in text:
             return "vicuna_v1"
         name = "vicuna_v1" if self.family == LLAMA else "qwen_2"
-        self.assumed.append(
-            f"the checkpoint states no conversation template: {name} assumed for a {self.family} decoder"
-        )
+        stated = "a chat template that is none of those known (give one by --template)" if text else "no chat template"
+        self.assumed.append(f"the checkpoint states {stated}: {name} assumed for a {self.family} decoder")
         return name
 
     def system(self, asked: str | None, template: str) -> str | None:
@@ -222,6 +221,8 @@ class Statements:
         Apple's model licence covers whatever is made from the weights, so a base's outlives an adapter's own.
         """
         found = [name for folder in self.folders if (name := _folder_licence(folder))]
+        if not found:
+            self.assumed.append("the checkpoint states no licence: the build says unknown, the weights' own terms hold")
         return AMLR if AMLR in found else next(iter(found), "unknown")
 
 

@@ -378,3 +378,27 @@ def test_no_manifest_makes_inspect_fail_inside(run: Run, build: Path) -> None:
             if result.exit_code not in (0, 2):
                 faults.append((field, value, result.stderr))
     assert faults == []
+
+
+def test_a_context_whose_mask_no_host_makes(refused: Refused, tmp_path: Path) -> None:
+    says = ("--context 262208", "the longest is --context 262144")
+    refused("export", "tiny", "-o", tmp_path / "out", "--context", 262208, says=says)
+
+
+def test_a_recipe_that_was_cut_to_nothing(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("\n")
+    says = ("recipe.yaml is empty",)
+    refused("export", "tiny", "-o", tmp_path / "out", "--quantize", tmp_path / "recipe.yaml", says=says)
+
+
+def test_words_that_are_no_text(refused: Refused, tiny: Path) -> None:
+    picture = next((tiny / "pictures").glob("*.png"))
+    refused("run", "tiny", picture, "caf\udce9", says=("PROMPT", "no text in UTF-8"))
+    refused("run", "tiny", picture, "what", "--then", "caf\udce9", says=("--then", "no text in UTF-8"))
+
+
+def test_a_chat_template_of_another_kind(run: Run, tiny: Path, tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(tiny, tmp_path / "checkpoint"))
+    (checkpoint / "chat_template.jinja").write_text("{{ '<|start_header_id|>' }}")
+    result = run("run", checkpoint, next((tiny / "pictures").glob("*.png")), "what", "--max-new-tokens", "1")
+    assert "a chat template that is none of those known (give one by --template): qwen_2 assumed" in result.stderr

@@ -278,7 +278,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], type[CheckpointError], str]] = {
             | {"vision_config": {"image_size": {"height": 64, "width": 128}}},
         ), ConfigError, "expected a square",
     ),
-    "another tokenizer": (_few_rows, TokenizerError, "has 259 tokens, the embedding table 256 rows"),
+    "another tokenizer": (_few_rows, TokenizerError, "has 259 tokens, config.json states a table of 256 rows"),
     "no tokenizer": (damaged(lambda folder: (folder / "tokenizer.json").unlink()), TokenizerError, "tokenizer"),
 }  # fmt: skip
 

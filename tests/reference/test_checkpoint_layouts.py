@@ -187,6 +187,7 @@ def test_what_is_stated_is_not_assumed(tmp_path: Path) -> None:
     stated = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(stated))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [258, 65]}))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     model = load_checkpoint(folder)
     assert model.config.assumed == ()
     assert model.config.prompt.system == "You are terse."
@@ -204,7 +205,8 @@ def test_the_callers_choice_wins(tmp_path: Path) -> None:
         "plain",
         "Be kind.",
     )
-    assert model.config.assumed == ()
+    (note,) = model.config.assumed
+    assert note.startswith("the checkpoint states no licence")
 
 
 @pytest.mark.parametrize(

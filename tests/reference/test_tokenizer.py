@@ -314,7 +314,7 @@ def test_more_tokens_than_rows(bpe_folder: Path) -> None:
     size = load_tokenizer(bpe_folder, 1000).size
     load_tokenizer(bpe_folder, size)
     message = refused(bpe_folder, size - 1)
-    assert f"has {size} tokens, the embedding table {size - 1} rows" in message
+    assert f"has {size} tokens, config.json states a table of {size - 1} rows" in message
 
 
 def test_ids_count_by_the_highest(bpe_folder: Path, tmp_path: Path) -> None:

@@ -208,6 +208,7 @@ def test_a_saved_folder_states_its_template_and_system_text(
     model = FastVLM(SMALLER).eval()
     model.config = replace(model.config, prompt=PromptConfig(system=system))
     save_llava(model, tokenizer, tmp_path)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     read = load_checkpoint(tmp_path)
     assert read.config.assumed == ()
     assert read.config.prompt.system == (system or "You are a helpful assistant.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fastvlm.errors import BundleError, ImageError
 from fastvlm.paths import open_followed
@@ -38,7 +38,8 @@ def open_photo(path: str | Path) -> Pixels:
     except MemoryError:
         raise  # tells nothing of the file
     except Exception as error:  # decoders raise a dozen kinds on damaged files
-        said = f"at most {PIXELS:,} pixels, {SIDE:,} a side ({' '.join(str(error).split())})"
+        why = "save it as PNG" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        said = f"at most {PIXELS:,} pixels, {SIDE:,} a side ({why})"
         raise ImageError(f"{path} is no PNG or JPEG that can be read, {said}") from error
 
 

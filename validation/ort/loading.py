@@ -80,10 +80,11 @@ def load_here(file: OnnxFile, providers: Sequence[str], settings: Settings) -> L
             # By itself it would print an error, and go on with the CPU.
             session = InferenceSession(file.path, options, names, enable_fallback=0, read_config_from_model=0)
     except FAILURES as error:
-        raise ExecutionError(
-            f"onnxruntime does not take {file.path} for {', '.join(providers)} ({reason(error)}); export it for this "
-            "provider, or choose providers that take it"
-        ) from error
+        todo = "export it for this provider, or choose providers that take it"
+        if list(providers) == [CPU]:
+            todo = "it is damaged, or of a later onnxruntime; `fastvlm validate` compares its bytes, or export it again"
+        said = f"onnxruntime does not take {file.path} for {', '.join(providers)} ({reason(error)})"
+        raise ExecutionError(f"{said}; {todo}") from error
     check_unchanged(file)
     loaded = Loaded(file, session, tuple(providers))
     _check_taken(loaded, names)
