@@ -184,7 +184,8 @@ def _check_ops(data: bytes) -> None:
         if op.name.endswith("BINGET") and argument in tuples:
             raise ValueError(f"it uses a tuple twice at {place}")
         if before == "BUILD" and op.name != "STOP":  # only a state_dict's own attributes, which come last
-            raise ValueError(f"opcode BUILD before {place}: it holds a table within another; save the inner one alone")
+            why = "which tensors do not need; of a table within another save the inner one alone"
+            raise ValueError(f"opcode BUILD before {place}, {why}")
         before = op.name
 
 

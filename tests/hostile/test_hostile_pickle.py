@@ -130,7 +130,7 @@ HELP: dict[str, tuple[Any, str]] = {
     "wrapped": ({"state_dict": {"a": WEIGHT}}, r"'state_dict' is a table of its own; save that one alone"),
     "a module's, wrapped": (
         {"state_dict": torch.nn.Linear(2, 3).state_dict()},
-        "a table within another; save the inner",
+        "a table within another save the inner",
     ),
     "whole numbers": ({"a": WEIGHT, "position_ids": torch.arange(5)}, "'position_ids' holds int64; leave it out"),
     "no tensor": ({"a": WEIGHT, "step": 3}, "'step' is no tensor under a name"),
