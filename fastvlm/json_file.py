@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
-from fastvlm.paths import open_plain
+from fastvlm.paths import open_followed, open_plain
 from fastvlm.quoting import short
 
 MOST_LISTS = 1_000_000  # each takes 64 bytes at least: 64 MB of [] would take a gigabyte
@@ -22,7 +22,17 @@ MOST_VALUES = 2_000_000  # twice the largest vocabulary; 16 million numbers take
 def read_plain(path: Path, most: int) -> bytes:
     """Returns the bytes of a plain file of at most `most`; raises as `open_plain`, ValueError for a larger file."""
     with open_plain(path) as file:
-        data = file.read(most + 1)
+        return _at_most(file, most)
+
+
+def read_followed(path: str | Path, most: int) -> bytes:
+    """Returns the bytes of a plain file that a path of the user leads to, as `read_plain`, by links too."""
+    with open_followed(path) as file:
+        return _at_most(file, most)
+
+
+def _at_most(file: BinaryIO, most: int) -> bytes:
+    data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"it has more than {most:,} bytes")
     return data

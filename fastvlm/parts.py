@@ -21,6 +21,7 @@ from typing import Any
 
 from fastvlm import steps
 from fastvlm.hashes import FileHash, hash_files, sha256_bytes
+from fastvlm.json_file import read_plain
 from fastvlm.progress import SILENT, Progress
 
 RECORDS = ".parts"  # in a stage; never in what is published
@@ -138,10 +139,7 @@ class Parts:
         """The record of a part, None where there is none or where one byte of it is not as it was written."""
         path = self._path(name)
         try:
-            status = path.lstat()
-            if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-                return None
-            read = json.loads(path.read_bytes())
+            read = json.loads(read_plain(path, _MAX_BYTES))
             record: dict[str, Any] = read["record"]
             whole = read["sha256"] == digest(record) and record.keys() == _FIELDS and isinstance(record["result"], dict)
             return record if whole and all(type(e["bytes"]) is int for e in record["files"].values()) else None

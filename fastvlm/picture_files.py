@@ -5,7 +5,8 @@ follows. So:
 - PNG: checksums are compared up to the end, and the rows that its compressed stream holds are counted (`png_files`,
   which also shows decoders a part of the chunks alone);
 - JPEG: the decoder is fed marker by marker and asked, before each, whether it still waits for data or has stopped
-  listening (`feed_jpeg`); scans and restart marks are counted against the frame. Nothing is decoded twice.
+  listening (`feed_jpeg`); scans and restart marks are counted against the frame. Nothing is decoded twice. Decoders
+  that read its facts are shown a part of the segments alone (`jpeg_segments`).
 What cannot be seen: bytes that were changed without a change of how many are used, since JPEG and WebP have no
 checksums; and a loss within the last two blocks of 8×8 in front of a marker. WebP and HEIC name their lengths, and
 their decoders hold files to them. It knows no decoder: the caller brings one.
@@ -19,8 +20,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, BinaryIO
 
+from fastvlm.jpeg_segments import EOI, RESTARTS, SOS, ShownJpeg
 from fastvlm.png_files import (
-    MAX_HEADER_BYTES,
     MAX_HEADERS,
     PIECE,
     SIGNATURE,
@@ -38,7 +39,6 @@ FEW, MOST = 64, 1024  # stretches between restart marks that are checked for byt
 GREY16 = [(value * 255 + 32767) // 65535 for value in range(65536)]
 FILL = re.compile(rb"\xff*")  # bytes that may stand in front of a marker
 MARKER = re.compile(rb"\xff[^\x00]")  # FF 00 is a byte of data; begins with one byte, which is searched for fast
-SOS, EOI, RESTARTS = 0xDA, 0xD9, range(0xD0, 0xD8)
 FRAMES = {0xC0: "baseline", 0xC1: "sequential", 0xC2: "progressive"}
 OTHER_FRAMES = {*range(0xC3, 0xD0)} - {0xC4, 0xC8, 0xCC}  # lossless, hierarchical, arithmetic
 ARITHMETIC = range(0xC9, 0xD0)
@@ -59,7 +59,7 @@ def load_whole(image: Any, file: BinaryIO, get_decoder: Callable[..., Any]) -> N
     if (size := file.seek(0, 2)) > MAX_FILE_BYTES:
         raise Damaged(f"it has {size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
     file.seek(0)
-    if image.format in ("JPEG", "MPO"):
+    if image.format == "JPEG":
         image.load_prepare()
         ((name, extents, _, args),) = image.tile
         decoder = get_decoder(image.mode, name, args, image.decoderconfig)
@@ -174,40 +174,18 @@ def for_decoder(file: BinaryIO) -> tuple[BinaryIO, bool]:
     """Returns what a decoder is to see of a picture's file, from its begin, and whether frames of a PNG were left out.
 
     Raises Unread for a JPEG or a PNG of more than MAX_HEADERS segments or chunks in front of its image data, or of
-    MAX_HEADER_BYTES: Pillow keeps every one that it sees. Other kinds are passed by.
+    MAX_HEADER_BYTES, or that says too often how it is turned. Other kinds are passed by.
     """
     head = file.read(8)
     try:
         if head == SIGNATURE:
             shown = Shown(file)
             return io.BufferedReader(shown), shown.frames
-        if head[:2] == b"\xff\xd8":
-            _count_segments(file)
+        if head[:3] == b"\xff\xd8\xff":
+            return io.BufferedReader(ShownJpeg(file)), False
     finally:
         file.seek(0)
     return file, False
-
-
-def _count_segments(file: BinaryIO) -> None:
-    place = 2
-    for _ in range(MAX_HEADERS):
-        file.seek(place)
-        length = _segment(file.read(4))
-        if not length:
-            return
-        place += length
-        if place > MAX_HEADER_BYTES:
-            raise Unread(f"it has over {MAX_HEADER_BYTES:,} bytes of metadata")
-    raise Unread(f"it has over {MAX_HEADERS:,} headers before its image data")
-
-
-def _segment(head: bytes) -> int:
-    """Bytes of the segment that begins so, 0 where image data or the end does; a fill byte counts as one of its own."""
-    if len(head) < 4 or head[0] != 0xFF or head[1] in (SOS, EOI):
-        return 0
-    if head[1] == 0xFF:
-        return 1
-    return 2 if head[1] in RESTARTS or head[1] == 1 else 2 + int.from_bytes(head[2:4])
 
 
 class _Feed:

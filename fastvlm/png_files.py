@@ -15,9 +15,10 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from fastvlm.shown_file import ShownFile
 
 MAX_HEADERS = 10_000  # chunks or segments in front of the image data: of a JPEG 65,533 bytes each
 MAX_HEADER_BYTES = 64 * 2**20  # of these together, as far as a decoder is shown them: it keeps them all
@@ -45,18 +46,17 @@ class Unread(ValueError):
     """A picture's file that may be whole and of which something is not read; the message says what, in a few words."""
 
 
-class Shown(io.RawIOBase):
+class Shown(ShownFile):
     """The chunks of a PNG that a decoder is to see, as a file of their own; `frames`: whether others hold further ones.
 
-    Of headers, palettes and transparent colours the first counts. Reads the file anew at every read, wherever others
-    have left it. Raises Unread for too many chunks, Damaged for a chunk that is cut.
+    Of headers, palettes and transparent colours the first counts. Raises Unread for too many chunks, Damaged for one
+    that is cut.
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.place, self.size, self.frames = file, 0, 0, False
-        self.starts: list[int] = []
-        self.parts: list[tuple[int, int]] = []  # (where in the file, bytes)
-        self._show(0, len(SIGNATURE))
+        super().__init__(file)
+        self.frames = False
+        self.show(0, len(SIGNATURE))
         before, kept, turning, data = 0, 0, 0, False
         once = set(FIRST)
         for name, place, length in _places(file):
@@ -65,7 +65,7 @@ class Shown(io.RawIOBase):
             self.frames |= name == b"fdAT"
             if (name in once and not data) or _counts(file, name, length):
                 once.discard(name)
-                self._show(place, 12 + length)
+                self.show(place, 12 + length)
                 kept += length * (name != b"IDAT")
                 turning += name == b"eXIf" or name in TEXTS
             if before > MAX_HEADERS:
@@ -74,37 +74,6 @@ class Shown(io.RawIOBase):
                 raise Unread(f"it says how it is turned in over {MAX_TURNING} chunks")
             if kept > MAX_HEADER_BYTES:
                 raise Unread(f"it has over {MAX_HEADER_BYTES:,} bytes of metadata")
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
-        self.place = max(0, base + place)
-        return self.place
-
-    def readinto(self, buffer: Any) -> int:
-        number = bisect_right(self.starts, self.place) - 1
-        start, (place, length) = self.starts[number], self.parts[number]
-        inside = self.place - start
-        if inside >= length:
-            return 0
-        self.file.seek(place + inside)
-        data = self.file.read(min(len(buffer), length - inside))
-        buffer[: len(data)] = data
-        self.place += len(data)
-        return len(data)
-
-    def _show(self, place: int, length: int) -> None:
-        if self.parts and sum(self.parts[-1]) == place:
-            self.parts[-1] = (self.parts[-1][0], self.parts[-1][1] + length)
-        else:
-            self.starts.append(self.size)
-            self.parts.append((place, length))
-        self.size += length
 
 
 def _places(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:

@@ -67,8 +67,8 @@ def opened(path: Path, max_pixels: int, notes: list[str]) -> Iterator[tuple[Imag
 
 
 def _has_frames(image: ImageFile.ImageFile) -> bool:
-    """Whether an animation has more than one; a phone's MPO adds only a preview."""
-    return getattr(image, "is_animated", False) and image.format != "MPO"
+    """Whether an animation has more than one; a phone's MPO, which adds only a preview, opens as a JPEG of one."""
+    return bool(getattr(image, "is_animated", False))
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastvlm.errors import TokenizerError, UsageError
+from fastvlm.paths import open_followed
 from fastvlm.quoting import short
 from fastvlm.tokenizer_json import check_length, check_text
 from fastvlm_ref.config import PromptConfig
@@ -164,10 +165,13 @@ def template_option(option: str) -> str:
             f"template '{option}' is neither a name ({', '.join(TEMPLATES)}) nor a file; "
             f"a template file is JSON with {', '.join(field.name for field in fields(Template))}"
         )
-    if path.stat().st_size > MAX_TEMPLATE_BYTES:
-        raise UsageError(f"{path} has {path.stat().st_size} bytes; a template has at most {MAX_TEMPLATE_BYTES}")
     try:
-        text = path.read_text("utf-8")
+        with open_followed(path) as file:
+            data = file.read(MAX_TEMPLATE_BYTES + 1)
+            size = max(len(data), os.fstat(file.fileno()).st_size)
+        if size > MAX_TEMPLATE_BYTES:
+            raise UsageError(f"{path} has {size} bytes; a template has at most {MAX_TEMPLATE_BYTES}")
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as a template ({error}); it must be UTF-8 JSON") from error
     return _canonical(_parse(text, str(path)))

@@ -11,6 +11,7 @@ What a build keeps of them, ids included, is `fastvlm.prompts`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastvlm.json_file import each_once
 from fastvlm.prompts import EncodedPrompt
 from fastvlm_ref.checkpoint.source import PROMPTS, Source
 from fastvlm_ref.config import PromptConfig
+from fastvlm_ref.files import open_file
 from fastvlm_ref.prompt import Encoder, encode_prompt
 from fastvlm_ref.questions import is_text
 
@@ -88,9 +90,12 @@ def read_own(file: Path) -> tuple[ReadyPrompt, ...]:
 
 def _load(file: Path) -> Any:
     try:
-        if (size := file.stat().st_size) > MAX_BYTES:
+        with open_file(file) as opened:
+            data = opened.read(MAX_BYTES + 1)
+            size = max(len(data), os.fstat(opened.fileno()).st_size)
+        if size > MAX_BYTES:
             raise CheckpointError(f"{file} has {size:,} bytes, at most {MAX_BYTES:,} are read; keep fewer prompts")
-        return json.loads(file.read_bytes(), object_pairs_hook=each_once)
+        return json.loads(data, object_pairs_hook=each_once)
     except OSError as problem:
         raise CheckpointError(f"{file} cannot be read ({problem.strerror}); check its permissions") from problem
     except (ValueError, RecursionError) as problem:

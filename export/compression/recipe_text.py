@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from fastvlm.errors import UsageError
+from fastvlm.paths import open_followed
 from fastvlm.quoting import short
 
 LARGEST = 1 << 16  # bytes: a line for each matrix of 7B takes 15,000; a megabyte of keys took 16 s to read
@@ -34,7 +35,7 @@ def read_text(path: Path, kind: str = "recipe") -> str:
     if not os.path.isfile(path):
         raise UsageError(f"{kind} {path}: not a file; expected a YAML file")
     try:
-        with path.open("rb") as handle:
+        with open_followed(path) as handle:
             data = handle.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise UsageError(f"{kind} {path}: larger than {LARGEST:,} bytes; a {kind} has a few lines")

@@ -26,6 +26,7 @@ from fastvlm import steps
 from fastvlm.cache import cache_folder
 from fastvlm.errors import OutputError
 from fastvlm.hashes import FileHash
+from fastvlm.json_file import read_plain
 from fastvlm.manifest import dump
 from fastvlm.owners import is_abandoned
 from fastvlm.parts import digest
@@ -95,7 +96,7 @@ def _content(place: Path) -> dict[str, Any]:
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
         raise ValueError("it is no file that a scan wrote")
     try:
-        content = json.loads(place.read_bytes(), parse_constant=_refuse)
+        content = json.loads(read_plain(place, MAX_BYTES), parse_constant=_refuse)
     except ValueError as problem:
         raise ValueError(f"it is damaged ({str(problem)[:120]})") from problem
     if not isinstance(content, dict) or type(content.get("version")) is not int:

@@ -53,17 +53,17 @@ def report(report: str, output: str | None, profile: str | None, as_json: bool) 
 
 
 def _read(path: str) -> Any:
-    """What is in a profile's file; UsageError where it is no JSON."""
-    from pathlib import Path
-
+    """What is in a profile's file; UsageError where it is no plain file or no JSON."""
     from fastvlm.errors import UsageError
     from fastvlm.json_file import counted
+    from fastvlm.paths import open_followed
 
-    file = Path(path)
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise UsageError(f"--profile {path} is larger than {MOST_BYTES >> 20} MiB, no profile is")
-        return json.loads(counted(file.read_bytes()))
+        with open_followed(path) as opened:
+            data = opened.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise UsageError(f"--profile {path} is larger than {MOST_BYTES >> 20} MiB, no profile is; name another")
+        return json.loads(counted(data))
     except OSError as problem:
         raise UsageError(f"--profile {path} cannot be read ({problem.strerror}); check the path") from problem
     except (ValueError, RecursionError) as problem:

@@ -10,6 +10,7 @@ Source: LoRA, arXiv 2106.09685; rsLoRA, arXiv 2312.03732; the adapter format of 
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -103,7 +104,7 @@ def open_adapter(folder: Path, allow_pickle: bool) -> Adapter:
 
 
 def _one_of(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    return next((folder / name for name in names if os.path.lexists(folder / name)), None)
 
 
 def _rule(config: Mapping[str, Any]) -> Rule:

@@ -38,6 +38,8 @@ FILE_LIMIT = (1 << 32) - 1  # bytes: what a zip can tell without its second dire
 DIRECTORY_LIMIT = 4 * 1024 * 1024  # bytes; an entry takes some 130
 PICKLE_LIMIT = 2 * 1024 * 1024  # bytes of data.pkl; a tensor takes some 150
 MOST_OPS = 1_000_000
+USUAL = 3  # the newest pickle_protocol that writes none but these opcodes; torch.save's own is 2
+AGAIN = "save it again with torch.save(TENSORS, FILE), where TENSORS is one dict of names and float tensors"
 ENTRY = re.compile(
     r"([^/]{1,200})/(data\.pkl|data/\d{1,20}|version|byteorder|\.format_version|\.storage_alignment|"
     r"\.data/serialization_id)"
@@ -91,10 +93,10 @@ def read_pickle(file: Path) -> dict[str, LazyTensor]:
     except OSError as problem:
         raise CheckpointError(f"{file} cannot be read ({problem.strerror}); check its permissions") from problem
     except CheckpointError as problem:
-        raise CheckpointError(f"{file} {problem}; save it again") from problem
+        raise CheckpointError(f"{file} {problem}; {AGAIN}") from problem
     except Exception as problem:  # zipfile, pickle and torch answer damaged bytes with errors of many kinds
-        reason = one_line(str(problem), 100) or type(problem).__name__
-        raise CheckpointError(f"{file} cannot be read as a pickle of tensors ({reason}); save it again") from problem
+        reason = one_line(str(problem), 160) or type(problem).__name__
+        raise CheckpointError(f"{file} cannot be read as a pickle of tensors ({reason}); {AGAIN}") from problem
     return {name: _lazy(value, file.name) for name, value in held.items()}
 
 
@@ -165,11 +167,14 @@ def _bytes_at(handle: BinaryIO, at: int, count: int) -> bytes:
 
 def _check_ops(data: bytes) -> None:
     """Raises ValueError for an opcode or a name that no table of tensors needs, and for a tuple that is used twice."""
-    before = ""
+    before, protocol = "", 0
     tuples: set[int] = set()
     for number, (op, argument, place) in enumerate(pickletools.genops(data)):
         if op.name not in OPS or number > MOST_OPS:
-            raise ValueError(f"opcode {op.name} at {place}, which tensors do not need")
+            newer = f" (its pickle_protocol is {protocol}; leave that to torch.save)" if protocol > USUAL else ""
+            raise ValueError(f"opcode {op.name} at {place}, which tensors do not need{newer}")
+        if op.name == "PROTO":
+            protocol = int(argument or 0)
         if op.name == "GLOBAL" and argument not in NAMES:
             raise ValueError(f"it names {short(argument)}, which is no tensor")
         if op.name.endswith("BINPUT"):
@@ -179,7 +184,8 @@ def _check_ops(data: bytes) -> None:
         if op.name.endswith("BINGET") and argument in tuples:
             raise ValueError(f"it uses a tuple twice at {place}")
         if before == "BUILD" and op.name != "STOP":  # only a state_dict's own attributes, which come last
-            raise ValueError(f"opcode BUILD before {place}, which tensors do not need")
+            why = "which tensors do not need; of a table within another save the inner one alone"
+            raise ValueError(f"opcode BUILD before {place}, {why}")
         before = op.name
 
 
@@ -213,12 +219,11 @@ class _Reader(pickle.Unpickler):
 
 def _check(plans: Any) -> None:
     """Raises CheckpointError unless these are tensors with names, each inside its storage."""
-    floats = set(FLOATS.values())
-    if type(plans) not in (dict, OrderedDict) or not all(
-        is_name(name) and isinstance(plan, _Plan) and (plan.storage[0] in floats or name.endswith(COUNTER))
-        for name, plan in plans.items()
-    ):
-        raise CheckpointError("holds something else than a table of names and float tensors")
+    odd = f"a {type(plans).__name__}"
+    if type(plans) in (dict, OrderedDict):
+        odd = next((found for name, plan in plans.items() if (found := _odd(name, plan))), "")
+    if odd:
+        raise CheckpointError(f"holds something else than a table of names and float tensors: {odd}")
     if len(plans) > TENSOR_LIMIT:
         raise CheckpointError(f"holds {len(plans):,} tensors, at most {TENSOR_LIMIT:,} are read")
     for name, plan in plans.items():
@@ -228,7 +233,21 @@ def _check(plans: Any) -> None:
         elements = plan.storage[2] // plan.storage[0].itemsize
         last = plan.offset + sum((side - 1) * step for side, step in zip(plan.size, plan.stride, strict=True))
         if math.prod(plan.size) > elements or (math.prod(plan.size) and last >= elements):
-            raise CheckpointError(f"holds tensor {short(name)} of {short(plan.size)} in a storage of {elements} values")
+            spread = " (it was expanded: save TENSOR.contiguous())" if 0 in plan.stride else ""
+            raise CheckpointError(
+                f"holds tensor {short(name)} of {short(plan.size)} in a storage of {elements} values{spread}"
+            )
+
+
+def _odd(name: Any, plan: Any) -> str:
+    """Says why an entry is no float tensor under a name, and what to do about it; nothing where it is one."""
+    if isinstance(plan, dict):
+        return f"{short(name)} is a table of its own; save that one alone"
+    if not is_name(name) or not isinstance(plan, _Plan):
+        return f"{short(name)} is no tensor under a name"
+    if plan.storage[0] in FLOATS.values() or name.endswith(COUNTER):
+        return ""
+    return f"{short(name)} holds {str(plan.storage[0]).removeprefix('torch.')}; leave it out"
 
 
 def _compare(held: Any, plans: dict[str, _Plan]) -> None:

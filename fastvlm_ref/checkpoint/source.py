@@ -7,6 +7,7 @@ A checkpoint is called by its folder's name, which says nothing about its conten
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,12 +72,16 @@ def is_licence(name: str) -> bool:
 def licence_files(folder: Path) -> list[Path]:
     """Returns the licence texts of a checkpoint folder, by name: what must go along with anything made from it.
 
-    Raises CheckpointError for a file too large to be one.
+    Raises CheckpointError for a file too large to be one, and for a link, a pipe or a device in its place.
     """
-    found = sorted(path for path in folder.iterdir() if is_licence(path.name) and path.is_file())
+    found = sorted(path for path in folder.iterdir() if is_licence(path.name) and not _is_folder(path))
     for path in found:
         check_text_size(path)
     return found
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def differing(found: Mapping[str, object], expected: Mapping[str, object]) -> list[str]:
@@ -103,10 +108,12 @@ def source_of(
     folder: Path, layout: str, weight_files: tuple[Path, ...], name: str | None, base: Source | None = None
 ) -> Source:
     """Returns the Source of an opened folder; a folder of the Hub's cache gives its repository and revision."""
-    texts = [path.name for path in licence_files(folder)] + [name for name in TEXT_FILES if (folder / name).is_file()]
+    texts = [path.name for path in licence_files(folder)] + [
+        name for name in TEXT_FILES if os.path.lexists(folder / name)
+    ]
     names = sorted({path.name for path in weight_files}.union(texts))
     for text in texts:
-        size_of(folder / text)  # a link is told now, not when a build is ready for it
+        size_of(folder / text)  # a link or a pipe is told now, not when a build is ready for it
     cached = re.search(r"(?:^|/)models--([^/]+)/snapshots/([0-9a-f]{7,40})/?$", folder.resolve().as_posix())
     if name is None and cached:
         return Source(_not_embedded(cached[1].replace("--", "/")), cached[2], layout, folder, tuple(names), base)

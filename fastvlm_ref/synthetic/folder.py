@@ -16,6 +16,7 @@ from typing import Any
 
 from fastvlm.errors import OutputError, TokenizerError, UsageError
 from fastvlm.hashes import list_tree
+from fastvlm.json_file import read_plain
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import check_apart, check_output, staged_folder
 from fastvlm_ref.config import PromptConfig
@@ -32,6 +33,7 @@ from fastvlm_ref.tokenizer import OWN_FILES, Tokenizer, load_tokenizer
 LAYOUTS = ("llava", "hf")
 CARD = "README.md"
 MADE_BY = "`fastvlm synth"  # of this tool's cards alone: `--overwrite` replaces no other folder
+MOST_CARD = 1 << 16  # bytes of a card that may be one of ours
 SIDE_BYTES = 32 * 1024 * 1024  # what tokenizer, config and index take at most
 ENDS = {"qwen_2": ("<|endoftext|>", "<|im_end|>"), "vicuna_v1": ("<s>", "</s>")}  # begin and end of a text
 
@@ -98,8 +100,8 @@ def write_weights(folder: Path, recipe: Recipe, parts: list[Tensor], progress: P
 def is_synthetic(folder: Path) -> bool:
     """Returns whether `folder` holds a checkpoint that this module made and nothing that others put there."""
     try:
-        card = (folder / CARD).read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
+        card = read_plain(folder / CARD, MOST_CARD).decode("utf-8")
+    except (OSError, ValueError):
         return False
     ours = {*OWN_FILES, CARD, "config.json", "generation_config.json", "preprocessor_config.json", WHOLE, INDEX}
     shard = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastvlm.hashes import list_tree
+from fastvlm.json_file import read_plain
 from fastvlm_ref.checkpoint.source import TEXT_FILES, is_licence
 from fastvlm_ref.config import FastVLMConfig, PromptConfig
 from fastvlm_ref.model.fastvlm import FastVLM
@@ -24,6 +25,7 @@ from fastvlm_ref.prompt import QWEN_2, stop_ids
 from fastvlm_ref.tokenizer import Tokenizer
 from fastvlm_ref.training import examples
 
+MOST_CARD = 1 << 16  # bytes of a card that may be one of ours
 QWEN2_BOS = "<|endoftext|>"
 PREFIXES = {  # our names -> LLaVA's
     "vision_encoder.": "model.vision_tower.vision_tower.model.",
@@ -118,8 +120,8 @@ def is_trained(folder: Path) -> bool:
     Only such a folder may be replaced by `--overwrite`.
     """
     try:
-        card = (folder / "README.md").read_text("utf-8")
-    except (OSError, UnicodeDecodeError):  # none, or not one that this project wrote
+        card = read_plain(folder / "README.md", MOST_CARD).decode("utf-8")
+    except (OSError, ValueError):  # none, or not one that this project wrote
         return False
     if not (folder / "config.json").is_file() or "`fastvlm train`" not in card:
         return False

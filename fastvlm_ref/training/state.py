@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from fastvlm.errors import CheckpointError, OutputError
+from fastvlm.paths import open_followed
 from fastvlm.publish import staged_file
 from fastvlm.quoting import first_line
 from fastvlm_ref.training.stages import Stage
@@ -59,7 +60,8 @@ class StateFile:
         if not self.path.exists():
             return None
         with self.intact():
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            with self._opened() as file:
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             self._check_kinds(state)
             changed = self._changed(state)
         if changed:
@@ -72,12 +74,20 @@ class StateFile:
                 raise ValueError(f"it holds step {state['step']} of {sorted(state['parts'])}")
         return state
 
+    def _opened(self) -> BinaryIO:
+        try:
+            return open_followed(self.path)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be read ({error.strerror}); remove it, or choose another --work folder"
+            ) from error
+
     @contextmanager
     def intact(self) -> Iterator[None]:
         """Turns whatever a damaged or foreign file makes torch raise into one CheckpointError."""
         try:
             yield
-        except (OSError, MemoryError):
+        except (OSError, MemoryError, CheckpointError):
             raise
         except Exception as error:
             raise CheckpointError(

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from hostile_chunks import EXIF, XMP
 from hostile_pictures import Pixels, equal, photo, refused, saved, truth, whole
 from ordeal import Case
 from PIL import Image
 
 MARKS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]
 END = b"\xff\xd9"
+JUNK = b"\xff\xfe\0\2\0junk"  # behind a comment
+XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 ARITHMETIC = b"\xff\xcc\0\4\0\x10"  # a segment of conditions, as such files have
 
 
@@ -67,6 +70,15 @@ def segment(code: int, count: int) -> bytes:
     return bytes((0xFF, code)) + (count + 2).to_bytes(2) + bytes(count)
 
 
+def application(code: int, body: bytes) -> bytes:
+    return bytes((0xFF, code)) + (2 + len(body)).to_bytes(2) + body
+
+
+def exif(orientation: int, more: int = 0) -> bytes:
+    """A segment that says how the picture is turned, and so many bytes beside it."""
+    return application(0xE1, b"Exif\0\0" + EXIF.replace(b"\0\x06\0\0", bytes((0, orientation, 0, 0))) + bytes(more))
+
+
 def plain(data: bytes) -> Pixels:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
@@ -79,6 +91,12 @@ TAKEN: dict[str, Callable[[], tuple[bytes, Pixels]]] = {
     "a profile of 1.5 MB": lambda: (saved(photo(), "JPEG", quality=90, icc_profile=bytes(1_500_000)), truth("jpeg")),
     "9,000 comments": lambda: (with_segments("jpeg", segment(0xFE, 0) * 9000), truth("jpeg")),
     "60 MiB of segments": lambda: (with_segments("jpeg", segment(0xE3, 65_533) * 960), truth("jpeg")),
+    "64 segments of EXIF": lambda: (with_segments("jpeg", exif(1) * 64), truth("jpeg")),
+    "turned by EXIF behind junk": lambda: (with_segments("jpeg", JUNK + exif(6)), np.rot90(truth("jpeg"), -1)),
+    "turned by XMP": lambda: (with_segments("jpeg", application(0xE1, XMP_HEAD + XMP)), np.rot90(truth("jpeg"), -1)),
+    "an index of previews that lies": lambda: (
+        with_segments("jpeg", application(0xE2, b"MPF\0MM\0*lies")), truth("jpeg"),
+    ),
     "9,000 comments between scans": lambda: (
         with_segments("progressive", segment(0xFE, 0) * 9000, b"\xff\xda"), truth("progressive"),
     ),
@@ -102,6 +120,16 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "hierarchical": (lambda: of_kind(0xC5), "of a rare kind (lossless or hierarchical)"),
     "10,001 comments": (lambda: with_segments("jpeg", segment(0xFE, 0) * 10_001), "over 10,000 headers"),
     "65 MiB of segments": (lambda: with_segments("jpeg", segment(0xE3, 65_533) * 1041), "bytes of metadata"),
+    "EXIF in 65 segments": (lambda: with_segments("jpeg", exif(1) * 65), "turned in over 64 segments"),
+    "EXIF in 1,000 segments of 64 KB": (
+        lambda: with_segments("jpeg", exif(1, 65_000) * 1000), "turned in over 64 segments",
+    ),
+    "EXIF in 1,000 segments of 64 KB behind junk": (
+        lambda: with_segments("jpeg", JUNK + exif(1, 65_000) * 1000), "turned in over 64 segments",
+    ),
+    "2 MB of tables": (
+        lambda: with_segments("jpeg", application(0xDB, (b"\0" + b"\1" * 64) * 1000) * 31), "bytes of tables",
+    ),
     "comments by the million between scans": (
         lambda: with_segments("progressive", segment(0xFE, 0) * 3_000_000, b"\xff\xda"), "over 10,000 headers",
     ),

@@ -32,7 +32,7 @@ REDS: dict[str, dict[str, str]] = {
         "check_tree: count > most": "files by the thousand",
     },
     "fastvlm.json_file": {
-        "read_plain: len(data) > most": "32 MB of blanks",
+        "_at_most: len(data) > most": "32 MB of blanks",
         "counted: (lists := (data.count(b'[') + data.count(b'{'))) > ": "lists by the million",
         "counted: data.count(b',') >= MOST_VALUES": "values by the million",
         "_finite: not math.isfinite(value)": "beyond any number",

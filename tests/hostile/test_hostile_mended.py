@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,15 @@ import torch
 from ordeal import Case, in_lines, try_all
 from PIL import Image
 
-from fastvlm.errors import FastVLMError, ImageError, TokenizerError, UsageError
+from fastvlm.errors import CheckpointError, FastVLMError, ImageError, TokenizerError, UsageError
 from fastvlm.json_file import parse
 from fastvlm.terminal import TerminalProgress
 from fastvlm_ref import samples
 from fastvlm_ref.checkpoint.folder import VISIBLE_WEIGHTS
-from fastvlm_ref.checkpoint.lora import is_adapter
+from fastvlm_ref.checkpoint.lora import is_adapter, open_adapter
+from fastvlm_ref.checkpoint.opening import open_checkpoint
 from fastvlm_ref.checkpoint.pickled import read_pickle
+from fastvlm_ref.checkpoint.source import licence_files
 from fastvlm_ref.image import open_image
 from fastvlm_ref.samples import samples_in
 from fastvlm_ref.tokenizer import load_tokenizer
@@ -151,3 +155,32 @@ def test_a_header_without_end_is_named_as_damage(tmp_path: Path) -> None:
     (tmp_path / "picture").write_bytes(with_segments())
     with pytest.raises(ImageError, match="over 10,000 headers"):
         open_image(tmp_path / "picture")
+
+
+SIDE = ("prompts.json", "README.md", "LICENSE", "NOTICE", "chat_template.jinja", "generation_config.json")
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a link to nothing"])
+@pytest.mark.parametrize("name", SIDE)
+def test_no_side_file_is_lost_without_a_word(tiny: Path, tmp_path: Path, name: str, kind: str) -> None:
+    for file in tiny.iterdir():
+        if file.is_file() and file.name != name:
+            shutil.copy(file, tmp_path)
+    if kind == "a pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to("/dev/zero" if kind == "a device" else "nothing")
+    with pytest.raises(CheckpointError, match=f"{name} is a link or no plain file, and is not read; put a copy"):
+        open_checkpoint(tmp_path, None, False)
+
+
+def test_a_folder_of_licences_is_no_licence(tmp_path: Path) -> None:
+    (tmp_path / "licence").mkdir()
+    assert licence_files(tmp_path) == []
+
+
+def test_a_pipe_is_no_adapter_that_is_missing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is a link or no plain file"):
+        open_adapter(tmp_path, allow_pickle=True)

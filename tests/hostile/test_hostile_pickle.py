@@ -120,5 +120,29 @@ def test_an_old_pickle_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"it is no zip; torch writes zips since 1\.6\); save it again"):
         read_pickle(file)
     file.write_bytes(with_pickle(pickle.dumps(GOOD, 4)))
-    with pytest.raises(CheckpointError, match=r"opcode FRAME at 2, which tensors do not need"):
+    with pytest.raises(CheckpointError, match=r"opcode FRAME at 2, .* \(its pickle_protocol is 4; leave that to"):
         read_pickle(file)
+
+
+WEIGHT = torch.ones(2, 3)
+HELP: dict[str, tuple[Any, str]] = {
+    "expanded": ({"a": torch.ones(1).expand(5)}, r"'a' of \(5,\) in a storage of 1 values \(it was .*contiguous\(\)\)"),
+    "wrapped": ({"state_dict": {"a": WEIGHT}}, r"'state_dict' is a table of its own; save that one alone"),
+    "a module's, wrapped": (
+        {"state_dict": torch.nn.Linear(2, 3).state_dict()},
+        "a table within another save the inner",
+    ),
+    "whole numbers": ({"a": WEIGHT, "position_ids": torch.arange(5)}, "'position_ids' holds int64; leave it out"),
+    "no tensor": ({"a": WEIGHT, "step": 3}, "'step' is no tensor under a name"),
+    "no table": ((WEIGHT,), "something else than a table of names and float tensors: a tuple"),
+}
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_what_is_no_table_of_float_tensors_says_how_to_save_one(name: str, tmp_path: Path) -> None:
+    held, said = HELP[name]
+    torch.save(held, tmp_path / "it.bin")
+    with pytest.raises(CheckpointError, match=said) as caught:
+        read_pickle(tmp_path / "it.bin")
+    assert str(caught.value).endswith("where TENSORS is one dict of names and float tensors")
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))

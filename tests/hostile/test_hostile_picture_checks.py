@@ -14,7 +14,7 @@ from hostile_pictures import bombs, damaged, large, turned
 from ordeal import Case, try_all
 from PIL import Image
 
-from fastvlm import picture_files, png_files
+from fastvlm import jpeg_segments, picture_files, png_files
 from fastvlm_ref import image, image_file
 from validation.bundle_host import picture as host
 
@@ -74,8 +74,12 @@ RED: dict[str, tuple[list[Change], Callable[[Path], list[Case]]]] = {
     ),
     "unused data": ([(picture_files, "FEW", -1)], some(bombs, "half as tall")),
     "rare kinds": ([(picture_files, "OTHER_FRAMES", set())], some(jpegs, "arithmetic", "hierarchical")),
-    "number of segments": ([(picture_files, "MAX_HEADERS", NONE)], some(jpegs, "10,001")),
-    "bytes of segments": ([(picture_files, "MAX_HEADER_BYTES", NONE)], some(jpegs, "65 MiB")),
+    "number of segments": (
+        [(each, "MAX_HEADERS", NONE) for each in (picture_files, jpeg_segments)], some(jpegs, "10,001"),
+    ),
+    "bytes of segments": ([(jpeg_segments, "MAX_HEADER_BYTES", NONE)], some(jpegs, "65 MiB")),
+    "number of segments that turn": ([(jpeg_segments, "MAX_TURNING", NONE)], some(jpegs, "65 segments")),
+    "bytes of tables": ([(jpeg_segments, "MAX_TABLES", NONE)], some(jpegs, "2 MB of tables")),
 }  # fmt: skip
 
 

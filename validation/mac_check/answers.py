@@ -6,7 +6,6 @@ takes the image tokens of its own encoder, which is what a user gets.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 
 from fastvlm.build import Build
 from fastvlm.errors import BuildError, ImageError
+from fastvlm.json_file import parse
+from fastvlm.paths import contained, read_contained
 from fastvlm_ref.image import open_image, preprocess
 from fastvlm_ref.samples import shipped_samples
 from validation.metrics import kl_divergence, max_error, psnr_db, snr_db
@@ -25,6 +26,7 @@ from validation.selftest import FOLDER
 
 STEPS = 16
 PICTURE = "picture.png"
+MOST_BYTES = 16 << 20  # of selftest.json: ids of one example
 SERVES = "validation.mac_check.answers:AnswerBench"
 
 
@@ -71,14 +73,17 @@ class AnswerBench(PackageBench):
 def selftest(build: Build) -> dict[str, Any] | None:
     """Returns the content of a build's selftest.json, None where it has none; BuildError where it is damaged."""
     file = build.folder / FOLDER / "selftest.json"
-    if not file.is_file():
-        return None
     try:
-        known = json.loads(file.read_text("utf-8"))
+        known = parse(read_contained(build.folder, f"{FOLDER}/{file.name}", MOST_BYTES))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{file} is damaged ({error}); run `fastvlm validate` on the build again") from error
+    try:
         for key in ("ids_before_image", "ids_after_image", "greedy_ids"):
             if not all(isinstance(i, int) and 0 <= i < build.vocab_size for i in known[key]):
                 raise ValueError(f"{key} holds what is no id")
-        open_image(build.folder / FOLDER / PICTURE)
+        open_image(contained(build.folder, f"{FOLDER}/{PICTURE}"))
     except (ImageError, OSError, ValueError, KeyError, TypeError) as error:
         raise BuildError(f"{file} is damaged ({error}); run `fastvlm validate` on the build again") from error
     return dict(known)
@@ -87,7 +92,7 @@ def selftest(build: Build) -> dict[str, Any] | None:
 def _pixels(build: Build, side: int, known: dict[str, Any] | None) -> NDArray[np.uint8]:
     """RGB bytes (N, N, 3) of the self-test's picture where it has the side, else of the first shipped one."""
     if known is not None:
-        pixels = np.asarray(open_image(build.folder / FOLDER / PICTURE))
+        pixels = np.asarray(open_image(contained(build.folder, f"{FOLDER}/{PICTURE}")))
         if pixels.shape == (side, side, 3):
             return pixels
     return preprocess(open_image(shipped_samples()[0].picture), side, build.image_rule)

@@ -19,6 +19,7 @@ from fastvlm import __version__
 from fastvlm.build import Build
 from fastvlm.errors import BuildError, OutputError
 from fastvlm.hashes import sha256_file
+from fastvlm.json_file import counted, read_followed
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import dump
 from fastvlm.publish import replace_file
@@ -30,6 +31,7 @@ from validation.profiling.result import Profile
 
 SCHEMA = "0.1"
 FILE = "device-report.json"
+MOST_BYTES = 16 << 20  # of a device report that is read; one has 0.1 MB
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,9 @@ def write_report(path: Path, content: dict[str, Any]) -> None:
 def read_report(path: Path) -> dict[str, Any]:
     """Returns the content of a device-report.json; BuildError where it is none, or of a newer major version."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(counted(read_followed(path, MOST_BYTES)))
         major = int(content["schema"].partition(".")[0])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise BuildError(f"{path} is no device report ({error}); make one with `make mac-check`") from error
     if major > int(SCHEMA.partition(".")[0]):
         raise BuildError(f"{path} is a device report of schema {content['schema']}, expected {SCHEMA}; update fastvlm")

@@ -22,6 +22,7 @@ from export.parts_key import LIBRARIES, code_digest
 from fastvlm import __version__
 from fastvlm.errors import CheckpointError
 from fastvlm.hashes import sha256_bytes, sha256_file
+from fastvlm.paths import open_followed
 from fastvlm_ref.checkpoint.opening import folder_of
 from fastvlm_ref.questions import read_questions
 from fastvlm_ref.samples import Sample, check_pictures, samples_in, shipped_samples
@@ -59,7 +60,7 @@ def checkpoint_digest(at: str) -> str:
 
 def _sampled(file: Path) -> tuple[int, int, str]:
     """Size, time of change in ns, and the hash of samples that are spread evenly, from the first byte to the last."""
-    with file.open("rb", buffering=0) as handle:
+    with open_followed(file) as handle:
         status, digest = os.fstat(handle.fileno()), hashlib.sha256()
         last = status.st_size - SAMPLE
         spread = [place * last // (SAMPLES - 1) for place in range(SAMPLES)]
