@@ -17,7 +17,7 @@ from validation.mil import MILModel, allowance, work
 from validation.mil import ops as _ops  # noqa: F401  (registers every op)
 from validation.mil.allowance import most_of_a_call, within_work
 from validation.mil.registry import OPS
-from validation.mil.work import FUNCTION, MOST_OF_AN_OP, PLAIN, SLOW, STEP, bounded
+from validation.mil.work import FUNCTION, MOST_OF_AN_OP, PLAIN, SLOW, SORTED, STEP, bounded
 
 MEMORY = 2 << 30  # bytes: operands of a product that is too large take some themselves
 
@@ -277,6 +277,11 @@ COUNTED: list[tuple[str, tuple[Any, ...], int]] = [
     ("scatter_nd", (ones(5), torch.tensor([[1], [2]]), ones(2), "max"), 2 * STEP),
     ("gather", (ones(3, 5), torch.zeros(3, 1, dtype=torch.int32), 1, 1), 3 * STEP),
     ("gather_nd", (ones(3, 5), torch.zeros(3, 1, dtype=torch.int32), 1), 3 * STEP),
+    ("resize_bilinear", (ones(2, 3, 4, 4), 8, 16), 6 * 8 * 16 * SLOW),
+    ("upsample_bilinear", (ones(2, 3, 4, 4), 2.0, 4.0), 6 * 8 * 16 * SLOW),
+    ("resize", (ones(2, 3, 4, 4), (0, 16), 2), 6 * 4 * 16 * SLOW),
+    ("resample", (ones(2, 3, 4, 4), ones(2, 5, 6, 2), "bilinear", "constant", 0.0, "unnormalized", True), 180 * SLOW),
+    ("random_categorical", (ones(2, 5), "probs", 7, 1), 2 * 7 * SORTED),
     ("reverse_sequence", (ones(3, 5), (1, 2, 3), 1, 0), 12 * STEP),
 ]
 

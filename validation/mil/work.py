@@ -8,7 +8,8 @@
 - Ops: STEP each time that one runs, ARGUMENT for each thing that it takes or gives. Loops spend each round anew.
 
 Counts are of the plain algorithm, whatever a kernel does. What an op reads is spent before it runs and what it makes
-afterwards, so the op that goes beyond is still finished: it makes no more than memory holds. Products in blocks
+afterwards, so the op that goes beyond is still finished: a fill, or a sum of a row and a column, makes no more than
+memory holds. Products in blocks
 (precision "fp16-accumulate") take longer for as many. Planned programs alone are bounded; who calls an op's function
 calls it as it is.
 """
@@ -193,11 +194,43 @@ def _one_by_one(first: Any, places: Sequence[int], *_: Any) -> int:
     return len(places) * 4 * STEP
 
 
+def _placed(x: Tensor, height: int, width: int, *_: Any) -> int:
+    """What makes a large map of a small one has to say so before: its readers would ask too late."""
+    return SLOW * prod(x.shape[:-2]) * max(0, height) * max(0, width)
+
+
+def _enlarged(x: Tensor, by_height: float, by_width: float, *_: Any) -> int:
+    return _placed(x, int(x.shape[-2] * by_height), int(x.shape[-1] * by_width))
+
+
+def _resized(x: Tensor, shape: Ints, resized_dims: int, *_: Any) -> int:
+    lengths = [*x.shape[: x.ndim - resized_dims], *(shape[-resized_dims:] if resized_dims else ())]
+    return SLOW * prod(length or found for length, found in zip(lengths, x.shape, strict=False))
+
+
+def _cropped(x: Tensor, roi: Tensor | None, boxes: Tensor | None, _: Any, height: int, width: int, *__: Any) -> int:
+    crops = max(len(each) for each in (roi, boxes, ()) if each is not None)
+    return SLOW * crops * prod(x.shape[-3:-2]) * max(0, height) * max(0, width)
+
+
+def _sampled(x: Tensor, coordinates: Tensor, *_: Any) -> int:
+    return _placed(x, *coordinates.shape[1:3])
+
+
+def _transformed(x: Tensor, _: Any, height: int, width: int, *__: Any) -> int:
+    return _placed(x, height, width)
+
+
+def _drawn(x: Tensor, mode: str = "logits", size: int = 1, *_: Any) -> int:
+    return SORTED * prod(x.shape[:-1]) * max(0, size)
+
+
 _COUNTS: dict[str, Count] = {
     "linear": _linear, "matmul": _matmul, "scaled_dot_product_attention": _attention, "einsum": _einsum,
     "conv": _conv, "conv_transpose": _conv_transpose, "max_pool": _pool, "avg_pool": _pool, "l2_pool": _pool,
     "rnn": _recurrent, "gru": _recurrent, "lstm": _recurrent, "non_maximum_suppression": _overlaps,
     "local_response_norm": _normed, "scatter": _scattered, "scatter_along_axis": _scattered, "scatter_nd": _scattered,
     "gather": _gathered, "gather_nd": _gathered_nd, "reverse_sequence": _one_by_one, "list_gather": _one_by_one,
-    "list_scatter": _one_by_one,
+    "list_scatter": _one_by_one, "resize_bilinear": _placed, "upsample_bilinear": _enlarged, "resize": _resized,
+    "crop_resize": _cropped, "resample": _sampled, "affine": _transformed, "random_categorical": _drawn,
 }  # fmt: skip
