@@ -44,7 +44,7 @@ _MAX_BYTES = 32 << 20
 # Written into a finished build by `validate` (and by macOS), therefore never in the manifest's own list.
 SELFTEST, SELFTEST_FILES = "selftest", ("picture.png", "photo.png", "features.bin", "selftest.json")
 _ADDED_LATER = ("validation.json", ".DS_Store", *(f"{SELFTEST}/{name}" for name in SELFTEST_FILES))
-_UNFINISHED = re.compile(r"\.[^/]+\.stage-(?:[0-9a-f]{16}){1,2}(/.*)?")  # left by a killed `validate`
+_UNFINISHED = re.compile(r"\.[^/]+\.(?:stage|older)-(?:[0-9a-f]{16}){1,2}(/.*)?")  # left by a killed `validate`
 
 
 def significant(value: float, digits: int = 3) -> float:

@@ -162,9 +162,14 @@ def staged_file(path: str | Path) -> Iterator[Path]:
 def replace_file(path: str | Path, data: bytes) -> None:
     """Write a whole file atomically: readers see the old bytes or the new ones, never a part; OutputError if not."""
     with staged_file(path) as stage:
-        steps.write(stage, data)
-        if stage.stat().st_size != len(data):
-            raise OutputError(f"{path}: the disk kept {stage.stat().st_size:,} of {len(data):,} bytes; check the disk")
+        write_whole(stage, data)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a new file; OutputError where the disk keeps less than that."""
+    steps.write(path, data)
+    if (kept := path.stat().st_size) != len(data):
+        raise OutputError(f"{path}: the disk kept {kept:,} of {len(data):,} bytes; check the disk")
 
 
 def remove_folder(folder: Path) -> None:

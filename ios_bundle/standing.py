@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastvlm.build import Build
-from fastvlm.hashes import sha256_bytes, sha256_file
+from fastvlm.hashes import sha256_bytes
 from fastvlm.json_file import read_json
-from fastvlm.manifest import SELFTEST, SELFTEST_FILES, dump
-from fastvlm.paths import contained
+from fastvlm.manifest import SELFTEST_FILES, dump
+from fastvlm.verdict_file import FILE, MOST_BYTES, selftest_hashes
 
-FILE = "validation.json"
-MAX_BYTES = 32 << 20
 BACKENDS = ("mil", "coreml")
 BEYOND = ("inf", "-inf", "nan")  # how `validate` writes what JSON has no number for
 
@@ -66,7 +64,7 @@ class Standing:
 def standing_of(build: Build) -> Standing:
     """Returns what `validation.json` of a build is worth; nothing of it is fatal, everything is told."""
     try:
-        verdict = read_json(build.folder / FILE, MAX_BYTES)
+        verdict = read_json(build.folder / FILE, MOST_BYTES)
     except FileNotFoundError:
         return Standing(("it was never validated",))
     except OSError as problem:
@@ -92,15 +90,9 @@ def _against(build: Build, verdict: dict[str, Any]) -> Iterator[str]:
     if verdict["verdict"] == "passed":
         if not verdict["limits"] or not all(map(_holds, verdict["limits"])):
             yield f"{FILE} says passed, and its limits say otherwise"
-        found = _selftest(build)
+        found = selftest_hashes(build.folder)
         if verdict.get("selftest") != found or found.keys() != set(SELFTEST_FILES):
             yield "its self-test is not the one that was validated"
-
-
-def _selftest(build: Build) -> dict[str, str]:
-    """The SHA-256 of every file of the self-test; empty where one is not there."""
-    paths = {name: contained(build.folder, f"{SELFTEST}/{name}") for name in SELFTEST_FILES}
-    return {name: sha256_file(path) for name, path in paths.items() if path.is_file()}
 
 
 def _holds(row: dict[str, Any]) -> bool:

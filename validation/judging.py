@@ -23,7 +23,7 @@ from fastvlm.json_file import read_json
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import check_files, dump
 from fastvlm.progress import SILENT, Progress
-from fastvlm.publish import remove_folder, replace_file
+from fastvlm.publish import remove_folder, replace_file, staged_file, write_whole
 from fastvlm_ref.config import TextConfig
 from fastvlm_ref.questions import read_questions
 from fastvlm_ref.samples import Sample, check_pictures, samples_in, shipped_samples
@@ -43,7 +43,7 @@ from validation.pair import Pair
 from validation.questions import AnswerRow, score
 from validation.rungs import block_rung, excused, lower_rungs
 from validation.selftest import FOLDER as SELFTEST
-from validation.selftest import SelfTest, is_selftest, rows_sha256, worked_example, worked_photo, write_selftest
+from validation.selftest import SelfTest, is_selftest, rows_sha256, staged_selftest, worked_example, worked_photo
 from validation.steps import steps_for
 from validation.verdict import FILE, ReferenceFiles, Verdict
 
@@ -276,10 +276,17 @@ def _tell_of_weaker(build: Path, verdict: Verdict, progress: Progress) -> None:
 
 
 def _publish(verdict: Verdict, build: Path, comparison: Comparison) -> Verdict:
-    """A passed verdict is written after its self-test, any other before the old self-test goes: neither lies."""
+    """A passed verdict takes its name after its self-test, any other before the old self-test goes: neither lies.
+
+    Both are written before either has its name, so that a full disk costs nothing. One that dies between them leaves
+    a pair that does not belong together, which nobody calls passed (`fastvlm.verdict_file`).
+    """
     if verdict.passed and verdict.answers:
-        verdict = replace(verdict, selftest=write_selftest(build, _example(comparison)))
-        replace_file(verdict.path, dump(verdict.as_json()))
+        test = _example(comparison)
+        with staged_file(verdict.path) as stage, staged_selftest(build, test) as hashes:
+            verdict = replace(verdict, selftest=hashes)
+            write_whole(stage, dump(verdict.as_json()))
+            steps.sync(stage)
         return verdict
     replace_file(verdict.path, dump(verdict.as_json()))
     if (build / SELFTEST).is_dir():

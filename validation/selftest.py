@@ -11,7 +11,8 @@ The numbers come from the reference, not from the packages: a device is tested a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,14 +137,18 @@ def worked_example(
     return SelfTest(prompt, encoded.pixels, encoded.tokens, before, after, greedy, tops, spreads, photo, rows, limits)
 
 
-def write_selftest(build: Path, test: SelfTest) -> dict[str, str]:
-    """Writes `selftest/` into the build, whole or not at all, in place of an older one; returns its files' SHA-256."""
+@contextmanager
+def staged_selftest(build: Path, test: SelfTest) -> Iterator[dict[str, str]]:
+    """Write `selftest/` into the build, whole or not at all, in place of an older one.
+
+    Yields its files' SHA-256 when they are written; it takes its name when the block ends well.
+    """
     with staged_folder(build / FOLDER, overwrite=True, is_ours=is_selftest) as stage:
         Image.fromarray(test.pixels).save(stage / "picture.png")
         test.photo.picture.save(stage / "photo.png")
         (stage / "features.bin").write_bytes(test.features.astype(np.float16).tobytes())
         (stage / "selftest.json").write_bytes(dump(test.as_json()))
-        return {name: sha256_file(stage / name) for name in list_tree(stage)}
+        yield {name: sha256_file(stage / name) for name in list_tree(stage)}
 
 
 def is_selftest(folder: Path) -> bool:

@@ -124,15 +124,18 @@ def _verdict(build: Path, manifest: dict[str, Any]) -> str:
     """What validation.json says, if it speaks of this very manifest and the files look like those it lists."""
     from fastvlm.hashes import sha256_file
     from fastvlm.manifest import NAME, find_changes
+    from fastvlm.verdict_file import names_selftest, read_verdict
 
     try:
-        verdict = options.read_verdict(build)
+        verdict = read_verdict(build)
         same = verdict["manifest_sha256"] == sha256_file(build / NAME)
         if not same:
             return "no: validation.json speaks of another manifest"
         if changes := find_changes(build, manifest):
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             return f"no: the files have changed since ({changes[0]}{more})"
+        if verdict["verdict"] == "passed" and not names_selftest(build, verdict):
+            return "no: its self-test is not the one that was validated; run `fastvlm validate` again"
         said = printable(str(verdict["verdict"]))
         return f"{said} (names and sizes of the files agree; they were not hashed here)"
     except FastVLMError as problem:

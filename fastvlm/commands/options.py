@@ -8,13 +8,12 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from fastvlm.build import COMPUTE_UNITS, COREML_EP, ONNX
-from fastvlm.errors import ImageError
+from fastvlm.errors import FastVLMError, ImageError
 from fastvlm.quoting import printable, quoted_json
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -201,7 +200,6 @@ def _add(rows: tuple[Callable[[Command], Command], ...], command: Command) -> Co
     return command
 
 
-MOST_VERDICT = 32 << 20  # bytes of a validation.json; with a step of 256 for each of many questions it has a few MB
 INTO_AN_APP = "put its files into your app: docs/onnx.md says what they take and give"  # of --target coreml-ep
 
 
@@ -222,16 +220,17 @@ def validation_of(build: str) -> str:
 def after_running(build: str) -> str:
     """The command behind a look at `build`: to bundle it where a passed verdict lies in it, else to validate it."""
     from fastvlm.manifest import read_manifest
+    from fastvlm.verdict_file import names_selftest, read_verdict
 
     manifest = read_manifest(build)
     onnx = manifest.get("format") == ONNX
     if onnx and manifest.get("target") == COREML_EP:
         return INTO_AN_APP
     try:
-        verdict = read_verdict(build)["verdict"]
-    except (OSError, ValueError, LookupError, TypeError):
-        verdict = None  # whatever is wrong with it, validating anew is the cure
-    passed = verdict == "passed" and (Path(build) / "selftest").is_dir()
+        verdict = read_verdict(build)
+        passed = verdict["verdict"] == "passed" and bool(verdict["selftest"]) and names_selftest(build, verdict)
+    except (FastVLMError, OSError, ValueError, LookupError, TypeError):
+        passed = False  # whatever is wrong with it, validating anew is the cure
     if passed and onnx:
         return f"fastvlm profile {shlex.quote(build)}"
     return f"fastvlm bundle {shlex.quote(build)} -o BUNDLE" if passed else validation_of(build)
@@ -245,13 +244,6 @@ def after_profiling(build: str) -> str:
         return f"fastvlm lint {shlex.quote(build)}, for what the Neural Engine would take"
     following = after_running(build)
     return f'fastvlm run {shlex.quote(build)} IMAGE "PROMPT"' if following.startswith("fastvlm profile ") else following
-
-
-def read_verdict(build: str | Path) -> Any:
-    """What validation.json in `build` holds, unchecked; raises as `read_json`: it may be a pipe, or without end."""
-    from fastvlm.json_file import read_json
-
-    return read_json(Path(build) / "validation.json", MOST_VERDICT)
 
 
 def show_json(content: Any) -> None:

@@ -13,10 +13,11 @@ from ordeal import Case, in_lines, try_all
 from package_cases import ran
 from stranger_packages import Program, declare
 
-from validation.mil import MILModel, work
+from validation.mil import MILModel, allowance, work
 from validation.mil import ops as _ops  # noqa: F401  (registers every op)
+from validation.mil.allowance import most_of_a_call, within_work
 from validation.mil.registry import OPS
-from validation.mil.work import MOST_OF_AN_OP, bounded, within_work
+from validation.mil.work import FUNCTION, MOST_OF_AN_OP, PLAIN, SLOW, SORTED, STEP, bounded
 
 MEMORY = 2 << 30  # bytes: operands of a product that is too large take some themselves
 
@@ -87,7 +88,8 @@ def test_an_op_that_asks_for_years_is_named(tmp_path: Path) -> None:
 
 def test_without_the_limit_each_of_them_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "MOST_OF_AN_OP", 1 << 99)
-    monkeypatch.setattr(work, "MOST_OF_A_CALL", 1 << 99)
+    for name in ("MOST_WITHOUT_WEIGHTS", "MOST_OF_A_CALL"):
+        monkeypatch.setattr(allowance, name, 1 << 99)
     outcomes = try_all(made_cases(tmp_path), seconds=0.8, memory=MEMORY)
     assert [one.kind for one in outcomes] == ["timeout"] * 4, in_lines(outcomes)
 
@@ -116,13 +118,110 @@ def looping(folder: Path) -> MILModel:
 def test_what_a_call_asks_for_is_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = looping(tmp_path)
     given = {"x": np.zeros((16, 16), np.float32)}
-    monkeypatch.setattr(work, "MOST_OF_A_CALL", 10 << 12)
+    most = spent(model, given)
+    assert most > 10 * (STEP + (1 << 12) + 3 * 16 * 16 * PLAIN)  # of the products alone, of which each is made and read
+    monkeypatch.setattr(allowance, "MOST_WITHOUT_WEIGHTS", most)
     for _ in range(2):  # each call begins anew
         model.predict(given)
-    monkeypatch.setattr(work, "MOST_OF_A_CALL", (10 << 12) - 1)
+    monkeypatch.setattr(allowance, "MOST_WITHOUT_WEIGHTS", most // 2)
     (outcome,) = try_all([("loop", lambda: model.predict(given))])
     assert outcome.kind == "named"
-    assert "op 'squared' (matmul): with it this call asks for more than 40,959 multiplications" in outcome.detail
+    assert f"with it this call asks for more than {most // 2:,} multiplications" in outcome.detail
+
+
+def spent(model: MILModel, given: dict[str, Any]) -> int:
+    """What a call spends in all."""
+    found: list[allowance.Allowance] = []
+
+    class Watched(allowance.Allowance):
+        def __init__(self, count: int):
+            super().__init__(count)
+            found.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allowance, "Allowance", Watched)
+        model.predict(given)
+    (one,) = found
+    return one.all - one.left
+
+
+SIDE = 512
+
+
+def chain(name: str, count: int, **options: Any) -> Callable[[Path], MILModel]:
+    """`count` ops of one kind, each of what the one before it made."""
+
+    def made(folder: Path) -> MILModel:
+        made = Program()
+        made.input("x", "fp32", (1,))
+        value = filled(made, "filled", "fp32", [SIDE, SIDE])
+        for index in range(count):
+            value = made.op(name, f"{name}{index}", "fp32", (SIDE, SIDE), x=value, **options)
+        made.give(value)
+        return MILModel(made.write(folder / f"{name}.mlpackage"))
+
+    return made
+
+
+def sums_of_a_constant(folder: Path) -> MILModel:
+    made = Program()
+    made.input("x", "fp32", (1,))
+    held = np.ones((SIDE, SIDE), np.float32)
+    for index in range(4):
+        last = made.op(
+            "reduce_sum", f"sum{index}", "fp32", (), x=held, axes=np.int32([0, 1]), keep_dims=np.bool_(False)
+        )
+    made.give(last)
+    return MILModel(made.write(folder / "constant.mlpackage"))
+
+
+def sums_of_what_was_made(folder: Path) -> MILModel:
+    made = Program()
+    made.input("x", "fp32", (1,))
+    held = filled(made, "filled", "fp32", [SIDE, SIDE])
+    for index in range(4):
+        last = made.op(
+            "reduce_sum", f"sum{index}", "fp32", (), x=held, axes=np.int32([0, 1]), keep_dims=np.bool_(False)
+        )
+    made.give(last)
+    return MILModel(made.write(folder / "made.mlpackage"))
+
+
+CUMSUM = {"axis": np.int32(0), "exclusive": np.bool_(False), "reverse": np.bool_(True)}
+ASKED: dict[str, tuple[Callable[[Path], MILModel], int]] = {
+    "sin": (chain("sin", 3), 3 * 2 * FUNCTION),
+    "cumsum": (chain("cumsum", 2, **CUMSUM), 2 * 2 * SLOW),
+    "a constant": (sums_of_a_constant, 4 * PLAIN),
+    "what was made": (sums_of_what_was_made, 5 * PLAIN),
+}
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_values_are_spent_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """All that is read and made: 40 sums along a map of 8,000 × 8,000 took 38 s, and 100,000 ops are allowed."""
+    make, values = ASKED[kind]
+    model, given = make(tmp_path), {"x": np.zeros(1, np.float32)}
+    most = spent(model, given)
+    assert values * SIDE * SIDE <= most < (values + PLAIN + 1) * SIDE * SIDE + 8 * (STEP << 1)
+    monkeypatch.setattr(allowance, "MOST_WITHOUT_WEIGHTS", most)
+    model.predict(given)
+    monkeypatch.setattr(allowance, "MOST_WITHOUT_WEIGHTS", values * SIDE * SIDE // 2)
+    (outcome,) = try_all([(kind, lambda: model.predict(given))])
+    assert outcome.kind == "named", outcome
+    assert "with it this call asks for more than" in outcome.detail
+
+
+def test_a_package_of_a_kilobyte_is_given_little(exported_tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call may compute grows with the weights that come along."""
+    package = exported_tiny / "VisionEncoder.mlpackage"
+    model = MILModel(package)
+    given = {"image": np.zeros((256, 256, 3), np.uint8)}
+    monkeypatch.setattr(allowance, "MOST_WITHOUT_WEIGHTS", 0)
+    assert spent(model, given) < most_of_a_call(model.package.weight_bytes)
+    assert model.package.weight_bytes == sum(path.stat().st_size for path in package.rglob("weight.bin"))
+    monkeypatch.setattr(allowance, "MOST_FOR_A_BYTE", 0)
+    (outcome,) = try_all([("encoder", lambda: model.predict(given))])
+    assert outcome.kind == "named", outcome
 
 
 def updates(folder: Path, count: int = 10_000) -> Path:
@@ -170,7 +269,20 @@ COUNTED: list[tuple[str, tuple[Any, ...], int]] = [
     ("conv_transpose", (ones(1, 4, 9), ones(4, 6, 3)), 9 * 4 * 6 * 3),
     ("max_pool", (ones(1, 4, 9, 9), (3, 3), "valid", (3, 3)), 16 * 4 * 9 * 9),
     ("lstm", (ones(5, 2, 3), ones(2, 4), ones(2, 4), ones(16, 3), ones(16, 4)), 5 << 20),
-    ("non_maximum_suppression", (ones(2, 4, 10), ones(2, 1, 10), 0.5, 3), 32 * 2 * 10 * 3),
+    ("non_maximum_suppression", (ones(2, 4, 10), ones(2, 1, 10), 0.5, 3), 2 * (10 * STEP // 8 + 3 * 8 * STEP)),
+    ("matmul", (ones(600, 40, 40), ones(600, 40, 40)), 600 * STEP),  # many small matrices, one after another
+    ("local_response_norm", (ones(1, 4, 9, 9), 3), 4 * 81 * 3 * 64),
+    ("scatter", (ones(5), torch.tensor([1, 2]), ones(2), 0, "add"), 0),
+    ("scatter", (ones(5), torch.tensor([1, 2]), ones(2), 0, "mul"), 2 * STEP),  # one row after another
+    ("scatter_nd", (ones(5), torch.tensor([[1], [2]]), ones(2), "max"), 2 * STEP),
+    ("gather", (ones(3, 5), torch.zeros(3, 1, dtype=torch.int32), 1, 1), 3 * STEP),
+    ("gather_nd", (ones(3, 5), torch.zeros(3, 1, dtype=torch.int32), 1), 3 * STEP),
+    ("resize_bilinear", (ones(2, 3, 4, 4), 8, 16), 6 * 8 * 16 * SLOW),
+    ("upsample_bilinear", (ones(2, 3, 4, 4), 2.0, 4.0), 6 * 8 * 16 * SLOW),
+    ("resize", (ones(2, 3, 4, 4), (0, 16), 2), 6 * 4 * 16 * SLOW),
+    ("resample", (ones(2, 3, 4, 4), ones(2, 5, 6, 2), "bilinear", "constant", 0.0, "unnormalized", True), 180 * SLOW),
+    ("random_categorical", (ones(2, 5), "probs", 7, 1), 2 * 7 * SORTED),
+    ("reverse_sequence", (ones(3, 5), (1, 2, 3), 1, 0), 12 * STEP),
 ]
 
 
@@ -185,12 +297,16 @@ def test_counts_are_those_of_the_plain_algorithm(
 
 
 def test_there_is_room_for_the_largest_model() -> None:
-    """7B with 4,096 rows at once, of which each of 28 layers multiplies 233 million weights; and a head."""
-    rows, hidden, wide, vocabulary, layers = 4096, 3584, 18944, 152064, 28
+    """7B with 4,096 rows at once: 28 layers of 233 million weights and a head, at four bits a weight."""
+    rows, hidden, wide, vocabulary, layers, heads = 4096, 3584, 18944, 152064, 28, 28
     assert rows * hidden * wide * 1.9 < MOST_OF_AN_OP
     layer = hidden * (2 * hidden + 2 * 512) + 3 * hidden * wide
     whole = rows * (layers * (layer + 2 * rows * hidden)) + hidden * vocabulary
-    with within_work():
-        assert work._left.count is not None
-        assert whole * 2 < work._left.count
-    assert work._left.count is None
+    maps, wide_rows, narrow_rows = heads * rows * rows, rows * wide, rows * hidden
+    values = maps * (6 * PLAIN + 2 * FUNCTION) + wide_rows * 8 * PLAIN + narrow_rows * (30 * PLAIN + 10 * FUNCTION)
+    weights = layers * layer + hidden * vocabulary
+    spends = whole + layers * values + weights * PLAIN
+    assert spends * 2 < most_of_a_call(weights // 2)
+    with within_work(weights // 2):
+        assert allowance.allowance().left == most_of_a_call(weights // 2)
+    assert allowance.allowance().left == 1 << 99

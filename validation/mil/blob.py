@@ -57,6 +57,11 @@ class BlobFile:
                 f"weight file {path} has storage version {version}, expected 2; it is no Core ML weight file"
             )
 
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self._bytes)
+
     def read(self, offset: int, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
         """The values at metadata `offset`, in numpy; a view of the file unless the type is narrower than a byte.
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from fastvlm.errors import ExecutionError, FastVLMError, PackageError
+from validation.mil.allowance import allowance
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """One call: `function(*take(frame))`, its results stored in `results`, the slots in `free` cleared afterwards.
 
     inplace: the same call writing into its first argument, which planning puts in the function's place where it may.
+    What it spends of a call's work (`spending`): `begins` whatever it takes, `fixed` for constants, `price` for each
+    value in the slots of `reads` (`asks`: it has to spend these itself, before it runs), `makes` for each value of its
+    results.
     """
 
     name: str
@@ -30,11 +33,26 @@ class Step:
     many: bool
     free: tuple[int, ...] = ()
     inplace: Callable[..., Any] | None = None
+    begins: int = 0
+    fixed: int = 0
+    price: int = 0
+    reads: tuple[int, ...] = ()
+    makes: int = 0
+    asks: bool = True
 
-    @cached_property
     def keeping(self) -> Step:
         """The same call, which clears nothing: for a hook its results are shown first. Asked for when plans run."""
         return replace(self, free=())
+
+    def spends(self, frame: list[Any]) -> int:
+        """What it spends before it runs."""
+        values: int = sum([frame[slot].numel() for slot in self.reads])
+        return self.fixed + self.price * values
+
+    def write_in_place(self) -> None:
+        """Let it write into its first argument, of which it then touches no more than it is given."""
+        if self.inplace is not None:
+            self.function, self.reads, self.makes = self.inplace, self.reads[1:], 0
 
 
 @dataclass
@@ -66,15 +84,22 @@ class _HookFault(BaseException):
 
 def run_steps(steps: list[Step], frame: list[Any]) -> None:
     """Run `steps` on `frame`; ExecutionError names the op that failed and why."""
-    step = None
+    step, work = None, allowance()
     try:
         for step in steps:
+            if step.asks:
+                work.left -= step.spends(frame)
+            if work.left < 0:
+                work.check()
             result = step.function(*step.take(frame))
             if step.many:
                 for slot, value in zip(step.results, result or (), strict=True):
                     frame[slot] = value
+                    if step.makes:
+                        work.left -= step.makes * value.numel()
             else:
                 frame[step.results[0]] = result
+                work.left -= step.makes * result.numel()
             for slot in step.free:
                 frame[slot] = None
     except Exception as error:
@@ -99,7 +124,7 @@ def run_steps_hooked(steps: list[Step], frame: list[Any], hook: Hook) -> None:
 
 def _run_shown(steps: list[Step], frame: list[Any], hook: Hook) -> None:
     for step in steps:
-        run_steps([step.keeping], frame)
+        run_steps([step.keeping()], frame)
         for slot in step.results:
             _show(hook, step, frame[slot])
         for slot in step.free:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastvlm.errors import ExecutionError, PackageError
+from validation.mil.allowance import within_work
 from validation.mil.device import found_device, on_device
 from validation.mil.execution import HOOK_SLOT, Hook, run_steps, run_steps_hooked
 from validation.mil.features import Feature, array_to_tensor, default_tensor, describe, image_to_tensor, to_output
@@ -21,7 +22,6 @@ from validation.mil.plan import FunctionPlan, plan_function
 from validation.mil.rounding import PRECISIONS, held_type
 from validation.mil.state import MILState
 from validation.mil.values import StateType
-from validation.mil.work import within_work
 from validation.within_memory import within_memory
 
 
@@ -135,7 +135,12 @@ class MILModel:
         self._bind_inputs(frame, data)
         self._bind_states(frame, state)
         try:
-            with torch.inference_mode(), on_device(self.device), within_memory(), within_work():
+            with (
+                torch.inference_mode(),
+                on_device(self.device),
+                within_memory(),
+                within_work(self.package.weight_bytes),
+            ):
                 if hook is None:
                     run_steps(self.plan.body.steps, frame)
                 else:

@@ -57,6 +57,11 @@ class Package:
         """Returns a package of the same weight files with another program; they share nothing that was read."""
         return Package(spec, self._root, self._model_folder, self._weights_folder)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight files that were opened: all that a function needs once its constants are bound."""
+        return sum(file.size for file in self._files.values())
+
     def read_blob(self, file_name: str, offset: int, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
         """The values of one blob; PackageError when file, sentinel, offset, size or dtype are wrong."""
         return self._file(file_name).read(offset, dtype, shape)

@@ -24,6 +24,7 @@ from validation.mil.package import Package
 from validation.mil.packing import Packer
 from validation.mil.registry import OPS, Blocks, Frame, Kind, Op, Parameter, Tensor, Tensors
 from validation.mil.rounding import in_place, read_as_number, rounded
+from validation.mil.spending import set_spending, spend_ahead
 from validation.mil.values import StateType, TensorType, decode_constant, decode_type
 from validation.mil.work import bounded, bounded_packing
 from validation.within_memory import half_of_memory
@@ -90,7 +91,7 @@ class _Arguments:
     """What an op takes, in the order of its parameters: slots, and of the computed ones how they arrive.
 
     dynamic: see `rounding.rounded`. numbers, values: names read as Python numbers, and as tensors. fixed: whether some
-    tensor is a constant.
+    tensor is a constant. constants: the types of all constants. slots: of all that is computed.
     """
 
     reads: list[str] = field(default_factory=list)
@@ -99,6 +100,18 @@ class _Arguments:
     numbers: set[str] = field(default_factory=set)
     values: set[str] = field(default_factory=set)
     fixed: bool = False
+    constants: list[Any] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+
+
+def _constant_types(bindings: Any, scope: _Scope) -> list[Any]:
+    types = []
+    for binding in bindings:
+        if binding.WhichOneof("binding") == "value":
+            types.append(decode_type(binding.value.type))
+        elif binding.name in scope.constants:
+            types.append(scope.constants[binding.name].type)
+    return types
 
 
 def _effect(operation: Any, op: Op, taking: _Arguments) -> Effect:
@@ -141,7 +154,8 @@ class Planner:
             steps.append(step)
         if top:
             for index in writable_in_place(effects, set(message.outputs), outside):
-                steps[index].function = steps[index].inplace or steps[index].function
+                steps[index].write_in_place()
+        spend_ahead(steps)
         outputs = tuple(self._read(name, scope) for name in message.outputs)
         self._free(steps, effects, set(message.outputs), outside, scope)
         captured = {name for effect in effects for name in effect.reads if name in outside}
@@ -180,6 +194,7 @@ class Planner:
         function = rounded(op, self._precision, taking.dynamic, types)
         step = Step(str(self._title(operation)), operation.type, function, _taker(taking.sources), results, many)
         step.inplace = in_place(op, taking.dynamic)
+        set_spending(step, op, taking.sources, taking.constants, taking.slots)
         return step, _effect(operation, op, taking)
 
     def _arguments(self, operation: Any, op: Op, scope: _Scope, where: str, kind: Kind) -> _Arguments:
@@ -192,6 +207,8 @@ class Planner:
             bindings = operation.inputs[parameter.name].arguments if parameter.name in operation.inputs else ()
             taking.sources.append(self._argument(bindings, parameter, scope, where, kind, taking.reads))
             computed = [binding.name for binding in bindings if binding.name in scope.slots]
+            taking.slots += [scope.slots[name] for name in computed if name not in scope.constants]
+            taking.constants += _constant_types(bindings, scope)
             taking.fixed |= len(computed) < len(bindings) and parameter.annotation in (Tensor, Tensors)
             (taking.numbers if read_as_number(parameter.annotation) else taking.values).update(computed)
             if computed and parameter.annotation is not Tensors:
@@ -205,11 +222,12 @@ class Planner:
         reads: list[str] = []
         first = op.parameters[0]
         source = self._argument(operation.inputs[first.name].arguments, first, scope, where, op.kind, reads)
-        sources = [source, self.binder.packed(taken, op.packing)]
+        sources: list[int | tuple[int, ...]] = [source, self.binder.packed(taken, op.packing)]
         (item,) = operation.outputs
         result = self._define(scope, item.name, decode_type(item.type))
         title = str(self._title(operation))
         step = Step(title, operation.type, bounded_packing(op.packing), _taker(sources), (result,), False)
+        set_spending(step, op, sources, [constant.type for constant in taken.values()], [scope.slots[reads[0]]])
         return step, Effect(operation.type, True, False, tuple(reads), (item.name,))
 
     def _nested(self, operation: Any, parameter: Parameter, scope: _Scope, sources: list[Any]) -> list[str]:

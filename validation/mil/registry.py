@@ -58,6 +58,10 @@ class State:
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
 
+    def numel(self) -> int:
+        """None of its own: what is read of it is a result, and what is written an argument."""
+        return 0
+
 
 class Kind(enum.Enum):
     """How an op's numbers are rounded; see the file's docstring."""

@@ -1,54 +1,62 @@
-"""How much one call may compute: a package of a kilobyte can ask for a product that takes a year.
+"""What the ops of a planned program spend of a call's work (`allowance`), and how it is counted.
 
-What moves or changes values one by one is bounded by memory, and loops by their rounds (`execution`); products,
-windows, recurrent steps and overlaps of boxes are not. They say before they begin how many multiplications they ask
-for, from the shapes of what they are given. Limits, and what is the most that a model asks for:
-- an op: 2^39, 5 to 12 s of one thread here. 7B with 4,096 rows at once needs 2^38 for its widest product (with the 64
-  of a chunk 2^32), FastViTHD at 1152 less than 2^32 for its widest layer;
-- a call: 2^46. The same 7B needs 2^44.9 for 4,096 rows, the encoder at 1152 2^38.2.
-Counts are of the plain algorithm, whatever a kernel does. Products in blocks (precision "fp16-accumulate") take longer
-for as many. Planned programs alone are bounded; who calls an op's function calls it as it is.
+- Products, windows, recurrent steps, boxes and rows that are taken one by one say before they begin how many
+  multiplications they ask for, from the shapes of what they are given (`_COUNTS`), at most 2^39 an op: 5 to 12 s. 7B
+  with 4,096 rows at once needs 2^38 for its widest product (with the 64 of a chunk 2^32), FastViTHD at 1152 less than
+  2^32 for its widest layer.
+- Values: each that an op reads or makes has a price by the kind of op (`price`).
+- Ops: STEP each time that one runs, ARGUMENT for each thing that it takes or gives. Loops spend each round anew.
+
+Counts are of the plain algorithm, whatever a kernel does. What an op reads is spent before it runs and what it makes
+afterwards, so the op that goes beyond is still finished: a fill, or a sum of a row and a column, makes no more than
+memory holds. Products in blocks
+(precision "fp16-accumulate") take longer for as many. Planned programs alone are bounded; who calls an op's function
+calls it as it is.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from math import prod
 from typing import Any
 
+from validation.mil.allowance import allowance
 from validation.mil.ops.padding import pad_amounts
-from validation.mil.registry import Ints, Op, Packing, Tensor
+from validation.mil.registry import Ints, Kind, Op, Packing, Tensor
 
 MOST_OF_AN_OP = 1 << 39  # multiplications
-MOST_OF_A_CALL = 1 << 46
 WINDOW = 16  # multiplications that a value of a pool's window costs as much as: torch's pools are that much slower
-STEP = 1 << 20  # of a recurrent step, however small: what starting its kernels costs
+STEP = 1 << 20  # of an op, a recurrent step or a row by itself, however small: what starting its kernels costs
+ARGUMENT = 1 << 14
 BOX = 32  # for one overlap of two boxes
+NEIGHBOUR = 64  # for each of the values that a local response norm adds up
+LARGE = 1 << 18  # values of an operand whose matrices are multiplied one by one (`ops.batched`)
 Count = Callable[..., int]
 
+# A value that is read or made. Measured of the slowest type and layout, in ns (2^6 are 0.9): add 3.3, silu 0.3, a copy
+# 2 of two or three values each; sin 5.9, erf 6.1, softmax 1.7; cumsum 15.5, acos 24, resize 34, gather_along_axis 42;
+# argsort 245, topk 266.
+PLAIN, FUNCTION, SLOW, SORTED = 1 << 7, 1 << 8, 1 << 10, 1 << 13
+PRICES: dict[str, int] = {
+    **dict.fromkeys(("linear", "matmul", "conv", "conv_transpose", "einsum", "cast", "fill", "fill_like"), PLAIN),
+    **dict.fromkeys(("reduce_sum", "reduce_mean", "batch_norm"), PLAIN),
+    **dict.fromkeys(("cumsum", "acos", "asin", "instance_norm", "gather_along_axis", "gather_nd"), SLOW),
+    **dict.fromkeys(("scatter", "scatter_along_axis", "scatter_nd", "reduce_argmax", "reduce_argmin"), SLOW),
+    **dict.fromkeys(("resize_bilinear", "upsample_bilinear", "resize", "crop_resize", "resample", "affine"), SLOW),
+    **dict.fromkeys(("argsort", "topk", "non_maximum_suppression", "random_categorical", "classify"), SORTED),
+}
+PARTLY = {  # read no more than they make, or nothing at all
+    "slice_by_index", "slice_by_size", "gather", "shape", "list_length", "list_read", "list_gather", "crop",
+}  # fmt: skip
+# What the first two read and make is spent within their blocks, and the third gives what lies there.
+FREE = {"cond", "while_loop", "read_state"}
 
-class _Left(threading.local):
-    """What the running call of this thread may still compute; None: no call runs."""
 
-    count: int | None = None
-
-
-_left = _Left()
-
-
-@contextmanager
-def within_work() -> Iterator[None]:
-    """A call: all ops inside, on this thread, have MOST_OF_A_CALL together."""
-    before = _left.count
-    _left.count = MOST_OF_A_CALL
-    try:
-        yield
-    finally:
-        _left.count = before
+def price(op: Op) -> int:
+    """What a value costs that the op reads or makes."""
+    return 0 if op.name in FREE else PRICES.get(op.name, FUNCTION if op.kind is Kind.FLOAT else PLAIN)
 
 
 def bounded(op: Op) -> Op:
@@ -76,10 +84,9 @@ def _spending(function: Callable[..., Any], count: Count) -> Callable[..., Any]:
 def _spend(count: int) -> None:
     if count > MOST_OF_AN_OP:
         raise ValueError(f"it asks for {count:,} multiplications, at most {MOST_OF_AN_OP:,} are done for one op")
-    if _left.count is not None:
-        _left.count -= count
-        if _left.count < 0:
-            raise ValueError(f"with it this call asks for more than {MOST_OF_A_CALL:,} multiplications")
+    running = allowance()
+    running.left -= count
+    running.check()
 
 
 def _packed(x: Tensor, layout: Any) -> int:
@@ -93,7 +100,9 @@ def _linear(x: Tensor, weight: Tensor, *_: Any) -> int:
 def _matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> int:
     left = x.mT if transpose_x and x.ndim > 1 else x
     right = y.mT if transpose_y and y.ndim > 1 else y
-    return _batches(left, right) * prod(left.shape[-2:]) * prod(right.shape[-1:] if right.ndim > 1 else ())
+    least = STEP if min(left.ndim, right.ndim) > 2 and max(left.numel(), right.numel()) >= LARGE else 0
+    each = prod(left.shape[-2:]) * prod(right.shape[-1:] if right.ndim > 1 else ())
+    return _batches(left, right) * max(least, each)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
@@ -157,12 +166,71 @@ def _recurrent(x: Tensor, *states: Any) -> int:
 
 def _overlaps(boxes: Tensor, scores: Tensor, iou_threshold: float, max_boxes: int, *_: Any) -> int:
     """boxes (n, B, 4) or (n, 4, B): each that is kept is held against all."""
-    each = boxes.numel() // (4 * max(1, prod(boxes.shape[:1])))
-    return BOX * boxes.numel() // 4 * min(each, max(0, max_boxes))
+    images = prod(boxes.shape[:1])
+    each = boxes.numel() // (4 * max(1, images))
+    return images * (each * STEP // 8 + min(each, max(0, max_boxes)) * max(BOX * each, 8 * STEP))
+
+
+def _normed(x: Tensor, size: int, *_: Any) -> int:
+    return NEIGHBOUR * x.numel() * max(0, size)
+
+
+def _scattered(data: Tensor, indices: Tensor, updates: Tensor, *options: Any) -> int:
+    """Modes that multiply or compare take one row after another; there are no more rows than indices."""
+    one_by_one = any(option in ("mul", "div", "max", "min") for option in options)
+    return indices.numel() * STEP if one_by_one else 0
+
+
+def _gathered(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, *_: Any) -> int:
+    return prod(x.shape[:batch_dims]) * STEP if batch_dims else 0
+
+
+def _gathered_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, *_: Any) -> int:
+    return prod(x.shape[:batch_dims]) * STEP
+
+
+def _one_by_one(first: Any, places: Sequence[int], *_: Any) -> int:
+    """Lengths of sequences, or elements of a list."""
+    return len(places) * 4 * STEP
+
+
+def _placed(x: Tensor, height: int, width: int, *_: Any) -> int:
+    """What makes a large map of a small one has to say so before: its readers would ask too late."""
+    return SLOW * prod(x.shape[:-2]) * max(0, height) * max(0, width)
+
+
+def _enlarged(x: Tensor, by_height: float, by_width: float, *_: Any) -> int:
+    return _placed(x, int(x.shape[-2] * by_height), int(x.shape[-1] * by_width))
+
+
+def _resized(x: Tensor, shape: Ints, resized_dims: int, *_: Any) -> int:
+    lengths = [*x.shape[: x.ndim - resized_dims], *(shape[-resized_dims:] if resized_dims else ())]
+    return SLOW * prod(length or found for length, found in zip(lengths, x.shape, strict=False))
+
+
+def _cropped(x: Tensor, roi: Tensor | None, boxes: Tensor | None, _: Any, height: int, width: int, *__: Any) -> int:
+    crops = max(len(each) for each in (roi, boxes, ()) if each is not None)
+    return SLOW * crops * prod(x.shape[-3:-2]) * max(0, height) * max(0, width)
+
+
+def _sampled(x: Tensor, coordinates: Tensor, *_: Any) -> int:
+    return _placed(x, *coordinates.shape[1:3])
+
+
+def _transformed(x: Tensor, _: Any, height: int, width: int, *__: Any) -> int:
+    return _placed(x, height, width)
+
+
+def _drawn(x: Tensor, mode: str = "logits", size: int = 1, *_: Any) -> int:
+    return SORTED * prod(x.shape[:-1]) * max(0, size)
 
 
 _COUNTS: dict[str, Count] = {
     "linear": _linear, "matmul": _matmul, "scaled_dot_product_attention": _attention, "einsum": _einsum,
     "conv": _conv, "conv_transpose": _conv_transpose, "max_pool": _pool, "avg_pool": _pool, "l2_pool": _pool,
     "rnn": _recurrent, "gru": _recurrent, "lstm": _recurrent, "non_maximum_suppression": _overlaps,
+    "local_response_norm": _normed, "scatter": _scattered, "scatter_along_axis": _scattered, "scatter_nd": _scattered,
+    "gather": _gathered, "gather_nd": _gathered_nd, "reverse_sequence": _one_by_one, "list_gather": _one_by_one,
+    "list_scatter": _one_by_one, "resize_bilinear": _placed, "upsample_bilinear": _enlarged, "resize": _resized,
+    "crop_resize": _cropped, "resample": _sampled, "affine": _transformed, "random_categorical": _drawn,
 }  # fmt: skip

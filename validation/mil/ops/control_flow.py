@@ -45,6 +45,10 @@ class TensorList:
     shape: tuple[int, ...] | None
     dtype: torch.dtype
 
+    def numel(self) -> int:
+        """How many elements it has, like a tensor; those themselves are neither read nor copied by moving it."""
+        return len(self.items)
+
     def read(self, index: int) -> Tensor:
         """The element, or zeros; IndexError outside the list, ValueError for zeros of an unknown shape."""
         if not 0 <= index < len(self.items):
