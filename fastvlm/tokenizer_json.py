@@ -20,6 +20,7 @@ from fastvlm.hashes import Opener
 from fastvlm.json_file import each_once
 from fastvlm.paths import open_plain
 from fastvlm.quoting import one_line, printable, short
+from fastvlm.tokenizer_room import Growth
 from fastvlm.tokenizer_steps import Unfit, check_decoder, check_ends, check_normalizer, check_splitter
 
 MAX_FILE_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 250,000 tokens has 35 MB
@@ -61,6 +62,12 @@ def checked(text: str) -> tuple[str, tuple[str, ...]]:
     for key, check in PARTS.items():
         check(found.get(key))
     return _without(found, text, _check_model(found.get("model")))
+
+
+def growth_of(normalizer: Any, splitter: Any) -> Growth:
+    """Returns how long the library's own steps of a tokenizer.json that was checked may make a prompt."""
+    told = [None if step is None else json.loads(step.__getstate__()) for step in (normalizer, splitter)]
+    return Growth(check_normalizer(told[0]), check_splitter(told[1]))
 
 
 def check_added(tokens: Iterable[Any]) -> None:

@@ -11,6 +11,7 @@ It does not know what the steps do (`tokenizer_steps` says how a text grows by t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fastvlm.errors import PromptError
 
@@ -34,6 +35,13 @@ class Room:
     def __init__(self, growth: Growth) -> None:
         self._growth = growth
         self._grown = self._split = 0.0
+
+    def normal(self, text: str, normalizer: Any) -> str:
+        """Returns what the library's normalizer (None: nothing) makes of a run, where both bounds hold."""
+        self.take_text(text)
+        normal = text if normalizer is None else str(normalizer.normalize_str(text))
+        self.take_normal(normal)
+        return normal
 
     def take_text(self, text: str) -> None:
         """Raises PromptError for a text that the normalizer could make too long, before it does."""

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastvlm.quoting import short
-from fastvlm.tokenizer_room import Growth
 
 MOST_STEPS = 16  # in all sequences of a part together, and of a template; Qwen2 has two
 MOST_SPLITS = 8  # of a splitter; each one costs what the first does, and DeepSeek's has six
@@ -68,11 +67,6 @@ def check_decoder(step: Any, nested: int = 0) -> float:
 def check_ends(step: Any, nested: int = 0) -> float:
     """Raises Unfit unless a post_processor is of a kind that is run and names tokens that it holds."""
     return _check("post_processor", step, ENDS, nested)
-
-
-def growth_of(normalizer: Any, splitter: Any) -> Growth:
-    """Returns how many times as long these two steps of a tokenizer.json may make a text; raises Unfit."""
-    return Growth(check_normalizer(normalizer), check_splitter(splitter))
 
 
 def _check(part: str, step: Any, kinds: Mapping[str, Check], nested: int) -> float:

@@ -35,10 +35,11 @@ from fastvlm.tokenizer_json import (
     check_added,
     check_length,
     check_vocabulary,
+    growth_of,
     read_tokenizer,
 )
 from fastvlm.tokenizer_room import Growth, Room
-from fastvlm.tokenizer_steps import Unfit, growth_of
+from fastvlm.tokenizer_steps import Unfit
 from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.files import copy_file, open_file, read_file, size_of
 
@@ -110,10 +111,7 @@ class Tokenizer:
 
     def _ids(self, text: str, room: Room) -> list[int]:
         inner = self._inner
-        room.take_text(text)
-        if inner.normalizer is not None:
-            text = inner.normalizer.normalize_str(text)
-        room.take_normal(text)
+        text = room.normal(text, inner.normalizer)
         splitter = inner.pre_tokenizer
         words = [text] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
         return [token.id for word in words for token in inner.model.tokenize(word)]
@@ -238,7 +236,7 @@ def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
         inner = called(TokenizerError, f"cannot read {whole}", tokenizers.Tokenizer.from_str, text)
         assumed = tuple(f"tokenizer.json asks for {name}: left out, a prompt is one whole text" for name in dropped)
         cleaned = text if dropped else None
-        growth = _growth(inner)
+        growth = growth_of(inner.normalizer, inner.pre_tokenizer)
     elif {"vocab.json", "merges.txt"} <= names:
         inner, growth = _qwen2_from_parts(folder, config), QWEN2_GROWTH
         assumed = ("tokenizer.json is absent: built from vocab.json and merges.txt as Qwen2's byte-level BPE",)
@@ -251,12 +249,6 @@ def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
             "needs a row: this is another checkpoint's tokenizer, or the table was not resized when tokens were added"
         )
     return tokenizer
-
-
-def _growth(inner: tokenizers.Tokenizer) -> Growth:
-    """How a text may grow, by what the library says of its steps, which were checked."""
-    steps = (inner.normalizer, inner.pre_tokenizer)
-    return growth_of(*(None if step is None else json.loads(step.__getstate__()) for step in steps))
 
 
 def _check_sizes(files: Sequence[Path]) -> None:

@@ -41,7 +41,6 @@ def row(*steps: Json) -> Json:
 SPLITTERS: dict[str, tuple[Json | None, str]] = {
     "no splitter": (None, "b"),
     "digits": (DIGITS, "7"),
-    "a split": (split("b"), "b"),
     "8 splits": (row(*[split("b")] * 8), "b"),
     "marks": (MARKS, "!"),
     "bytes": (BYTES, "b "),

@@ -1,16 +1,13 @@
 """Prompt → ids before and after the image, ids → text; nothing that a user types becomes a control token."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 
 import tokenizers
 
 from fastvlm.errors import BundleError
-from fastvlm.quoting import printable
-from fastvlm.tokenizer_json import MAX_RUN_BYTES, called, check_length, check_text, read_tokenizer
+from fastvlm.tokenizer_json import MAX_RUN_BYTES, called, check_length, check_text, growth_of, read_tokenizer
 from fastvlm.tokenizer_room import Room
-from fastvlm.tokenizer_steps import growth_of
 from validation.bundle_host.bundle import Bundle
 
 
@@ -20,16 +17,12 @@ class Prompt:
     def __init__(self, bundle: Bundle) -> None:
         file = bundle.folder / (name := bundle.get("files.tokenizer", str))
         content, _ = read_tokenizer(file, BundleError, lambda _: bundle.open(name))
-        read = tokenizers.Tokenizer.from_str
-        self.tokenizer = called(BundleError, f"cannot read {file}", read, content)
-        steps = json.loads(content)
-        self.growth = growth_of(steps.get("normalizer"), steps.get("pre_tokenizer"))
+        self.tokenizer = called(BundleError, f"cannot read {file}", tokenizers.Tokenizer.from_str, content)
+        self.growth = growth_of(self.tokenizer.normalizer, self.tokenizer.pre_tokenizer)
         self.turns = {key: bundle.get(f"prompt.{key}", str) for key in ("system", "system_turn", "before", "after")}
         turns = self.turns["before"] + self.turns["after"]
-        one = turns.count("{prompt}") == 1
-        turns += self.turns["system_turn"]
-        check_length(self.turns["system"])
-        if not one or len(turns) > 1 << 16 or turns.count("{system}") > 8:
+        one, turns = turns.count("{prompt}") == 1, turns + self.turns["system_turn"]
+        if not one or len(turns) > 1 << 16 or turns.count("{system}") * len(self.turns["system"]) > MAX_RUN_BYTES:
             raise BundleError(f"metadata.json of {bundle.folder}: its turns are no template; make the bundle again")
         self.begin = [] if bundle.get("prompt", dict).get("bos_id") is None else [bundle.get("prompt.bos_id", int, 0)]
         self.stops = bundle.all("prompt.stop_ids", int, low=0)
@@ -42,9 +35,8 @@ class Prompt:
     def ids(self, text: str) -> tuple[list[int], list[int]]:
         """Returns (ids before the image, ids after it) of the user's text; PromptError where it is empty or long."""
         check_text(text)
-        turns, values = self.turns, {"{system}": self.turns["system"], "{prompt}": text}
+        turns, values, room = self.turns, {"{system}": self.turns["system"], "{prompt}": text}, Room(self.growth)
         before = (turns["system_turn"] if turns["system"] else "") + turns["before"]
-        room = Room(self.growth)
         return self.begin + list(self._turn(before, values, room)), list(self._turn(turns["after"], values, room))
 
     def _turn(self, turn: str, values: dict[str, str], room: Room) -> Iterator[int]:
@@ -57,18 +49,14 @@ class Prompt:
         check_length(text := text.encode("utf-8", "replace").decode("utf-8"), MAX_RUN_BYTES)
         for id_ in called(BundleError, "cannot encode this text", self._plain_ids, text, room):
             if id_ in self.added:
-                name = printable(self.tokenizer.id_to_token(id_))
                 raise BundleError(
-                    f"plain text became the control token {name}; take ordinary words out of added_tokens in "
-                    "the checkpoint's tokenizer.json, export and bundle it again"
+                    f"plain text became the control token {self.tokenizer.id_to_token(id_):.60}; take ordinary words "
+                    "out of added_tokens in the checkpoint's tokenizer.json, export and bundle it again"
                 )
             yield id_
 
     def _plain_ids(self, text: str, room: Room) -> list[int]:
-        normalizer, splitter = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
-        room.take_text(text)
-        text = normalizer.normalize_str(text) if normalizer else text
-        room.take_normal(text)
+        text, splitter = room.normal(text, self.tokenizer.normalizer), self.tokenizer.pre_tokenizer
         words = splitter.pre_tokenize_str(text) if splitter else [(text, None)]
         return [token.id for word, _ in words for token in self.tokenizer.model.tokenize(word)]
 
