@@ -64,10 +64,11 @@ def checked(text: str) -> tuple[str, tuple[str, ...]]:
     return _without(found, text, _check_model(found.get("model")))
 
 
-def growth_of(normalizer: Any, splitter: Any) -> Growth:
-    """Returns how long the library's own steps of a tokenizer.json that was checked may make a prompt."""
-    told = [None if step is None else json.loads(step.__getstate__()) for step in (normalizer, splitter)]
-    return Growth(check_normalizer(told[0]), check_splitter(told[1]))
+def growth_of(tokenizer: Any) -> Growth:
+    """Returns how long the library's tokenizer, whose file was checked, may make a prompt and an answer."""
+    steps = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
+    normalizer, splitter, decoder = (None if step is None else json.loads(step.__getstate__()) for step in steps)
+    return Growth(check_normalizer(normalizer), check_splitter(splitter), check_decoder(decoder))
 
 
 def check_added(tokens: Iterable[Any]) -> None:

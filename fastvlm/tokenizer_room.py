@@ -5,6 +5,8 @@ letters, takes minutes and gigabytes. So the runs of one prompt share two bounds
 - text times what the normalizer may make of it: `MAX_GROWN_BYTES`; it takes up to 32 bytes a byte;
 - what the normalizer did make, times what the splitter may: `MAX_SPLIT_BYTES`; each piece takes 350 bytes, and a
   step 0.5 s a million of them. Eight steps on that much: 4 s and 365 MB.
+An answer is bounded too, by its tokens' bytes times what the decoder may make of them: `MAX_ANSWER_BYTES`, because a
+stream that cannot be cut is decoded anew with each token.
 It does not know what the steps do (`tokenizer_steps` says how a text grows by them), nor the library.
 """
 
@@ -13,28 +15,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fastvlm.errors import PromptError
+from fastvlm.errors import PromptError, TokenizerError
 
 # The longest prompt has 262,144 bytes, and there are a few more of a template. NFKC may make 11 times as much of it,
 MAX_GROWN_BYTES = 12 * 262_144
 # Llama's Metaspace 3 times. Above 2^20 pieces the library's list doubles to beyond half a gigabyte.
 MAX_SPLIT_BYTES = 2**20
+MAX_ANSWER_BYTES = 2**20  # a context of 32,768 holds about 130,000
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How many times as long a tokenizer may make a text: its normalizer, then its splitter."""
+    """How many times as long a tokenizer may make a text: its normalizer, then its splitter; its decoder."""
 
     normalizer: float = 1.0
     splitter: float = 1.0
+    decoder: float = 1.0
 
 
 class Room:
-    """What is left for the further runs of one prompt."""
+    """What is left for the further runs of one prompt, or for the further tokens of one answer."""
 
     def __init__(self, growth: Growth) -> None:
         self._growth = growth
-        self._grown = self._split = 0.0
+        self._grown = self._split = self._answer = 0.0
 
     def normal(self, text: str, normalizer: Any) -> str:
         """Returns what the library's normalizer (None: nothing) makes of a run, where both bounds hold."""
@@ -50,6 +54,16 @@ class Room:
     def take_normal(self, text: str) -> None:
         """Raises PromptError for a normalized text that has too many pieces, before it is split."""
         self._split += _held(text, self._growth.splitter, self._split, "pre_tokenizer", MAX_SPLIT_BYTES)
+
+    def token(self, id_: int, tokenizer: Any) -> int:
+        """Returns the id; raises TokenizerError where the text of an answer could become too long by it."""
+        self._answer += len((tokenizer.id_to_token(id_) or "").encode("utf-8", "replace")) * self._growth.decoder
+        if self._answer > MAX_ANSWER_BYTES:
+            raise TokenizerError(
+                f"the decoder of tokenizer.json may make over {MAX_ANSWER_BYTES:,} bytes of this answer, more than any "
+                "context holds; use the tokenizer of the model that was fine-tuned"
+            )
+        return id_
 
 
 def _held(text: str, times: float, before: float, part: str, most: int) -> float:

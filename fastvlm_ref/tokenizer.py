@@ -132,7 +132,19 @@ class Tokenizer:
         return self._added[name]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
+        """Returns the text of ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD.
+
+        Raises TokenizerError where the library fails, or where the decoder could make too much of them.
+        """
+        room = self.room()
+        what = "cannot decode these ids"
+        return self._decode(called(TokenizerError, what, lambda: [room.token(id_, self._inner) for id_ in ids]))
+
+    def room(self) -> Room:
+        """Returns what the tokens of one answer may become."""
+        return Room(self._growth)
+
+    def _decode(self, ids: Sequence[int]) -> str:
         decode = partial(self._inner.decode, skip_special_tokens=True)
         text: str = called(TokenizerError, "cannot decode these ids", decode, list(ids))
         return text
@@ -198,13 +210,14 @@ class TextStream:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._sent = ""
+        self._room = tokenizer.room()
 
     def push(self, id_: int) -> str:
         """Returns the text that `id_` completes, empty where a character is still incomplete."""
         if not self._tokenizer.shows(id_):
             return ""
-        self._ids.append(id_)
-        text = self._tokenizer.decode(self._ids)
+        self._ids.append(self._room.token(id_, self._tokenizer._inner))
+        text = self._tokenizer._decode(self._ids)
         if text.endswith("\ufffd") or self._tokenizer.is_byte(id_):
             return ""
         piece = text[len(self._sent) :]
@@ -215,7 +228,7 @@ class TextStream:
 
     def finish(self) -> str:
         """Returns what was held back, with U+FFFD for bytes that never became a character."""
-        return self._tokenizer.decode(self._ids)[len(self._sent) :] if self._ids else ""
+        return self._tokenizer._decode(self._ids)[len(self._sent) :] if self._ids else ""
 
 
 def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
@@ -236,7 +249,7 @@ def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
         inner = called(TokenizerError, f"cannot read {whole}", tokenizers.Tokenizer.from_str, text)
         assumed = tuple(f"tokenizer.json asks for {name}: left out, a prompt is one whole text" for name in dropped)
         cleaned = text if dropped else None
-        growth = growth_of(inner.normalizer, inner.pre_tokenizer)
+        growth = growth_of(inner)
     elif {"vocab.json", "merges.txt"} <= names:
         inner, growth = _qwen2_from_parts(folder, config), QWEN2_GROWTH
         assumed = ("tokenizer.json is absent: built from vocab.json and merges.txt as Qwen2's byte-level BPE",)

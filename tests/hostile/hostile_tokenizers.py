@@ -19,6 +19,7 @@ from ordeal import Case
 
 from fastvlm.errors import FastVLMError, PromptError, TokenizerError
 from fastvlm.tokenizer_json import MAX_TEXT_BYTES
+from fastvlm.tokenizer_room import MAX_ANSWER_BYTES
 from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
 
 Json = dict[str, Any]
@@ -70,7 +71,8 @@ def use(tokenizer: Tokenizer, texts: Sequence[str] = TEXTS) -> None:
         except (TokenizerError, PromptError):
             continue
         assert not guarded.intersection(ids)
-        assert len(tokenizer.decode(ids)) <= 64 * len(text) * 64
+        decoded, _ = told(functools.partial(tokenizer.decode, ids))
+        assert decoded is None or len(decoded) <= MAX_ANSWER_BYTES
         stream = tokenizer.stream()
         for id_ in ids[:50]:
             stream.push(id_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from fastvlm.tokenizer_room import Room
 from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.prompt import encode_prompt
 from fastvlm_ref.tokenizer import load_tokenizer
+from validation.bundle_host.bundle import Bundle
+from validation.bundle_host.prompt import Prompt
 
 
 def test_the_longest_prompt_costs_seconds_whatever_the_steps(tmp_path: Path) -> None:
@@ -79,3 +82,18 @@ def test_sequences_of_sequences_are_counted(tmp_path: Path, normalizer: Any, spl
     """16 to the power of 4 steps, each over the whole text, were within every limit; so were 2^16 bytes for one."""
     with pytest.raises(TokenizerError, match=words):
         load_tokenizer(written(tmp_path, normalizer, splitter), 2**20)
+
+
+def test_an_answer_that_its_decoder_makes_long_is_refused(tmp_path: Path) -> None:
+    """A token of 4,096 letters, each of which becomes 64: decoded anew with each, 2,048 of them took 20 minutes."""
+    made = json.loads((written(tmp_path, None, None) / "tokenizer.json").read_text())
+    made["model"]["vocab"] = {"a" * 4096: 0, "b": 1}
+    made["decoder"] = {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 64}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    tokenizer = load_tokenizer(tmp_path, 2)
+    stream, told = tokenizer.stream(), Prompt(Bundle(tmp_path, "mil")).text([0] * 5)
+    assert [len(stream.push(0)) for _ in range(4)] == [64 * 4096] * 4 == [len(next(told)) for _ in range(4)]
+    for push in (lambda: stream.push(0), lambda: next(told), lambda: tokenizer.decode([0] * 5)):
+        with pytest.raises(TokenizerError, match=r"may make over 1,048,576 bytes of this answer"):
+            push()
+    assert tokenizer.decode([1] * 16_384) == "b" * 16_384

@@ -18,7 +18,7 @@ class Prompt:
         file = bundle.folder / (name := bundle.get("files.tokenizer", str))
         content, _ = read_tokenizer(file, BundleError, lambda _: bundle.open(name))
         self.tokenizer = called(BundleError, f"cannot read {file}", tokenizers.Tokenizer.from_str, content)
-        self.growth = growth_of(self.tokenizer.normalizer, self.tokenizer.pre_tokenizer)
+        self.growth = growth_of(self.tokenizer)
         self.turns = {key: bundle.get(f"prompt.{key}", str) for key in ("system", "system_turn", "before", "after")}
         turns = self.turns["before"] + self.turns["after"]
         one, turns = turns.count("{prompt}") == 1, turns + self.turns["system_turn"]
@@ -62,9 +62,9 @@ class Prompt:
 
     def text(self, ids: Iterable[int]) -> Iterator[str]:
         """Yields the text of ids piece by piece; a character waits for its last byte."""
-        seen, whole, sent = list[int](), "", 0
+        seen, whole, sent, room = list[int](), "", 0, Room(self.growth)
         for id_ in ids:
-            seen.append(id_)
+            seen.append(room.token(id_, self.tokenizer))
             whole = called(BundleError, "cannot decode its ids", self.tokenizer.decode, seen, True)
             if not whole.endswith("\ufffd") and not re.fullmatch("<0x..>", self.tokenizer.id_to_token(id_) or ""):
                 yield whole[sent:]
