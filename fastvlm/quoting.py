@@ -5,8 +5,9 @@ Which of these is right depends on what is shown:
 - `one_line`: a library's message, of as many lines as it likes; `first_line`: an error of one that tells too much;
 - `spelled`: a name that may look like another one, or like none: in ASCII alone;
 - `short`, `listed`: a value of JSON or YAML, as Python would write it;
-- `readable`: a text of many lines, a model's answer above all; `quoted_json`: a whole document of JSON.
+- `readable`: a model's answer, of many lines and in any script; `quoted_json`: a whole document of JSON.
 `repr` alone is not enough: it fails for numbers of thousands of digits and for deep nesting, and repeats megabytes.
+Nor is `str.isprintable`: letters and marks that have no shape, fillers and selectors, are printable to it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,21 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+import unicodedata
+from collections.abc import Callable
 
 MOST = 60  # characters: enough to recognise a value by
 DIGITS = 40  # of a whole number that is still written out
-# C0 without tab and line feed, C1, separators of lines and paragraphs, overrides of direction, lone surrogates
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Letters and marks that Unicode calls default ignorable: joiner, fillers, selectors of a variant. What else is so
+# called is a control, a format character or unassigned.
+_SHAPELESS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+_NOT_ASCII = re.compile("[^\x20-\x7e]")
+# Of an answer: what is not to be looked at sign by sign, and format characters that are seen or that scripts need
+_FLAG = "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"  # of a region: England's
+_OF_ANSWERS = re.compile(f"({_FLAG})|[^\x20-\x7e\n\t]")
+_JOINERS = frozenset("\u200c\u200d")
+_SEEN = frozenset(map(chr, (*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD)))
+_IGNORED = re.compile("[\u2065\ufff0-\ufff8\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]")  # assigned or not yet
 
 
 class _Short(reprlib.Repr):
@@ -38,7 +49,7 @@ class _Short(reprlib.Repr):
 
 def short(value: object, most: int = MOST) -> str:
     """Returns a value of JSON or YAML as messages show it: printable, at most `most` characters."""
-    text = _Short(most).repr(value)
+    text = _all_spelled(_Short(most).repr(value))
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
@@ -46,11 +57,11 @@ def printable(text: str, most: int | None = MOST) -> str:
     """Returns a text for one line of a terminal, without quotes and of at most `most` characters.
 
     Whatever `str.isprintable` takes for no printable character is spelled as Python spells it (`\\x1b`, `\\u202e`):
-    control characters and line breaks, overrides of direction and all else that is invisible, lone surrogates, which
-    have no bytes, and what Unicode has not assigned. None for `most`: the text is made of parts that are short.
+    control characters and line breaks, overrides and marks of direction, joiners, tags and all else that is invisible,
+    lone surrogates, which have no bytes, and what Unicode has not assigned. None for `most`: the text is made of parts
+    that are short.
     """
-    begin = text if most is None else text[: most + 1]
-    safe = begin if begin.isprintable() else "".join(map(_spelling, begin))
+    safe = _all_spelled(text if most is None else text[: most + 1])
     return safe if most is None or len(safe) <= most else f"{safe[: most - 3]}..."
 
 
@@ -71,17 +82,42 @@ def spelled(name: str, most: int = MOST) -> str:
 
 
 def readable(text: str) -> str:
-    """Returns a text of many lines of which a terminal obeys nothing; joiners stay, as scripts need them."""
-    return _OBEYED.sub(lambda found: _spelling(found[0]), text)
+    """Returns a model's answer of which a terminal obeys nothing, and nothing hides: lines and tabs stay.
+
+    Of what has no shape of its own stays what scripts need: joiners, selectors of a variant, fillers of Hangul, and the
+    tags of a region's flag where all of them are in this text.
+    """
+    return _OF_ANSWERS.sub(lambda found: found[0] if found[1] else _spelling_in_answer(found[0]), text)
 
 
 def quoted_json(text: str) -> str:
-    """Returns the text of the same JSON document, in which what a terminal obeys is spelled as JSON spells it."""
-    return _OBEYED.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    """Returns the text of the same JSON document, in which what is obeyed or invisible is spelled as JSON spells it."""
+    return _NOT_ASCII.sub(lambda found: found[0] if found[0] == "\n" else _spelling(found[0], _in_json), text)
 
 
-def _spelling(sign: str) -> str:
-    return sign if sign.isprintable() else repr(sign)[1:-1]
+def _all_spelled(text: str) -> str:
+    return text if _is_seen(text) else "".join(map(_spelling, text))
+
+
+def _is_seen(text: str) -> bool:
+    return text.isprintable() and not _SHAPELESS.search(text)
+
+
+def _in_python(sign: str) -> str:
+    return ascii(sign)[1:-1]
+
+
+def _in_json(sign: str) -> str:
+    return json.dumps(sign)[1:-1]
+
+
+def _spelling(sign: str, spell: Callable[[str], str] = _in_python) -> str:
+    return sign if _is_seen(sign) else spell(sign)
+
+
+def _spelling_in_answer(sign: str) -> str:
+    hidden = unicodedata.category(sign) in {"Cc", "Cf", "Cs", "Zl", "Zp"} or _IGNORED.match(sign)
+    return _in_python(sign) if hidden and sign not in _JOINERS and sign not in _SEEN else sign
 
 
 def listed(names: object, most: int = 5) -> str:

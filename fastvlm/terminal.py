@@ -2,7 +2,8 @@
 
 Bars are for a person in front of a terminal. In a pipe, a log or a test, stages say nothing, and notes (assumptions
 that were made, warnings) are printed as plain lines, because they matter there too. Whatever is printed here may hold
-a stranger's words: a terminal obeys none of them (`fastvlm.quoting`), and they are no markup.
+a stranger's words: a terminal obeys none of them (`fastvlm.quoting`), they are no markup, and no line is begun by them:
+a line feed is spelled out as well, except in a cell that asks for `lines`. What is to be two lines is printed twice.
 """
 
 from __future__ import annotations
@@ -61,12 +62,19 @@ def new_console(file: TextIO | None = None, width: int | None = None) -> Console
     from rich.console import Console
 
     class Quoting(Console):
-        """Every text comes through here, those in the cells of tables too."""
+        """Every text comes through here, those in the cells of tables too, and stays one line."""
 
         def render_str(self, text: str, **how: Any) -> Text:
-            return super().render_str(readable(text), **how)
+            return super().render_str(printable(text, None), **how)
 
     return Quoting(file=file, width=width, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def lines(text: str) -> Text:
+    """Returns a cell of a table with borders for what has lines and scripts of its own: a question, an answer."""
+    from rich.text import Text
+
+    return Text(readable(text))
 
 
 def _new_bars(console: Console, transient: bool) -> Bars:

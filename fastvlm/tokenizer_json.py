@@ -20,6 +20,7 @@ from fastvlm.hashes import Opener
 from fastvlm.json_file import each_once
 from fastvlm.paths import open_plain
 from fastvlm.quoting import one_line, printable, short
+from fastvlm.tokenizer_room import Growth
 from fastvlm.tokenizer_steps import Unfit, check_decoder, check_ends, check_normalizer, check_splitter
 
 MAX_FILE_BYTES = 64 * 1024 * 1024  # a tokenizer.json of 250,000 tokens has 35 MB
@@ -61,6 +62,13 @@ def checked(text: str) -> tuple[str, tuple[str, ...]]:
     for key, check in PARTS.items():
         check(found.get(key))
     return _without(found, text, _check_model(found.get("model")))
+
+
+def growth_of(tokenizer: Any) -> Growth:
+    """Returns how long the library's tokenizer, whose file was checked, may make a prompt and an answer."""
+    steps = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
+    normalizer, splitter, decoder = (None if step is None else json.loads(step.__getstate__()) for step in steps)
+    return Growth(check_normalizer(normalizer), check_splitter(splitter), check_decoder(decoder))
 
 
 def check_added(tokens: Iterable[Any]) -> None:

@@ -2,7 +2,8 @@
 
 The tokenizers library runs whatever the file asks for: a pattern that backtracks for ever, a replacement that makes a
 gigabyte of a line. So there is a list of kinds, those of Qwen2, Llama, GPT-2 and what converts SentencePiece, and
-- a normalizer or decoder may make a text at most `MOST_GROWTH` times as long, all its replacements together;
+- a normalizer, splitter or decoder may make a text at most `MOST_GROWTH` times as long, all its steps together, of
+  which there are at most `MOST_STEPS` or `MOST_SPLITS`; how long a text may then be, `tokenizer_room` says;
 - a regular expression is one of `PATTERNS`, or plain: alternatives of characters and classes in a row, of which the
   last alone may be repeated. No place of a text is then looked at more often than the pattern has characters.
 It does not know vocabularies, nor the library.
@@ -16,8 +17,10 @@ from typing import Any
 
 from fastvlm.quoting import short
 
-MOST_STEPS = 16  # in a sequence, and of a template; Qwen2 has two
+MOST_STEPS = 16  # in all sequences of a part together, and of a template; Qwen2 has two
+MOST_SPLITS = 8  # of a splitter; each one costs what the first does, and DeepSeek's has six
 MOST_NESTED = 4
+STEPS = ("normalizers", "pretokenizers", "decoders", "processors")  # what a sequence calls its steps
 MOST_GROWTH = 64  # NFKC makes 33 bytes of 3 once, "▁" of a space is three times as long
 SHORT = 64  # bytes of what is put before a text, in place of a match, behind a word
 # Public patterns of decoders: GPT-2's (in ByteLevel too), Qwen2's, that of Llama 3 and cl100k, that of o200k
@@ -52,7 +55,7 @@ def check_normalizer(step: Any, nested: int = 0) -> float:
 
 
 def check_splitter(step: Any, nested: int = 0) -> float:
-    """Raises Unfit unless a pre_tokenizer is of a kind that is run, in time that grows as the text does."""
+    """Returns how many times as long its pieces can be together; raises Unfit unless time grows as the text does."""
     return _check("pre_tokenizer", step, SPLITTERS, nested)
 
 
@@ -69,6 +72,9 @@ def check_ends(step: Any, nested: int = 0) -> float:
 def _check(part: str, step: Any, kinds: Mapping[str, Check], nested: int) -> float:
     if step is None:
         return 1.0
+    most = MOST_SPLITS if kinds is SPLITTERS else MOST_STEPS
+    if nested == 0 and _count(step) > most:
+        raise Unfit(f"its {part} has more steps in all its sequences than are run, at most {most}")
     kind = step.get("type") if isinstance(step, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
         raise Unfit(f"its {part} is {short(kind)}, known are {', '.join(sorted(kinds))}")
@@ -76,6 +82,14 @@ def _check(part: str, step: Any, kinds: Mapping[str, Check], nested: int) -> flo
     if growth > MOST_GROWTH:
         raise Unfit(f"its {part} can make a text {growth:.0f} times as long, at most {MOST_GROWTH} times is run")
     return growth
+
+
+def _count(step: Any, nested: int = 0) -> int:
+    """Steps in all sequences of a part together: sequences inside each other would multiply theirs."""
+    if not isinstance(step, dict) or step.get("type") != "Sequence" or nested > MOST_NESTED:
+        return 1
+    lists = [step[key] for key in STEPS if isinstance(step.get(key), list)]
+    return sum(_count(inner, nested + 1) for inners in lists for inner in inners[: MOST_STEPS + 1])
 
 
 def _nothing(step: Mapping[str, Any], nested: int) -> float:
@@ -110,6 +124,17 @@ def _short(*keys: str) -> Check:
         return 1.0
 
     return run
+
+
+def _metaspace(step: Mapping[str, Any], nested: int) -> float:
+    """The mark in place of each blank; behind another step also in front of each piece, which may be one byte."""
+    mark = max(_bytes(step.get(key, ""), key) for key in ("replacement", "str_rep"))
+    return max(1.0, mark) + (nested > 0)
+
+
+def _byte_level(step: Mapping[str, Any], nested: int) -> float:
+    """Two bytes for each; behind another step also for a blank in front of each piece, which may be one byte."""
+    return 4.0 if nested > 0 and step.get("add_prefix_space", True) else 2.0
 
 
 def _replace(step: Mapping[str, Any], nested: int) -> float:
@@ -180,8 +205,8 @@ NORMALIZERS: dict[str, Check] = {
     "ByteLevel": _grows(2), "Prepend": _short("prepend"), "Replace": _replace,
 }  # fmt: skip
 SPLITTERS: dict[str, Check] = {
-    "Sequence": _all_of("pretokenizers", check_splitter), "Split": _split, "ByteLevel": _nothing,
-    "Metaspace": _short("replacement", "str_rep"), "Digits": _nothing, "Punctuation": _nothing,
+    "Sequence": _all_of("pretokenizers", check_splitter), "Split": _split, "ByteLevel": _byte_level,
+    "Metaspace": _metaspace, "Digits": _nothing, "Punctuation": _nothing,
     "Whitespace": _nothing, "WhitespaceSplit": _nothing,
 }  # fmt: skip
 DECODERS: dict[str, Check] = {

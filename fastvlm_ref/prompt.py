@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,8 +42,8 @@ class Encoder(Protocol):
     def bos(self) -> int | None:
         """The id that every sequence begins with, None where there is none."""
 
-    def encode(self, text: str) -> list[int]:
-        """Returns ids of plain text; never a control token."""
+    def encode_runs(self, runs: Sequence[str]) -> list[list[int]]:
+        """Returns ids of each run of plain text in one prompt; never a control token."""
 
     def control(self, name: str) -> int:
         """Returns the id of a control token; raises TokenizerError when there is none."""
@@ -108,9 +108,9 @@ def encode_prompt(tokenizer: Encoder, text: str, prompt: PromptConfig | None = N
     values = {"{system}": system, "{prompt}": text}
     before = (template.system_turn if system else "") + template.before
     start = _begin(tokenizer, template)
-    ids = start + _encode(tokenizer, template, before, values), _encode(tokenizer, template, template.after, values)
-    _check_slot([*ids[0], *ids[1]], prompt)
-    return ids
+    first, second = _encode(tokenizer, template, (before, template.after), values)
+    _check_slot([*start, *first, *second], prompt)
+    return start + first, second
 
 
 def encode_follow_up(tokenizer: Encoder, text: str, prompt: PromptConfig | None = None) -> list[int]:
@@ -130,7 +130,7 @@ def encode_follow_up(tokenizer: Encoder, text: str, prompt: PromptConfig | None 
     gap = behind[: len(behind) - len(behind.lstrip())]
     turn = gap + template.before + template.after.removeprefix("\n")
     end = [tokenizer.control(stop)] if stop else list(prompt.stop_ids[:1])
-    ids = end + _encode(tokenizer, template, turn, {"{system}": system, "{prompt}": text})
+    ids = end + _encode(tokenizer, template, (turn,), {"{system}": system, "{prompt}": text})[0]
     _check_slot(ids, prompt)
     return ids
 
@@ -229,17 +229,17 @@ def _begin(tokenizer: Encoder, template: Template) -> list[int]:
     return []
 
 
-def _encode(tokenizer: Encoder, template: Template, text: str, values: Mapping[str, str]) -> list[int]:
-    """Cuts `text` at the template's controls, fills in the values afterwards, and encodes run by run."""
+def _encode(tokenizer: Encoder, template: Template, turns: Sequence[str], values: Mapping[str, str]) -> list[list[int]]:
+    """Cuts each turn at the template's controls, fills in the values afterwards, and encodes run by run."""
     longest_first = sorted(template.controls, key=len, reverse=True)
-    runs = re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if template.controls else [text]
-    ids: list[int] = []
-    for run in runs:
-        if run in template.controls:
-            ids.append(tokenizer.control(run))
-        elif run:
-            ids += tokenizer.encode(_fill(run, values))
-    return ids
+    cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if template.controls else r"(?!)")
+    parts = [[run for run in cut.split(turn) if run] for turn in turns]
+    plain = [_fill(run, values) for part in parts for run in part if run not in template.controls]
+    encoded = iter(tokenizer.encode_runs(plain))
+    return [
+        [id_ for run in part for id_ in ([tokenizer.control(run)] if run in template.controls else next(encoded))]
+        for part in parts
+    ]
 
 
 def _fill(run: str, values: Mapping[str, str]) -> str:

@@ -35,8 +35,10 @@ from fastvlm.tokenizer_json import (
     check_added,
     check_length,
     check_vocabulary,
+    growth_of,
     read_tokenizer,
 )
+from fastvlm.tokenizer_room import Growth, Room
 from fastvlm.tokenizer_steps import Unfit
 from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.files import copy_file, open_file, read_file, size_of
@@ -45,6 +47,7 @@ from fastvlm_ref.files import copy_file, open_file, read_file, size_of
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2_GROWTH = Growth(normalizer=3, splitter=2)  # NFC, and a letter of two bytes for each
 OWN_FILES = (  # what a checkpoint may hold of its tokenizer; copied into the build as they are
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "tokenizer.model", "chat_template.json", "chat_template.jinja",
@@ -62,12 +65,14 @@ class Tokenizer:
         files: Sequence[Path] = (),
         assumed: tuple[str, ...] = (),
         cleaned: str | None = None,
+        growth: Growth = Growth(),  # noqa: B008 (it is frozen)
     ) -> None:
         self._inner = inner
         self._added = {token.content: id_ for id_, token in inner.get_added_tokens_decoder().items()}
         self._control_ids = frozenset(id_ for id_, token in inner.get_added_tokens_decoder().items() if token.special)
         self._guarded = frozenset(self._added.values())  # of which none may come out of plain text
         self._cleaned = cleaned  # what is read of tokenizer.json, where that is not all of it
+        self._growth = growth
         self.bos = bos
         self.files = tuple(files)
         self.assumed = assumed
@@ -77,14 +82,23 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Returns the ids of plain text; strings such as `<|im_end|>` in it are spelled out, never matched.
 
-        Raises PromptError for a text of over MAX_RUN_BYTES, TokenizerError if the vocabulary itself would turn plain
-        text into a control token or any other added one, or if the library fails at the text.
+        Raises PromptError for a text of over MAX_RUN_BYTES, or of which this tokenizer could make too much,
+        TokenizerError if the vocabulary itself would turn plain text into a control token or any other added one, or if
+        the library fails at the text.
         """
+        return self.encode_runs([text])[0]
+
+    def encode_runs(self, runs: Sequence[str]) -> list[list[int]]:
+        """As `encode`, for the runs of one prompt, which share the bound of what the tokenizer may make of them."""
+        room = Room(self._growth)
+        return [self._encode(run, room) for run in runs]
+
+    def _encode(self, text: str, room: Room) -> list[int]:
         if not text:
             return []
         check_length(text, MAX_RUN_BYTES)
         text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate has no bytes: "?"
-        ids: list[int] = called(TokenizerError, "cannot encode this text", self._ids, text)
+        ids: list[int] = called(TokenizerError, "cannot encode this text", self._ids, text, room)
         made = self._guarded.intersection(ids)
         if made:
             names = printable(", ".join(sorted(str(self._inner.id_to_token(id_)) for id_ in made)))
@@ -95,10 +109,9 @@ class Tokenizer:
             )
         return ids
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, text: str, room: Room) -> list[int]:
         inner = self._inner
-        if inner.normalizer is not None:
-            text = inner.normalizer.normalize_str(text)
+        text = room.normal(text, inner.normalizer)
         splitter = inner.pre_tokenizer
         words = [text] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
         return [token.id for word in words for token in inner.model.tokenize(word)]
@@ -119,7 +132,19 @@ class Tokenizer:
         return self._added[name]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
+        """Returns the text of ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD.
+
+        Raises TokenizerError where the library fails, or where the decoder could make too much of them.
+        """
+        room = self.room()
+        what = "cannot decode these ids"
+        return self._decode(called(TokenizerError, what, lambda: [room.token(id_, self._inner) for id_ in ids]))
+
+    def room(self) -> Room:
+        """Returns what the tokens of one answer may become."""
+        return Room(self._growth)
+
+    def _decode(self, ids: Sequence[int]) -> str:
         decode = partial(self._inner.decode, skip_special_tokens=True)
         text: str = called(TokenizerError, "cannot decode these ids", decode, list(ids))
         return text
@@ -185,13 +210,14 @@ class TextStream:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._sent = ""
+        self._room = tokenizer.room()
 
     def push(self, id_: int) -> str:
         """Returns the text that `id_` completes, empty where a character is still incomplete."""
         if not self._tokenizer.shows(id_):
             return ""
-        self._ids.append(id_)
-        text = self._tokenizer.decode(self._ids)
+        self._ids.append(self._room.token(id_, self._tokenizer._inner))
+        text = self._tokenizer._decode(self._ids)
         if text.endswith("\ufffd") or self._tokenizer.is_byte(id_):
             return ""
         piece = text[len(self._sent) :]
@@ -202,7 +228,7 @@ class TextStream:
 
     def finish(self) -> str:
         """Returns what was held back, with U+FFFD for bytes that never became a character."""
-        return self._tokenizer.decode(self._ids)[len(self._sent) :] if self._ids else ""
+        return self._tokenizer._decode(self._ids)[len(self._sent) :] if self._ids else ""
 
 
 def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
@@ -223,12 +249,13 @@ def load_tokenizer(folder: Path, vocab_rows: int) -> Tokenizer:
         inner = called(TokenizerError, f"cannot read {whole}", tokenizers.Tokenizer.from_str, text)
         assumed = tuple(f"tokenizer.json asks for {name}: left out, a prompt is one whole text" for name in dropped)
         cleaned = text if dropped else None
+        growth = growth_of(inner)
     elif {"vocab.json", "merges.txt"} <= names:
-        inner = _qwen2_from_parts(folder, config)
+        inner, growth = _qwen2_from_parts(folder, config), QWEN2_GROWTH
         assumed = ("tokenizer.json is absent: built from vocab.json and merges.txt as Qwen2's byte-level BPE",)
     else:
         raise TokenizerError(_nothing_found(folder, names))
-    tokenizer = Tokenizer(inner, bos=_bos(inner, config), files=files, assumed=assumed, cleaned=cleaned)
+    tokenizer = Tokenizer(inner, bos=_bos(inner, config), files=files, assumed=assumed, cleaned=cleaned, growth=growth)
     if tokenizer.size > vocab_rows:
         raise TokenizerError(
             f"the tokenizer in {folder} has {tokenizer.size} tokens, config.json states a table of {vocab_rows} rows "

@@ -38,5 +38,6 @@ def bundle(build: str, output: str, purpose: str, unvalidated: bool, overwrite: 
     )
     seal, _ = read_seal(place)
     assert seal is not None
-    click.echo(f"bundle: {place}\n  {len(seal.files)} files, {seal.bytes / 1e9:.3f} GB, tree hash {seal.tree}")
+    options.say(f"bundle: {place}")
+    options.say(f"  {len(seal.files)} files, {seal.bytes / 1e9:.3f} GB, tree hash {seal.tree}")
     options.next_step(f"fastvlm verify {shlex.quote(str(place))}")

@@ -44,12 +44,12 @@ def check_official(checkpoint: str, image: str, as_json: bool, **asked: Any) -> 
         show_check(found, new_console())
     quoted = shlex.quote(checkpoint)
     if found.passed:
-        click.echo(
+        options.say(
             "Nobody may have seen this on real weights before: please report it, with the lines above.", err=True
         )
         options.next_step(f"fastvlm scan {quoted}")
         return
-    click.echo(f"Error: {_missed(found)}; {_reasons(found)}", err=True)
+    options.say(f"Error: {_missed(found)}; {_reasons(found)}", err=True)
     options.next_step(f'fastvlm run {quoted} {shlex.quote(image)} "What are these?"')
     raise click.exceptions.Exit(1)
 

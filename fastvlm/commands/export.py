@@ -59,7 +59,7 @@ def export(checkpoint: str, output: str, overwrite: bool, **asked: Any) -> None:
 
     build = make_build(checkpoint, Path(output), overwrite=overwrite, progress=progress, **asked)
     show_table(build)
-    click.echo(f"build folder: {build}")
+    options.say(f"build folder: {build}")
     if asked["purpose"] is not None:
         show_steps(build)
     if asked["target"] == COREML_EP:

@@ -105,7 +105,8 @@ def _show(
         _show_device(found[0], console)
     else:
         _show_table(groups, found, console)
-    console.print(f"\n{in_a_line()}")
+    console.print()
+    console.print(in_a_line())
 
 
 def _show_device(advice: Advice, console: Console) -> None:
@@ -119,8 +120,10 @@ def _show_device(advice: Advice, console: Console) -> None:
     for side, rows in by_side.items():
         _show_times(side, rows, console)
     for reason in advice.refused:
-        console.print(f"\nnot there: {printable(reason, None)}")
-    console.print(f"\n{printable(advice.why, None)}")
+        console.print()
+        console.print(f"not there: {printable(reason, None)}")
+    console.print()
+    console.print(advice.why)
     if advice.command is not None:
         console.print(f"  {advice.command}")
     for note in dict.fromkeys(note for each in advice.estimates for note in each.assumed):
@@ -132,7 +135,9 @@ def _show_sizes(rows: Sequence[Estimate], console: Console) -> None:
     memory = rows[0].memory
     more = f", {_gb(memory.increased)} entitled" if memory.increased and memory.increased != memory.limit else ""
     gets = "" if memory.limit is None else f"an app gets {_gb(memory.limit)}{more}; "
-    console.print(f"\nfiles: an app may weigh {_gb(rows[0].app_limit)}\nmemory: {gets}{memory.basis}")
+    console.print()
+    console.print(f"files: an app may weigh {_gb(rows[0].app_limit)}")
+    console.print(f"memory: {gets}{memory.basis}")
     table = _table("scheme", "for", "files", "encoder", "language", "embeddings", "memory", "fits")
     for each in rows:
         files, app = each.files, "" if each.fits_app else ", too large for an app"
@@ -148,7 +153,8 @@ def _show_times(side: int, rows: Sequence[Estimate], console: Console) -> None:
     """First token and tokens a second, and what each stage waits for."""
     first = rows[0]
     text = f"{first.image_tokens} tokens, {first.text_tokens} of text, context {first.context}"
-    console.print(f"\nimages of {side}×{side}: {text}")
+    console.print()
+    console.print(f"images of {side}×{side}: {text}")
     table = _table("scheme", "for", "first token", "tokens/s", "encode", "prefill", "each token")
     for each in rows:
         stages = [f"{_ms(stage.seconds)} ({stage.bound})" for stage in each.stages]
@@ -191,7 +197,8 @@ def _show_table(groups: Sequence[Sequence[Device]], found: Sequence[Advice], con
         )  # fmt: skip
     one = next(each for advice in found for each in advice.estimates)
     side = max(each.image_size for each in found[0].estimates)
-    console.print(f"  images of {side}×{side}, {one.text_tokens} tokens of text, context {one.context}\n")
+    console.print(f"  images of {side}×{side}, {one.text_tokens} tokens of text, context {one.context}")
+    console.print()
     console.print(table)
 
 

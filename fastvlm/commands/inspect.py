@@ -69,7 +69,8 @@ def _inspect_onnx(path: str, as_json: bool) -> None:
     console = new_console()
     _show_manifest(manifest, Path(path), console)
     for file in files:
-        console.print(f"\n{file.path.name}: {sum(file.ops.values())} ops")
+        console.print()
+        console.print(f"{file.path.name}: {sum(file.ops.values())} ops")
         for side, ports in (("in", file.inputs), ("out", file.outputs)):
             for name, port in ports.items():
                 console.print(f"  {side:<4} {printable(name, None)} {port.words}")
@@ -147,7 +148,8 @@ def _verdict(build: Path, manifest: dict[str, Any]) -> str:
 
 
 def _show_package(package: PackageContents, console: Console) -> None:
-    console.print(f"\n{package.name}: {package.target} and later, default function {package.default_function}")
+    console.print()
+    console.print(f"{package.name}: {package.target} and later, default function {package.default_function}")
     console.print(f"  program {_bytes(package.program_bytes)}, weights {_bytes(package.weight_bytes)}")
     for name, value in package.metadata.items():
         more = "" if len(value) <= 200 else " … (--json shows all)"
@@ -160,8 +162,9 @@ def _show_function(function: FunctionContents, console: Console) -> None:
     from rich.table import Table
 
     total = sum(function.ops.values())
+    console.print()
     console.print(
-        f"\n  {printable(function.name)} ({printable(function.opset)}, {total} ops, {function.constants} constants)"
+        f"  {printable(function.name)} ({printable(function.opset)}, {total} ops, {function.constants} constants)"
     )
     table = Table("", "name", "kind", "shape", "type", "what it is", box=None, padding=(0, 1, 0, 2))
     sides = (("in", function.inputs), ("state", function.states), ("out", function.outputs))

@@ -66,7 +66,7 @@ def lint(path: str, device: str | None, min_resident: float | None, as_json: boo
         show_report(report, new_console())
     least = report.resident_percent
     if min_resident is not None and least < min_resident:
-        click.echo(f"Error: {_percent(least)} stays, at least {min_resident:g} % was asked for", err=True)
+        options.say(f"Error: {_percent(least)} stays, at least {min_resident:g} % was asked for", err=True)
         options.next_step(f"fastvlm lint {shlex.quote(path)} --json, for every op that leaves")
         raise click.exceptions.Exit(1)
     built = os.path.isfile(Path(path) / MANIFEST)
@@ -82,16 +82,19 @@ def show_report(report: LintReport, console: Console) -> None:
     shown: dict[tuple[FunctionReport, ...], str] = {}
     for package in report.packages:
         sizes = f"program {_units(package.program_bytes, 'B')}, weights {_units(package.weight_bytes, 'B')}"
-        console.print(f"\n{printable(package.name, None)}: {package.system} and later, {sizes}")
+        console.print()
+        console.print(f"{printable(package.name, None)}: {package.system} and later, {sizes}")
         if package.functions in shown:  # the middle of a chain
-            console.print(f"\n  op for op as {printable(shown[package.functions], None)}")
+            console.print()
+            console.print(f"  op for op as {printable(shown[package.functions], None)}")
             continue
         shown[package.functions] = package.name
         for function in package.functions:
             _show_function(function, console)
     _show_totals(report, console)
     if broken := report.broken_rules():
-        console.print("\nwhat the rules say, and how sure they are")
+        console.print()
+        console.print("what the rules say, and how sure they are")
         for identifier in broken:
             rule = rule_as_json(identifier)
             sources = ", ".join(source["title"] for source in rule["sources"])
@@ -102,7 +105,8 @@ def _show_totals(report: LintReport, console: Console) -> None:
     """What a call of each function comes to where a chain of packages has it."""
     for total in report.totals:
         if total.packages > 1:
-            console.print(f"\n{printable(total.name, None)} over {total.packages} packages: {_share(total)}")
+            console.print()
+            console.print(f"{printable(total.name, None)} over {total.packages} packages: {_share(total)}")
 
 
 def _share(of: FunctionReport | Total) -> str:
@@ -114,11 +118,13 @@ def _share(of: FunctionReport | Total) -> str:
 
 
 def _show_function(function: FunctionReport, console: Console) -> None:
-    console.print(f"\n  {printable(function.name, None)} ({printable(function.opset, None)}): {_share(function)}")
+    console.print()
+    console.print(f"  {printable(function.name, None)} ({printable(function.opset, None)}): {_share(function)}")
     for broken in function.whole:
         console.print(f"   leaves as a whole: {broken.rule}: {printable(broken.found, None)}")
     for head, detail in _rows(function):
-        console.print(f"   {head}\n      {detail}")
+        console.print(f"   {head}")
+        console.print(f"      {detail}")
     if function.groups or function.leaving:
         console.print()
     kinds = _kinds_table()

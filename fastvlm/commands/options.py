@@ -251,6 +251,11 @@ def show_json(content: Any) -> None:
     click.echo(quoted_json(json.dumps(content, ensure_ascii=False, indent=1)))
 
 
+def say(text: str, err: bool = False) -> None:
+    """Prints one line, whatever a stranger's words in it hold."""
+    click.echo(printable(text, None), err=err)
+
+
 def next_step(text: str) -> None:
     """Names the command to type next, on stderr, so that stdout holds the result alone."""
-    click.echo(f"next: {printable(text, None)}", err=True)
+    say(f"next: {text}", err=True)

@@ -84,7 +84,7 @@ def profile(
     else:
         show_profile(found, new_console())
     for failure in found.failures:
-        click.echo(f"Error: {printable(failure.told, None)}", err=True)
+        options.say(f"Error: {printable(failure.told, None)}", err=True)
     options.next_step(options.after_profiling(builds[0]))
     if found.failures:
         raise click.exceptions.Exit(1)
@@ -98,9 +98,9 @@ def _list_connected(as_json: bool) -> None:
     if as_json:
         options.show_json([device.as_json() for device in devices])
     for device in () if as_json else devices:
-        click.echo(f"{device.udid}  {device.kind}, {device.os}, {device.state}")
+        options.say(f"{device.udid}  {device.kind}, {device.os}, {device.state}")
     if not devices:
-        click.echo(
+        options.say(
             "no device is connected; connect one by cable, unlock it, trust this Mac, and turn developer mode on",
             err=True,
         )

@@ -44,7 +44,7 @@ def report(report: str, output: str | None, profile: str | None, as_json: bool) 
         document = with_profile(document, _read(profile), profile)
     if output is not None:
         write_report(document, output, option="-o")
-        click.echo(f"report: {output}", err=as_json)
+        options.say(f"report: {output}", err=as_json)
     if as_json:
         from fastvlm.manifest import dump
 

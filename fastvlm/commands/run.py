@@ -90,7 +90,7 @@ def run(
         return
     for file, placed in session.placement().items():
         nodes = ", ".join(f"{count} nodes on {provider}" for provider, count in placed.items())
-        click.echo(f"  {printable(file)}: {nodes}", err=True)
+        options.say(f"  {printable(file)}: {nodes}", err=True)
     if session.backend == "torch":
         options.next_step(f"fastvlm export {shlex.quote(target)} -o BUILD")
     else:
@@ -139,7 +139,7 @@ def _ask_bundle(
         options.show_json(content)
     else:
         click.echo()
-        click.echo(f"{host.backend}: first piece after {waited:.2f} s, all after {seconds['all']:.2f} s", err=True)
+        options.say(f"{host.backend}: first piece after {waited:.2f} s, all after {seconds['all']:.2f} s", err=True)
     tested = " --run" if "selftest" in host.get("files", dict) else ""
     options.next_step(f"fastvlm verify {shlex.quote(target)}{tested}")
 
@@ -161,7 +161,7 @@ def _show_times(answer: Answer) -> None:
     speed = answer.timings.tokens_per_second
     decoding = "" if speed is None else f", {speed:.1f} tokens/s"
     kept = f", {answer.kept} of them kept" if answer.kept else ""
-    click.echo(
+    options.say(
         f"{answer.backend}: first token after {answer.timings.time_to_first_token:.2f} s{decoding} ({told}; "
         f"{answer.timings.prompt_positions} prompt positions{kept})",
         err=True,

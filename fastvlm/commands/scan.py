@@ -55,7 +55,7 @@ def scan(checkpoint: str, as_json: bool, **asked: Any) -> None:
     else:
         show(ranges, protection)
     for problem in problems:
-        click.echo(f"problem: {printable(problem, None)}", err=True)
+        options.say(f"problem: {printable(problem, None)}", err=True)
     sizes = "".join(f" --image-size {size}" for size in asked["image_sizes"])
     base = f" --base {shlex.quote(asked['base'])}" if asked["base"] else ""
     pickle = " --allow-pickle" if asked["allow_pickle"] else ""
@@ -67,7 +67,7 @@ def scan(checkpoint: str, as_json: bool, **asked: Any) -> None:
 def show(ranges: Ranges, protection: Protection) -> None:
     """Prints each part with its largest tensors, and the exponents asked for."""
     sizes = ", ".join(map(str, ranges.image_sizes))
-    click.echo(
+    options.say(
         f"{len(ranges.pictures)} pictures at {sizes} pixels; "
         f"{len(ranges.prompts)} prompts of {ranges.positions:,} positions"
     )
@@ -75,26 +75,28 @@ def show(ranges: Ranges, protection: Protection) -> None:
         _show_part(ranges, prefix)
     scaled = exponents_in_words(protection.as_json())
     said = f"export stores divided, which is undone behind them: {scaled}" if scaled else "nothing has to be scaled"
-    click.echo(f"\n{said}")
+    click.echo()
+    options.say(said)
 
 
 def _show_part(ranges: Ranges, prefix: str) -> None:
     from export.ranges.result import ALLOWED, FP16_LARGEST
 
     tensors, largest = ranges.part(prefix), ranges.largest(LARGEST, prefix)
-    click.echo(f"\n{prefix.rstrip('.')}: {len(tensors)} tensors")
+    click.echo()
+    options.say(f"{prefix.rstrip('.')}: {len(tensors)} tensors")
     for limit in (FP16_LARGEST, ALLOWED):
         first = ranges.first_beyond(limit, prefix)
-        click.echo(f"  first beyond {limit:,.0f}: {'none' if first is None else printable(first.name, None)}")
+        options.say(f"  first beyond {limit:,.0f}: {'none' if first is None else printable(first.name, None)}")
     small = max(tensors, key=lambda tensor: tensor.subnormal)
-    click.echo(f"  most subnormals: {100 * small.subnormal:.3g} % of {printable(small.name, None)}")
+    options.say(f"  most subnormals: {100 * small.subnormal:.3g} % of {printable(small.name, None)}")
     rows = [(_number(tensor.peak), f"{100 * tensor.subnormal:.3g} %", tensor.name, tensor.worst) for tensor in largest]
     for row in (("largest", "subnormal", "tensor", "on the input"), *rows):
         widths = (10, 10, -max(len(name) for _, _, name, _ in rows), 0)
         cells = (
             cell.rjust(width) if width >= 0 else cell.ljust(-width) for cell, width in zip(row, widths, strict=True)
         )
-        click.echo(printable("  ".join(cells).rstrip(), None))
+        options.say(printable("  ".join(cells).rstrip(), None))
 
 
 def _number(value: float) -> str:

@@ -58,14 +58,14 @@ def sweep(spec: str, output: str, workers: int, ray: str | None, parquet: bool, 
     else:
         show_rows(swept.rows, new_console(width=_WIDE))
     for file in swept.files:
-        click.echo(f"written: {file}", err=as_json)
+        options.say(f"written: {file}", err=as_json)
     more = [*(["--workers", str(workers)] if workers != 1 else []), *(["--ray", ray] if ray else [])]
     _end(swept, ["fastvlm", "sweep", spec, "-o", output, *more, *(["--parquet"] if parquet else [])])
 
 
 def _end(swept: Swept, typed: list[str]) -> None:
     if swept.lacking:
-        click.echo(f"Error: {swept.lacking} of {len(swept.rows)} cases could not be measured (status error)", err=True)
+        options.say(f"Error: {swept.lacking} of {len(swept.rows)} cases could not be measured (status error)", err=True)
         options.next_step(f"{shlex.join(typed)}, which tries these again")
         raise click.exceptions.Exit(1)
     options.next_step(

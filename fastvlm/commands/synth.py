@@ -46,5 +46,5 @@ def synth(
     folder = Path(tokenizer).expanduser() if tokenizer is not None else None
     recipe = Recipe(known[size], layout, seed, outliers, folder)
     place = write_synthetic(recipe, output, overwrite, progress)
-    click.echo(f"checkpoint: {place}")
+    options.say(f"checkpoint: {place}")
     options.next_step(f"fastvlm export {shlex.quote(str(place))} -o BUILD")

@@ -10,7 +10,7 @@ import click
 from fastvlm.commands import options
 from fastvlm.commands.apple_app import app_step
 from fastvlm.quoting import printable, quoted_json
-from fastvlm.terminal import TerminalProgress, new_console
+from fastvlm.terminal import TerminalProgress, lines, new_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,11 +77,11 @@ def validate(build: str, as_json: bool, report: str | None, **asked: Any) -> Non
     else:
         show_verdict(verdict, new_console())
         word = "FAILED" if verdict.word == "failed" else verdict.word
-        click.echo(f"verdict: {word}, {verdict.extent} ({verdict.path})")
+        options.say(f"verdict: {word}, {verdict.extent} ({verdict.path})")
     if report is not None:
-        click.echo(f"report: {report}", err=True)
+        options.say(f"report: {report}", err=True)
     if not verdict.holds:
-        click.echo(f"Error: {printable(_missed(verdict), None)}", err=True)
+        options.say(f"Error: {printable(_missed(verdict), None)}", err=True)
     options.next_step(_next(build, verdict))
     if not verdict.holds:
         raise click.exceptions.Exit(1)
@@ -114,8 +114,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
     ours = "ONNX" if verdict.backend == "onnx" else "Core ML"
     answers = Table("picture", "question", f"{ours} (executed here)", "PyTorch", "", title="Answers", caption=caption)
     for row in verdict.answers:
-        cells = (row.image, row.prompt, row.coreml, row.pytorch, "same" if row.same else "DIFFERENT")
-        answers.add_row(*cells)
+        words = map(lines, (row.prompt, row.coreml, row.pytorch))
+        answers.add_row(row.image, *words, "same" if row.same else "DIFFERENT")
     if verdict.answers:
         console.print(answers)
     if verdict.differing_steps:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fastvlm.commands import options
-from fastvlm.quoting import printable, readable
+from fastvlm.quoting import printable
 from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
@@ -81,17 +81,17 @@ def _run(bundle: str, backend: str, progress: TerminalProgress) -> SelfTestResul
 
 def _show(found: Verification) -> None:
     for problem in found.problems[:SHOWN]:
-        click.echo(printable(problem, None))
+        options.say(problem)
     if len(found.problems) > SHOWN:
-        click.echo(f"… and {len(found.problems) - SHOWN} more (--json lists all)")
+        options.say(f"… and {len(found.problems) - SHOWN} more (--json lists all)")
     if found.whole and found.seal is not None:
         word = "" if found.validated else "; UNVALIDATED: nobody has proven its numbers"
-        click.echo(
+        options.say(
             f"{printable(str(found.name))}: whole, {len(found.seal.files)} files, {found.seal.bytes / 1e9:.3f} GB{word}"
         )
-        click.echo(f"tree hash: {found.seal.tree}")
+        options.say(f"tree hash: {found.seal.tree}")
     for model in found.compiled:
-        click.echo(f"{printable(model)}: compiled on a Mac, which no hash covers")
+        options.say(f"{printable(model)}: compiled on a Mac, which no hash covers")
 
 
 def _advice(found: Verification) -> str:
@@ -109,9 +109,9 @@ def _show_selftest(tested: SelfTestResult) -> None:
         table.add_row(check.name, f"{check.value:.3g}", check.words, "ok" if check.passed else "MISSED")
     new_console().print(table)
     ties = f" (ties: {tested.ties})" if tested.ties else ""
-    click.echo(f"{tested.backend}: {readable(tested.text)}{ties}")
+    options.say(f"{tested.backend}: {tested.text}{ties}")
 
 
 def _failed(text: str) -> click.exceptions.Exit:
-    click.echo(text, err=True)
+    options.say(text, err=True)
     return click.exceptions.Exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ class Lengths:
 
     def encode(self, text: str) -> list[int]:
         return [len(word) for word in text.split()]
+
+    def encode_runs(self, runs: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in runs]
 
     def control(self, name: str) -> int:
         return 256 + len(name)

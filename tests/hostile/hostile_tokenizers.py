@@ -11,13 +11,15 @@ import copy
 import functools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ordeal import Case
 
 from fastvlm.errors import FastVLMError, PromptError, TokenizerError
+from fastvlm.tokenizer_json import MAX_TEXT_BYTES
+from fastvlm.tokenizer_room import MAX_ANSWER_BYTES
 from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
 
 Json = dict[str, Any]
@@ -60,16 +62,17 @@ INNER = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 
 
-def use(tokenizer: Tokenizer) -> None:
+def use(tokenizer: Tokenizer, texts: Sequence[str] = TEXTS) -> None:
     """What every command does with a tokenizer; a refusal of one text is no refusal of the next."""
     guarded = set(tokenizer._added.values())
-    for text in TEXTS:
+    for text in texts:
         try:
             ids = tokenizer.encode(text)
         except (TokenizerError, PromptError):
             continue
         assert not guarded.intersection(ids)
-        assert len(tokenizer.decode(ids)) <= 64 * len(text) * 64
+        decoded, _ = told(functools.partial(tokenizer.decode, ids))
+        assert decoded is None or len(decoded) <= MAX_ANSWER_BYTES
         stream = tokenizer.stream()
         for id_ in ids[:50]:
             stream.push(id_)
@@ -87,7 +90,7 @@ def tried(folder: Path, found: Json | str, words: str | None) -> None:
     loaded, said = told(functools.partial(load, folder, found))
     assert (loaded is None) == (words is not None), said or "it was loaded"
     if loaded is not None:
-        use(loaded)
+        use(loaded, (*TEXTS, "a" * MAX_TEXT_BYTES, " " * MAX_TEXT_BYTES))
         return
     assert words is not None
     assert words in said, said

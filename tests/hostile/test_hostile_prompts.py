@@ -15,6 +15,7 @@ from ordeal import in_lines, size, tally, try_all
 
 from fastvlm.build import read_build
 from fastvlm.errors import ExecutionError, PromptError
+from fastvlm.tokenizer_room import Room
 from fastvlm_ref import load_checkpoint
 from fastvlm_ref.engine import Engine, TorchEngine
 from fastvlm_ref.generate import check_fits
@@ -48,14 +49,14 @@ def test_no_text_becomes_a_control_token(speakers: list[Speaker]) -> None:
     assert max(outcome.seconds for outcome in large) < 5
 
 
-def matching(self: Tokenizer, text: str) -> list[int]:
+def matching(self: Tokenizer, text: str, room: Room) -> list[int]:
     """The planted fault of transformers #47853: text that is looked through for control tokens."""
     ids: list[int] = self._inner.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
     return ids
 
 
 def test_without_its_checks_the_row_is_red(speakers: list[Speaker], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tokenizer, "encode", matching)
+    monkeypatch.setattr(Tokenizer, "_encode", matching)
     cases = [case for case in prompts(speakers, 400) if " split " in case[0]]
     assert {outcome.name.split()[0] for outcome in try_all(cases) if not outcome.held} == {"tiny", "qwen2", "llama"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -46,9 +47,9 @@ class Letters:
         self.bos = bos
         self.runs: list[str] = []
 
-    def encode(self, text: str) -> list[int]:
-        self.runs.append(text)
-        return [ord(letter) for letter in text]
+    def encode_runs(self, runs: Sequence[str]) -> list[list[int]]:
+        self.runs += runs
+        return [[ord(letter) for letter in text] for text in runs]
 
     def has_control(self, name: str) -> bool:
         return name in ("<|im_start|>", "<|im_end|>", "</s>")

@@ -272,8 +272,8 @@ class Letters:
     def __init__(self, *controls: str) -> None:
         self.controls = controls
 
-    def encode(self, text: str) -> list[int]:
-        return [ord(letter) for letter in text]
+    def encode_runs(self, runs: Sequence[str]) -> list[list[int]]:
+        return [[ord(letter) for letter in text] for text in runs]
 
     def control(self, name: str) -> int:
         return -1 - self.controls.index(name)

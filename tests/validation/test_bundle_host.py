@@ -27,9 +27,9 @@ from validation.session import build_session
 
 LINES = 320
 KNOWN = {
-    "fastvlm.errors", "fastvlm.paths", "fastvlm.picture_files", "fastvlm.tokenizer_json", "validation.backends",
-    "collections", "collections.abc", "itertools", "json", "numpy", "numpy.typing", "pathlib", "PIL", "re",
-    "tokenizers", "typing", "warnings",
+    "fastvlm.errors", "fastvlm.paths", "fastvlm.picture_files", "fastvlm.tokenizer_json", "fastvlm.tokenizer_room",
+    "validation.backends", "collections", "collections.abc", "itertools", "json", "numpy", "numpy.typing", "pathlib",
+    "PIL", "re", "tokenizers", "typing", "warnings",
 }  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def test_text_that_is_looked_through_for_control_tokens_is_found(
 ) -> None:
     """The planted fault of transformers #47853: a template rendered as text and encoded as one."""
     prompt, tokenizer, config = compared[0]
-    monkeypatch.setattr(Prompt, "_plain", lambda self, text: iter(self.tokenizer.encode(text).ids))
+    monkeypatch.setattr(Prompt, "_plain", lambda self, text, _: iter(self.tokenizer.encode(text).ids))
     assert prompt.ids("harmless") == encode_prompt(tokenizer, "harmless", config)
     assert prompt.ids(ODD[2]) != encode_prompt(tokenizer, ODD[2], config)
 
