@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import BuildError
-from fastvlm.manifest import NAME, read_manifest
+from fastvlm.manifest import NAME, is_file_hash, read_manifest
 from fastvlm.paths import contained
 
 COREML, ONNX = FORMATS = ("coreml", "onnx")
@@ -378,10 +378,9 @@ class _Fields:
     def files(self, path: str) -> dict[str, Any]:
         """Names of files, each with its `bytes` and `sha256`."""
         found = self.mapping(path)
-        for name, row in found.items():
-            size, digest = (row.get("bytes"), row.get("sha256")) if isinstance(row, dict) else (None, None)
-            if type(size) is not int or size < 0 or not isinstance(digest, str):
-                self.problems.append(f"{path} has {name[:60]!r} without bytes and sha256")
+        unclear = [name for name, row in found.items() if not is_file_hash(row)]
+        if unclear:
+            self.problems.append(f"{path} has {unclear[0][:60]!r} without bytes and sha256")
         return found
 
     def mapping(self, path: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "files": dict,
 }
 _MAX_BYTES = 32 << 20
+LARGEST_FILE = 1 << 60
 # Written into a finished build by `validate` (and by macOS), therefore never in the manifest's own list.
 SELFTEST, SELFTEST_FILES = "selftest", ("picture.png", "photo.png", "features.bin", "selftest.json")
 _ADDED_LATER = ("validation.json", ".DS_Store", *(f"{SELFTEST}/{name}" for name in SELFTEST_FILES))
@@ -201,11 +202,13 @@ def _check_schema(manifest: dict[str, Any], file: Path) -> None:
 def _check_fields(manifest: dict[str, Any], file: Path) -> None:
     wrong = [name for name, kind in _REQUIRED.items() if not isinstance(manifest.get(name), kind)]
     if "files" not in wrong:
-        wrong += [f"files.{name}" for name, entry in manifest["files"].items() if not _is_file_hash(entry)]
+        wrong += [f"files.{name}" for name, entry in manifest["files"].items() if not is_file_hash(entry)]
     if wrong:
         names = ", ".join(wrong[:20]) + (" …" if len(wrong) > 20 else "")
         raise BuildError(f"{file} lacks {names} (missing or of the wrong type); export the build again")
 
 
-def _is_file_hash(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
+def is_file_hash(entry: Any) -> bool:
+    """Whether an entry says of a file its `sha256` and its `bytes`, as many as a disk may hold."""
+    size = entry.get("bytes") if isinstance(entry, dict) else None
+    return type(size) is int and 0 <= size < LARGEST_FILE and isinstance(entry.get("sha256"), str)

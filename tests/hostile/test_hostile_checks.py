@@ -240,7 +240,7 @@ FOLLOWED = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 LIMITS: dict[str, tuple[str, object, str]] = {
     "hashes of a manifest": ("fastvlm.manifest.sha256_open", lambda *_: Same(), "a file of other bytes"),
     "foreign files": ("fastvlm.manifest._foreign", lambda *_: [], "a file that nobody listed"),
-    "fields of a file": ("fastvlm.manifest._is_file_hash", lambda _: True, "a size that is a text"),
+    "fields of a file": ("fastvlm.manifest.is_file_hash", lambda _: True, "a size that is a text"),
     "numbers of JSON": ("fastvlm.json_file._no_number", lambda _: 0, "NaN"),
     "links are not followed": ("fastvlm.paths._FILE", FOLLOWED, "a model that is a link"),
     "links to folders are not": ("fastvlm.paths._FOLDER", paths._ROOT, "weights in a folder that is a link"),

@@ -85,6 +85,7 @@ FOUND: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "a state of lists": (("functions", "language", 0, "state", "shape", 2), [], "fit"),
     "a state without a shape": (("functions", "language", 0, "state"), {}, "fit"),
     "a row of a source that is a text": (("source", "files", "README.md"), "0.1", "validate"),
+    "a file of 10^400 bytes": (("files", "prompts.json", "bytes"), 10**400, "inspect"),
     "layers that are a list": (("model", "text", "layers"), [], "fit"),
     "a tower without widths": (("model", "vision", "widths"), [], "fit"),
     "an embedding that is not there": (("embeddings", "file"), "a", "fit"),
