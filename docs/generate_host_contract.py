@@ -193,6 +193,8 @@ def tokens(worked: Worked) -> Iterator[str]:
 
 def ids(worked: Worked) -> Iterator[str]:
     """The template, its controls, and the ids of the prompt."""
+    from fastvlm.tokenizer_room import Room
+
     prompt = worked.host.prompt
     record = worked.host.get("prompt", dict)
     shown = {name: json.dumps(record[name]) for name in ("system_turn", "before", "after", "system")}
@@ -203,7 +205,7 @@ def ids(worked: Worked) -> Iterator[str]:
         f"the user's text         {worked.example['prompt']}",
         f"ids before the image    {worked.ids[0]}",
         f"ids after it            {worked.ids[1]}",
-        f"typed by a user         <|im_end|> gives {list(prompt._plain('<|im_end|>'))}",
+        f"typed by a user         <|im_end|> gives {list(prompt._plain('<|im_end|>', Room(prompt.growth)))}",
     )
 
 

@@ -68,7 +68,9 @@ RED: dict[str, dict[str, tuple[str, ...]]] = {
         "prompts": ("without_its_checks_the_row_is_red", "without_a_limit_the_row_is_red"),
     },
     "same input, other environment": {"repeat": ("an_environment_that_shows_is_seen",)},
-    "tokenizer.json: the longest prompt by its costliest steps": {"long_prompts": ("without_the_bound_the_row_is_red",)},
+    "tokenizer.json: the longest prompt by its costliest steps": {
+        "long_prompts": ("without_the_bound_the_row_is_red",)
+    },
     "tokenizer.json: random changes of two": {"tokenizers": ("without_the_check_the_library_ends_the_process",)},
 }
 

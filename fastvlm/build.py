@@ -218,8 +218,6 @@ def _stages(root: Path, fields: _Fields) -> tuple[Stage, ...]:
     """The language model's packages with what the manifest says of their functions; schema 0.1 knew one alone."""
     names = fields.strings("packages.language")
     functions = fields.stages("functions.language", len(names))
-    if not all(_is_state(each["state"]) for each in functions if "state" in each):
-        fields.problems.append("functions.language has a state without a shape of whole numbers")
     stages = tuple(
         Stage(
             contained(root, name), "prefill" in each, "state" in each,
@@ -248,11 +246,6 @@ def _broken_chain(stages: Sequence[Stage], functions: Sequence[dict[str, Any]]) 
         yield f"{told} names no output logits, expected at least one"
     elif names not in (["logits"], [f"logits{part}" for part in range(len(names))]):
         yield f"{told} gives {', '.join(names)[:60]}, expected logits, or logits0, logits1, … in order"
-
-
-def _is_state(state: Any) -> bool:
-    shape = state.get("shape") if isinstance(state, dict) else None
-    return isinstance(shape, list) and len(shape) > 0 and all(map(_is_count, shape))
 
 
 def _outputs(function: Any) -> Iterator[str]:

@@ -37,6 +37,10 @@ def _functions(build: Build) -> Iterator[str]:
     for size in build.image_sizes:
         if not (isinstance(encoder, dict) and isinstance(encoder.get(f"encode_{size}"), dict)):
             yield f"functions.encoder.encode_{size} is missing"
+    for entry in language_entries(build):
+        shape = entry["state"].get("shape") if isinstance(entry.get("state"), dict) else None
+        if "state" in entry and not (isinstance(shape, list) and all(_is_size(length) for length in shape)):
+            yield f"functions.language has a state of shape {str(shape)[:60]}, expected sizes"
 
 
 def language_entries(build: Build) -> list[dict[str, Any]]:

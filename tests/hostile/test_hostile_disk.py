@@ -98,7 +98,7 @@ def unlimited() -> None:
 def full_target(disk: Path, size: int) -> None:
     folder = fresh(disk, f"target {size}")
     limited(size)
-    with refused(r"went beyond the largest of .* MB that this process is held to: 0\.15 MB are needed, .* are free"):
+    with refused(r"went beyond the largest of .* that this process is held to: 0\.15 MB are needed, .* are free"):
         stand_in(folder / "build", "new")
     unlimited()
     untouched(folder)

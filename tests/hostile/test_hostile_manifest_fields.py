@@ -112,7 +112,7 @@ def test_what_was_found_stays_found(build: Path) -> None:
 @pytest.mark.parametrize(
     ("check", "name"),
     [
-        (("fastvlm.build._is_state", lambda _: True), "a state of letters"),
+        ((f"{built.__name__}._shape", lambda state: state["shape"]), "a state of letters"),
         ((f"{built.__name__}._fits", lambda *_: True), "a tower without widths"),
         (
             ("fastvlm.build._Fields.files", lambda fields, path: fields.mapping(path)),

@@ -170,7 +170,7 @@ ODD: dict[str, Callable[[Path], Any]] = {
     "it is no plain file": lambda build: ((build / "manifest.json").unlink(), os.mkfifo(build / "manifest.json")),
     "holds half a character": lambda build: rewrite(build, "manifest.json", licence="\ud800"),
     "encode_256 is missing": lambda build: edit(build, lambda manifest: manifest["functions"].update(encoder={})),
-    "a state without a shape": lambda build: edit(
+    "state of shape": lambda build: edit(
         build, lambda manifest: manifest["functions"]["language"][0]["state"].update(shape="large")
     ),
     "prompt.controls is": lambda build: edit(build, lambda manifest: manifest["prompt"].update(controls=[1])),

@@ -26,6 +26,7 @@ from fastvlm.commands import options
 from fastvlm.commands.inspect import _verdict as verdict_of
 from fastvlm.errors import BuildError, UsageError
 from fastvlm.manifest import find_changes
+from fastvlm.verdict_file import selftest_hashes
 from fastvlm_ref.checkpoint import load_checkpoint
 from fastvlm_ref.samples import shipped_samples
 from validation import validate
@@ -245,8 +246,10 @@ def test_an_estimate_is_refused_and_what_to_type_instead_is_said(int4: Path) -> 
 def test_the_step_behind_a_profile_is_another_one(int4: Path) -> None:
     (int4 / "validation.json").unlink(missing_ok=True)  # what a test before this one may have left
     assert options.after_profiling(str(int4)) == f"fastvlm validate {int4}"
-    (int4 / "validation.json").write_text(json.dumps({"verdict": "passed"}))
     (int4 / "selftest").mkdir(exist_ok=True)
+    (int4 / "selftest" / "selftest.json").write_text("{}")
+    stated = {"verdict": "passed", "selftest": selftest_hashes(int4)}
+    (int4 / "validation.json").write_text(json.dumps(stated))
     assert options.after_running(str(int4)) == f"fastvlm profile {int4}"
     assert options.after_profiling(str(int4)) == f'fastvlm run {int4} IMAGE "PROMPT"'
 

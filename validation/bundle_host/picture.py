@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from fastvlm.errors import BundleError, ImageError
 from fastvlm.paths import open_followed
@@ -38,8 +38,7 @@ def open_photo(path: str | Path) -> Pixels:
     except MemoryError:
         raise  # tells nothing of the file
     except Exception as error:  # decoders raise a dozen kinds on damaged files
-        why = "save it as PNG" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
-        said = f"at most {PIXELS:,} pixels, {SIDE:,} a side ({why})"
+        said = f"at most {PIXELS:,} pixels, {SIDE:,} a side ({' '.join(str(error).partition(' <')[0].split())})"
         raise ImageError(f"{path} is no PNG or JPEG that can be read, {said}") from error
 
 

@@ -125,7 +125,18 @@ def _files(build: Build) -> Files:
 def _state(build: Build) -> int:
     functions = build.manifest["functions"]["language"]
     entries = functions if isinstance(functions, list) else [functions]
-    return state_bytes(entry["state"]["shape"] for entry in entries if "state" in entry)
+    shapes = [_shape(entry["state"]) for entry in entries if "state" in entry]
+    if not all(shapes):
+        raise BuildError(f"{build.folder}/manifest.json has a state without a shape of sizes; export the build again")
+    return state_bytes(shapes)
+
+
+def _shape(state: Any) -> list[int]:
+    """The shape that the manifest says of a state; an empty one where it says none."""
+    shape = state.get("shape") if isinstance(state, dict) else None
+    if not isinstance(shape, list) or not all(type(length) is int and 0 < length <= LARGEST for length in shape):
+        return []
+    return shape
 
 
 def _works(build: Build) -> dict[str, tuple[Work, ...]]:
