@@ -35,9 +35,13 @@ def set_spending(
 
 
 def spend_ahead(steps: Sequence[Step]) -> None:
-    """Let the steps of a block pay for the readers of what they make, and the first for all that begin."""
-    if steps:
-        steps[0].fixed += sum(step.begins for step in steps)
+    """Let the steps of a block pay for the readers of what they make, and the first for all that does not depend on it.
+
+    A block runs all its steps: what begins and what is constant is known before the first.
+    """
+    whole = sum(step.begins + step.fixed for step in steps)
+    for index, step in enumerate(steps):
+        step.fixed = 0 if index else whole
     makers: dict[int, Step] = {}
     for step in steps:
         for slot in step.reads:
