@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastvlm.commands import options
-from fastvlm.quoting import printable
 from fastvlm.terminal import new_console
 
 if TYPE_CHECKING:
@@ -98,9 +97,9 @@ def _show(
     one = next(each for advice in found for each in advice.estimates)
     where = groups[0][0].name if detailed else "every device of the table"
     kind = "its own files; times" if one.real else "everything"
-    console.print(f"{printable(sizes.name, None)} on {where}: {kind} estimated, nothing measured on a device")
+    console.print(f"{sizes.name} on {where}: {kind} estimated, nothing measured on a device")
     for note in sizes.assumed:
-        console.print(f"  assumed: {printable(note, None)}")
+        console.print(f"  assumed: {note}")
     if detailed:
         _show_device(found[0], console)
     else:
@@ -121,7 +120,7 @@ def _show_device(advice: Advice, console: Console) -> None:
         _show_times(side, rows, console)
     for reason in advice.refused:
         console.print()
-        console.print(f"not there: {printable(reason, None)}")
+        console.print(f"not there: {reason}")
     console.print()
     console.print(advice.why)
     if advice.command is not None:
@@ -142,7 +141,7 @@ def _show_sizes(rows: Sequence[Estimate], console: Console) -> None:
     for each in rows:
         files, app = each.files, "" if each.fits_app else ", too large for an app"
         table.add_row(
-            printable(each.scheme, None), _SHORT[each.target], _gb(files.total), _gb(files.encoder),
+            each.scheme, _SHORT[each.target], _gb(files.total), _gb(files.encoder),
             _language(files.language), _gb(files.embeddings), _gb(each.memory.need),
             f"{_fits(each.memory)}{app}",
         )  # fmt: skip
@@ -159,7 +158,7 @@ def _show_times(side: int, rows: Sequence[Estimate], console: Console) -> None:
     for each in rows:
         stages = [f"{_ms(stage.seconds)} ({stage.bound})" for stage in each.stages]
         table.add_row(
-            printable(each.scheme, None),
+            each.scheme,
             _SHORT[each.target],
             _ms(each.first_token),
             _rate(each.tokens_per_second),

@@ -73,7 +73,7 @@ def _inspect_onnx(path: str, as_json: bool) -> None:
         console.print(f"{file.path.name}: {sum(file.ops.values())} ops")
         for side, ports in (("in", file.inputs), ("out", file.outputs)):
             for name, port in ports.items():
-                console.print(f"  {side:<4} {printable(name, None)} {port.words}")
+                console.print(f"  {side:<4} {name} {port.words}")
         console.print("  ops: " + ", ".join(f"{printable(name)} {count}" for name, count in file.ops.most_common()))
     options.next_step(options.after_running(path))
 
@@ -153,7 +153,7 @@ def _show_package(package: PackageContents, console: Console) -> None:
     console.print(f"  program {_bytes(package.program_bytes)}, weights {_bytes(package.weight_bytes)}")
     for name, value in package.metadata.items():
         more = "" if len(value) <= 200 else " … (--json shows all)"
-        console.print(f"  {printable(name)}: {printable(value[:200], None)}{more}")
+        console.print(f"  {printable(name)}: {value[:200]}{more}")
     for function in package.functions:
         _show_function(function, console)
 
@@ -178,7 +178,7 @@ def _show_function(function: FunctionContents, console: Console) -> None:
 
 def _cells(feature: Feature) -> tuple[str, ...]:
     shape = " × ".join(map(str, feature.shape)) or "scalar"
-    return printable(feature.name, None), feature.kind, shape, feature.dtype, printable(feature.text, None)
+    return feature.name, feature.kind, shape, feature.dtype, feature.text
 
 
 def _bytes(count: int) -> str:

@@ -14,7 +14,6 @@ from fastvlm.commands import options
 from fastvlm.errors import UsageError
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import is_onnx
-from fastvlm.quoting import printable
 from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
@@ -78,15 +77,15 @@ def show_report(report: LintReport, console: Console) -> None:
     from validation.lint.report import rule_as_json
 
     judged = report.device or "every device of the table"
-    console.print(f"{printable(report.path, None)} on {judged}, judged by the limits of engine {report.engine}")
+    console.print(f"{report.path} on {judged}, judged by the limits of engine {report.engine}")
     shown: dict[tuple[FunctionReport, ...], str] = {}
     for package in report.packages:
         sizes = f"program {_units(package.program_bytes, 'B')}, weights {_units(package.weight_bytes, 'B')}"
         console.print()
-        console.print(f"{printable(package.name, None)}: {package.system} and later, {sizes}")
+        console.print(f"{package.name}: {package.system} and later, {sizes}")
         if package.functions in shown:  # the middle of a chain
             console.print()
-            console.print(f"  op for op as {printable(shown[package.functions], None)}")
+            console.print(f"  op for op as {shown[package.functions]}")
             continue
         shown[package.functions] = package.name
         for function in package.functions:
@@ -106,7 +105,7 @@ def _show_totals(report: LintReport, console: Console) -> None:
     for total in report.totals:
         if total.packages > 1:
             console.print()
-            console.print(f"{printable(total.name, None)} over {total.packages} packages: {_share(total)}")
+            console.print(f"{total.name} over {total.packages} packages: {_share(total)}")
 
 
 def _share(of: FunctionReport | Total) -> str:
@@ -119,9 +118,9 @@ def _share(of: FunctionReport | Total) -> str:
 
 def _show_function(function: FunctionReport, console: Console) -> None:
     console.print()
-    console.print(f"  {printable(function.name, None)} ({printable(function.opset, None)}): {_share(function)}")
+    console.print(f"  {function.name} ({function.opset}): {_share(function)}")
     for broken in function.whole:
-        console.print(f"   leaves as a whole: {broken.rule}: {printable(broken.found, None)}")
+        console.print(f"   leaves as a whole: {broken.rule}: {broken.found}")
     for head, detail in _rows(function):
         console.print(f"   {head}")
         console.print(f"      {detail}")
@@ -130,10 +129,10 @@ def _show_function(function: FunctionReport, console: Console) -> None:
     kinds = _kinds_table()
     for kind in function.kinds[:_KINDS]:
         leave = str(kind.leaving or "")
-        kinds.add_row(printable(kind.op, None), str(kind.count), leave, _units(kind.flops, ""), _units(kind.bytes, "B"))
+        kinds.add_row(kind.op, str(kind.count), leave, _units(kind.flops, ""), _units(kind.bytes, "B"))
     console.print(kinds)
     if rest := function.kinds[_KINDS:]:
-        console.print("   and " + ", ".join(f"{printable(kind.op, None)} {kind.count}" for kind in rest))
+        console.print("   and " + ", ".join(f"{kind.op} {kind.count}" for kind in rest))
 
 
 def _kinds_table() -> Table:
@@ -157,7 +156,7 @@ def _rows(function: FunctionReport) -> list[tuple[str, str]]:
         more = f", {_units(extra, 'B')} more than needed" if extra else ""
         named = ", ".join(f"{kind} {sum(group.count for group in found)}" for kind, found in kinds.items())
         head = f"{_MARKS[verdict]:<8} {rule:<16} {_ops(count)}, {_units(flops, 'FLOP')}, {_units(moved, 'B')}{more}"
-        rows.append((head, printable(f"{named}: {groups[0].found}", None)))
+        rows.append((head, f"{named}: {groups[0].found}"))
     return rows
 
 

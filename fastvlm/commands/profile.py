@@ -10,7 +10,6 @@ import click
 from fastvlm.build import COMPUTE_UNITS
 from fastvlm.commands import options
 from fastvlm.errors import UsageError
-from fastvlm.quoting import printable
 from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def profile(
     else:
         show_profile(found, new_console())
     for failure in found.failures:
-        options.say(f"Error: {printable(failure.told, None)}", err=True)
+        options.say(f"Error: {failure.told}", err=True)
     options.next_step(options.after_profiling(builds[0]))
     if found.failures:
         raise click.exceptions.Exit(1)

@@ -21,12 +21,21 @@ READ_ONLY, AGAIN, PRIVATE = 1, 32, 1 << 18 | 1 << 14  # of <linux/mount.h>: MS_R
 
 def on_small_disk(place: Path, size: int, work: Callable[[], None]) -> None:
     """Runs it in a child in which the folder `place` is a disk of `size` bytes; AssertionError where it fails."""
+
+    def there() -> None:
+        _alone()
+        _mount(place, size)
+        work()
+
+    in_child(there)
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Runs it in a child whose user, rights and mounts it may change; AssertionError where it fails."""
     child = os.fork()
     if not child:
         code = 1
         try:
-            _alone()
-            _mount(place, size)
             work()
             code = 0
         except BaseException as error:

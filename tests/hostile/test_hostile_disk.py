@@ -13,7 +13,6 @@ import re
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,7 +22,7 @@ from pathlib import Path
 import pytest
 from full_disks import mounted_cases, really_mounted_cases, refused
 from ordeal import LONG, Case, in_lines, tally, try_all
-from small_disks import on_small_disk, why_not
+from small_disks import in_child, on_small_disk, why_not
 from stand_in import (
     TABLE,
     TEMPORARY,
@@ -195,21 +194,15 @@ def step_cases(disk: Path) -> list[Case]:
 
 def as_nobody(work: Callable[[], None]) -> None:
     """Runs it in a child without any rights, where this is root; AssertionError where it fails."""
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-            work()
-            code = 0
-        except BaseException as error:
-            print(type(error).__name__, error, file=sys.stderr, flush=True)
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def there() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        work()
+
+    in_child(there)
 
 
 def closed_cases(disk: Path) -> list[Case]:

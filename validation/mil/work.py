@@ -9,9 +9,8 @@
 
 Counts are of the plain algorithm, whatever a kernel does. What an op reads is spent before it runs and what it makes
 afterwards, so the op that goes beyond is still finished: a fill, or a sum of a row and a column, makes no more than
-memory holds. Products in blocks
-(precision "fp16-accumulate") take longer for as many. Planned programs alone are bounded; who calls an op's function
-calls it as it is.
+memory holds. Products in blocks (precision "fp16-accumulate") take longer for as many. Planned programs alone are
+bounded; who calls an op's function calls it as it is.
 """
 
 from __future__ import annotations
