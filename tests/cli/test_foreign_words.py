@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,13 @@ def test_a_terminal_obeys_nothing(
     if command[0] == "inspect":
         assert "red" in result.stdout
         assert "31m" in result.stdout
+
+
+def test_the_next_step_can_be_typed(run: Run, exported_tiny: Path, tmp_path: Path) -> None:
+    """A folder of a name that has signs which nobody sees, as of an emoji or in Persian."""
+    build = tmp_path / "\u2764\ufe0f \u0645\u06cc\u200c\u062e"
+    build.symlink_to(exported_tiny)
+    last = run("inspect", str(build)).stderr.splitlines()[-1]
+    assert last.isprintable()
+    words = subprocess.run(["bash", "-c", f"printf '%s\\n' {last}"], capture_output=True, check=True, text=True).stdout
+    assert words.splitlines() == ["next:", "fastvlm", "validate", str(build)]
