@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from hostile_prompts import llama
 from ordeal import LONG, in_lines, tally, try_all
-from tokenizer_costs import BLANKS, BYTES, costly, host, reference, split, written
+from tokenizer_costs import BLANKS, BYTES, DIGITS, MARKS, costly, host, reference, row, split, written
+from tokenizers import Tokenizer
 
 from fastvlm.errors import PromptError, TokenizerError
-from fastvlm.tokenizer_json import MAX_TEXT_BYTES
+from fastvlm.tokenizer_json import MAX_TEXT_BYTES, growth_of
 from fastvlm.tokenizer_room import Room
+from fastvlm.tokenizer_steps import SHORT
 from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.prompt import encode_prompt
 from fastvlm_ref.tokenizer import load_tokenizer
@@ -82,6 +84,21 @@ def test_sequences_of_sequences_are_counted(tmp_path: Path, normalizer: Any, spl
     """16 to the power of 4 steps, each over the whole text, were within every limit; so were 2^16 bytes for one."""
     with pytest.raises(TokenizerError, match=words):
         load_tokenizer(written(tmp_path, normalizer, splitter), 2**20)
+
+
+@pytest.mark.parametrize("sign", ["7", "!", " ", "b ", "7 ", "\x01", "é", "▁"])
+@pytest.mark.parametrize(
+    "splitter",
+    [BYTES, BLANKS, *(row(first, last) for first in (DIGITS, MARKS) for last in (BYTES, BLANKS))],
+    ids=lambda splitter: "+".join(step["type"] for step in splitter.get("pretokenizers", [splitter])),
+)
+def test_no_splitter_makes_more_than_is_reckoned(tmp_path: Path, splitter: Any, sign: str) -> None:
+    library = Tokenizer.from_file(str(written(tmp_path, None, splitter) / "tokenizer.json"))
+    pieces = library.pre_tokenizer.pre_tokenize_str(sign * 1000)
+    made, typed = (
+        sum(len(text.encode()) for text in texts) for texts in ([piece for piece, _ in pieces], [sign * 1000])
+    )
+    assert made <= growth_of(library).splitter * typed + SHORT
 
 
 def test_an_answer_that_its_decoder_makes_long_is_refused(tmp_path: Path) -> None:
