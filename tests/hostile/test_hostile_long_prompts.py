@@ -12,9 +12,9 @@ from ordeal import LONG, in_lines, tally, try_all
 from tokenizer_costs import BLANKS, BYTES, DIGITS, MARKS, costly, host, reference, row, split, written
 from tokenizers import Tokenizer
 
-from fastvlm.errors import PromptError, TokenizerError
+from fastvlm.errors import BundleError, PromptError, TokenizerError
 from fastvlm.tokenizer_json import MAX_TEXT_BYTES, growth_of
-from fastvlm.tokenizer_room import Room
+from fastvlm.tokenizer_room import MAX_GROWN_BYTES, Room
 from fastvlm.tokenizer_steps import SHORT
 from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.prompt import encode_prompt
@@ -63,6 +63,35 @@ def test_the_runs_of_a_prompt_share_the_bound(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match=r"the pre_tokenizer of tokenizer\.json may make 1,310,720 bytes of it"):
         tokenizer.encode_runs(["b" * MAX_TEXT_BYTES] * 8)
     assert len(tokenizer.encode_runs(["b" * MAX_TEXT_BYTES, "b"])) == 2
+
+
+def test_what_a_normalizer_may_make_is_reckoned_before_it_does(tmp_path: Path) -> None:
+    normalizer = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]}
+    tokenizer = load_tokenizer(written(tmp_path, normalizer, None), 2**20)
+    assert len(tokenizer.encode("b" * (MAX_GROWN_BYTES // 22))) == MAX_GROWN_BYTES // 22
+    with pytest.raises(PromptError, match=r"the normalizer of tokenizer\.json may make 3,145,736 bytes of it"):
+        tokenizer.encode("b" * (MAX_GROWN_BYTES // 22 + 1))
+
+
+def with_system(folder: Path, **turns: str) -> Path:
+    metadata = json.loads((folder / "metadata.json").read_text())
+    metadata["prompt"] |= turns
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def test_the_runs_of_a_bundle_s_prompt_share_the_bound(tmp_path: Path) -> None:
+    home = with_system(written(tmp_path, None, BYTES), system="b" * MAX_TEXT_BYTES, system_turn="{system}")
+    host(home, "b" * (MAX_TEXT_BYTES - 2))
+    with pytest.raises(PromptError, match=r"the pre_tokenizer of tokenizer\.json may make 1,048,580 bytes of it"):
+        host(home, "b" * MAX_TEXT_BYTES)
+
+
+def test_a_bundle_that_names_a_long_system_text_again_and_again_is_refused(tmp_path: Path) -> None:
+    home = with_system(written(tmp_path, None, None), system="b" * 65_536, system_turn="{system}" * 8)
+    host(home, "b")
+    with pytest.raises(BundleError, match="its turns are no template"):
+        host(with_system(home, system_turn="{system}" * 9), "b")
 
 
 def nested(key: str, step: dict[str, Any], depth: int) -> dict[str, Any]:
