@@ -73,6 +73,15 @@ def test_what_a_normalizer_may_make_is_reckoned_before_it_does(tmp_path: Path) -
         tokenizer.encode("b" * (MAX_GROWN_BYTES // 22 + 1))
 
 
+def test_what_stands_before_and_behind_the_image_shares_the_bound(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(written(tmp_path, None, BYTES), 2**20)
+    turns = {"name": "own", "system_turn": "{system}", "before": "", "after": "\n{prompt}\n"}
+    prompt = PromptConfig(json.dumps(turns), system="b" * MAX_TEXT_BYTES)
+    assert len(encode_prompt(tokenizer, "b" * (MAX_TEXT_BYTES - 2), prompt)[0]) == 1 + MAX_TEXT_BYTES
+    with pytest.raises(PromptError, match=r"the pre_tokenizer of tokenizer\.json may make 1,048,580 bytes of it"):
+        encode_prompt(tokenizer, "b" * MAX_TEXT_BYTES, prompt)
+
+
 def with_system(folder: Path, **turns: str) -> Path:
     metadata = json.loads((folder / "metadata.json").read_text())
     metadata["prompt"] |= turns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from fastvlm.build import read_build
 from fastvlm.commands.inspect import _verdict
 from fastvlm.commands.options import after_running
 from fastvlm.errors import OutputError
-from fastvlm.manifest import SELFTEST, find_changes, read_manifest
+from fastvlm.manifest import SELFTEST, dump, find_changes, read_manifest
 from fastvlm.verdict_file import FILE, selftest_hashes
 from ios_bundle.standing import standing_of
 from validation import judging, validate
@@ -173,3 +174,13 @@ def test_a_full_disk_leaves_the_old_pair(prepared: Prepared) -> None:
             assert len(called_passed(build)) == 3
 
         stops(prepared, number, True, new, full)
+
+
+def test_a_passed_build_without_a_self_test_is_not_said_to_be_ready(prepared: Prepared) -> None:
+    """A verdict of an encoder alone names none, and `bundle` takes none such."""
+    build = copied(prepared, "without")
+    shutil.rmtree(build / SELFTEST)
+    verdict = json.loads((build / FILE).read_text())
+    for selftest in ({}, None):
+        (build / FILE).write_bytes(dump(verdict | {"selftest": selftest}))
+        assert called_passed(build) == ["inspect"], selftest
