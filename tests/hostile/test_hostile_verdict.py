@@ -161,6 +161,7 @@ def test_a_full_disk_leaves_the_old_pair(prepared: Prepared) -> None:
     names = [name for name, _ in watch.names]
     before = names.index("exchange")
     assert "write" in names[:before]
+    assert [step for step, path in watch.names[:before] if path.name.startswith(f".{FILE}.stage-")] == ["write", "sync"]
     for number in range(1, before + 1):
 
         def full(build: Path, number: int = number) -> None:
