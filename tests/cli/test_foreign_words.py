@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from typed import Run
 
+from fastvlm.commands.options import say
+
 EVIL = "red\x1b[31m\x9b2J\u202enekort\u2028\rline"
 PACKAGE = "VisionEncoder.mlpackage"
 MODEL = "Data/com.apple.CoreML/model.mlmodel"
@@ -48,6 +50,13 @@ def test_a_terminal_obeys_nothing(
     if command[0] == "inspect":
         assert "red" in result.stdout
         assert "31m" in result.stdout
+
+
+def test_what_a_command_says_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for err in (False, True):
+        say(EVIL + "\nError: forged", err=err)
+    said = "red\\x1b[31m\\x9b2J\\u202enekort\\u2028\\rline\\nError: forged\n"
+    assert capsys.readouterr() == (said, said)
 
 
 def test_the_next_step_can_be_typed(run: Run, exported_tiny: Path, tmp_path: Path) -> None:
