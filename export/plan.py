@@ -141,10 +141,10 @@ def make_plan(
             f"the decoder's head dim is {config.text.head_dim}, Core ML state needs a multiple of {ALIGNMENT}"
         )
     if plan.language and plan.query_length * context > LARGEST_MASK:
-        step = _step(query_length)
+        longest = LARGEST_MASK // query_length // _step(query_length) * _step(query_length)
         problems.append(
             f"--context {context} with a query length of {query_length} needs a mask of more than {LARGEST_MASK} "
-            f"values, which a host makes for every call; the longest is {LARGEST_MASK // query_length // step * step}"
+            f"values, which a host makes for every call; the longest is --context {longest}"
         )
     tokens = max(map(config.vision.tokens_at, sizes))
     if plan.encoder and plan.language and tokens >= context:

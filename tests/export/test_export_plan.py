@@ -52,7 +52,7 @@ def test_image_that_fills_the_context() -> None:
 def test_a_mask_that_no_host_makes(query_length: int, longest: int) -> None:
     """Its rows are no option of the command, and what is named in its place fits."""
     assert make_plan(small_config(), context=longest, query_length=query_length).context == longest
-    with pytest.raises(UsageError, match=rf"with a query length of {query_length} needs .* the longest is {longest}$"):
+    with pytest.raises(UsageError, match=rf"with a query length of {query_length} needs .* is --context {longest}$"):
         make_plan(small_config(), context=longest + 96 * 64, query_length=query_length)
 
 
