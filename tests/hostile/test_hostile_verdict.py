@@ -21,7 +21,7 @@ from fastvlm import steps
 from fastvlm.build import read_build
 from fastvlm.commands.inspect import _verdict
 from fastvlm.commands.options import after_running
-from fastvlm.errors import OutputError
+from fastvlm.errors import BuildError, OutputError
 from fastvlm.manifest import SELFTEST, dump, find_changes, read_manifest
 from fastvlm.verdict_file import FILE, selftest_hashes
 from ios_bundle.standing import standing_of
@@ -185,3 +185,13 @@ def test_a_passed_build_without_a_self_test_is_not_said_to_be_ready(prepared: Pr
     for selftest in ({}, None):
         (build / FILE).write_bytes(dump(verdict | {"selftest": selftest}))
         assert called_passed(build) == ["inspect"], selftest
+
+
+def test_a_self_test_without_end_is_not_hashed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = max(path.stat().st_size for path in (prepared.build / SELFTEST).iterdir())
+    monkeypatch.setattr("fastvlm.verdict_file.MOST_OF_A_FILE", largest)
+    assert called_passed(prepared.build) == ["inspect", "bundle", "next step"]
+    monkeypatch.setattr("fastvlm.verdict_file.MOST_OF_A_FILE", 100)
+    with pytest.raises(BuildError, match="at most 100 are read"):
+        selftest_hashes(prepared.build)
+    assert "fastvlm validate" in after_running(str(prepared.build))
