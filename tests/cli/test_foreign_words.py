@@ -11,6 +11,8 @@ import pytest
 from typed import Run
 
 from fastvlm.commands.options import say
+from fastvlm.commands.verify import _show_selftest
+from validation.bundle_selftest import SelfTestResult
 
 EVIL = "red\x1b[31m\x9b2J\u202enekort\u2028\rline"
 PACKAGE = "VisionEncoder.mlpackage"
@@ -57,6 +59,12 @@ def test_what_a_command_says_stays_one_line(capsys: pytest.CaptureFixture[str]) 
         say(EVIL + "\nError: forged", err=err)
     said = "red\\x1b[31m\\x9b2J\\u202enekort\\u2028\\rline\\nError: forged\n"
     assert capsys.readouterr() == (said, said)
+
+
+def test_the_answer_of_a_self_test_keeps_its_lines_and_its_script(capsys: pytest.CaptureFixture[str]) -> None:
+    _show_selftest(SelfTestResult("mil", (), "1. می\u200cخواهم\n2. \x1b[2J\nError: forged", 1))
+    said = "mil: 1. می\u200cخواهم\n  2. \\x1b[2J\n  Error: forged (ties: 1)"
+    assert capsys.readouterr().out.strip().endswith(said)
 
 
 def test_the_next_step_can_be_typed(run: Run, exported_tiny: Path, tmp_path: Path) -> None:
