@@ -17,9 +17,9 @@ from typing import Any
 
 from fastvlm.errors import PromptError, TokenizerError
 
-# The longest prompt has 262,144 bytes, and there are a few more of a template. NFKC may make 11 times as much of it,
+# The longest prompt has 262,144 bytes, and there are a few more of a template. NFKC may make 11 times as much of it.
 MAX_GROWN_BYTES = 12 * 262_144
-# Llama's Metaspace 3 times. Above 2^20 pieces the library's list doubles to beyond half a gigabyte.
+# Llama's Metaspace makes 3 times as much. Above 2^20 pieces the library's list doubles to beyond half a gigabyte.
 MAX_SPLIT_BYTES = 2**20
 MAX_ANSWER_BYTES = 2**20  # a context of 32,768 holds about 130,000
 
