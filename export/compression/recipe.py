@@ -89,8 +89,8 @@ def read_recipe(given: str | Path) -> Recipe:
             f"{short(given)} is no scheme and no file; known: {', '.join((*NAMES, FP16))}; or a YAML file's path"
         )
     text = read_text(path)
-    if not text.strip():
-        raise UsageError(f"recipe {path} is empty; copy it again, or leave it out for fp16 alone")
+    if all(not line or line.startswith("#") for line in map(str.strip, text.splitlines())):
+        raise UsageError(f"recipe {path} states nothing; copy it again, or leave it out for fp16 alone")
     return parse_recipe(text, f"recipe {path}")
 
 

@@ -30,8 +30,8 @@ def test_a_name_alone_is_a_recipe() -> None:
     assert read_recipe("mixed") == Recipe("mixed", "fp16", "int8", budget=Budget("bits", 5.0))
 
 
-def test_an_empty_recipe_leaves_all_as_it_is() -> None:
-    assert parse_recipe("# nothing yet\n") == Recipe()
+def test_an_empty_mapping_leaves_all_as_it_is() -> None:
+    assert parse_recipe("{}") == Recipe()
     assert set(assign(Recipe(), "ane", SHAPES).values()) == {None}
 
 
@@ -183,12 +183,16 @@ def test_patterns_for_a_part_that_is_not_built_are_left_alone() -> None:
         ("folder.yaml", "not a file"),
         ("large.yaml", "larger than 65,536 bytes"),
         ("latin.yaml", "byte 2 is not UTF-8"),
+        ("empty.yaml", "states nothing; copy it again, or leave it out for fp16 alone"),
+        ("comments.yaml", "states nothing; copy it again, or leave it out for fp16 alone"),
     ],
 )
 def test_files_that_are_no_recipes(given: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "large.yaml").write_bytes(b"#" * (LARGEST + 1))
     (tmp_path / "latin.yaml").write_bytes(b"# \xe4")
+    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "comments.yaml").write_text("# language: int8\n\n  # cut here")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=said):
         read_recipe(given)
