@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from typed import Run
 
+from fastvlm.cli import _with_command
 from fastvlm.commands.options import say
 from fastvlm.commands.verify import _show_selftest
+from fastvlm.errors import MissingBase
 from validation.bundle_selftest import SelfTestResult
 
 EVIL = "red\x1b[31m\x9b2J\u202enekort\u2028\rline"
@@ -75,3 +77,8 @@ def test_the_next_step_can_be_typed(run: Run, exported_tiny: Path, tmp_path: Pat
     assert last.isprintable()
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {last}"], capture_output=True, check=True, text=True).stdout
     assert words.splitlines() == ["next:", "fastvlm", "validate", str(build)]
+
+
+def test_the_command_that_lacks_an_option_can_be_typed() -> None:
+    said = str(_with_command(MissingBase("a base is missing", ("--base", "X")), ["export", "a\u202fb"]))
+    assert said == r"a base is missing; type: fastvlm export 'a'$'\xe2\x80\xaf''b' --base X"
