@@ -61,7 +61,7 @@ class Room:
         if self._answer > MAX_ANSWER_BYTES:
             raise TokenizerError(
                 f"the decoder of tokenizer.json may make over {MAX_ANSWER_BYTES:,} bytes of this answer, more than any "
-                "context holds; use the tokenizer of the model that was fine-tuned"
+                "sensible one has; lower --max-new-tokens, or use the tokenizer of the model that was fine-tuned"
             )
         return id_
 
