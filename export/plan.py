@@ -141,9 +141,10 @@ def make_plan(
             f"the decoder's head dim is {config.text.head_dim}, Core ML state needs a multiple of {ALIGNMENT}"
         )
     if plan.language and plan.query_length * context > LARGEST_MASK:
+        longest = LARGEST_MASK // query_length // _step(query_length) * _step(query_length)
         problems.append(
-            f"--context {context} with --query-length {query_length} needs a mask of more than {LARGEST_MASK} values, "
-            f"which a host makes for every call; the longest is --context {LARGEST_MASK // query_length}"
+            f"--context {context} with a query length of {query_length} needs a mask of more than {LARGEST_MASK} "
+            f"values, which a host makes for every call; the longest is --context {longest}"
         )
     tokens = max(map(config.vision.tokens_at, sizes))
     if plan.encoder and plan.language and tokens >= context:
@@ -173,5 +174,10 @@ def _side_problem(side: int) -> str | None:
 
 
 def _nearest(context: int, query_length: int) -> str:
-    step = query_length * ALIGNMENT // math.gcd(query_length, ALIGNMENT)
+    step = _step(query_length)
     return f"; the next that fits is {max(1, -(-context // step)) * step}"
+
+
+def _step(query_length: int) -> int:
+    """What a context is a multiple of."""
+    return math.lcm(query_length, ALIGNMENT)

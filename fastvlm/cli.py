@@ -31,7 +31,7 @@ try:
     from fastvlm import __version__
     from fastvlm.commands.options import Settings, debug
     from fastvlm.errors import FastVLMError, MissingBase
-    from fastvlm.quoting import printable
+    from fastvlm.quoting import printable, typed
 except KeyboardInterrupt:  # these imports take tenths of a second, in which nobody else catches it
     sys.stderr.write("Interrupted.\n")
     raise SystemExit(130) from None
@@ -86,8 +86,8 @@ class Commands(click.Group):
             code = super().main(args, prog_name, standalone_mode=False, obj=settings, **extra)
             sys.stdout.flush()
         except Exception as error:
-            typed = sys.argv[1:] if args is None else args
-            code = _report(_with_command(error, typed), settings.debug)
+            words = sys.argv[1:] if args is None else args
+            code = _report(_with_command(error, words), settings.debug)
         except SystemExit as ended:
             if hasattr(ended, "__notes__"):  # a signal ended a run that left something
                 _say(_ending("Terminated", ended), 0)
@@ -144,10 +144,10 @@ def _silence_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _with_command(error: Exception, typed: Sequence[str]) -> Exception:
+def _with_command(error: Exception, words: Sequence[str]) -> Exception:
     """Ends an error that only lacks options with the command to type: the one that was typed, with them."""
     if isinstance(error, MissingBase):
-        command = shlex.join(["fastvlm", *typed, *error.options])
+        command = typed(shlex.join(["fastvlm", *words, *error.options]))
         return MissingBase(f"{error}; type: {command}", error.options).with_traceback(error.__traceback__)
     return error
 

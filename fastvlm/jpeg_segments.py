@@ -22,9 +22,7 @@ COMMENT, APPLICATIONS = 0xFE, range(0xE0, 0xF0)
 BARE = {*range(0xC0), 0xC8, *RESTARTS, 0xD8, EOI, *range(0xF0, 0xFE)}  # codes behind which Pillow expects no length
 TURNING = {0xE1: (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")}  # what such segments begin with, by their code
 COLOURS = {0xE0: (b"JFIF",), 0xEE: (b"Adobe",)}
-MAX_TABLES = (
-    2**20
-)  # bytes of frame and tables in front of the image data; 4 + 8 tables take 3,000, Pillow 10 s for 64 MB
+MAX_TABLES = 2**20  # bytes of frame and tables before the image data: usual ones have 3,000, and 64 MB take Pillow 10 s
 LONGEST = 32  # bytes that tell what a segment is
 JUNK = 4096  # bytes that are searched for the next segment in one go
 

@@ -4,6 +4,7 @@ Which of these is right depends on what is shown:
 - `printable`: a name or another short text that stands without quotes, in a line of ours;
 - `one_line`: a library's message, of as many lines as it likes; `first_line`: an error of one that tells too much;
 - `spelled`: a name that may look like another one, or like none: in ASCII alone;
+- `typed`: a command, which is the same one when it is copied and typed;
 - `short`, `listed`: a value of JSON or YAML, as Python would write it;
 - `readable`: a model's answer, of many lines and in any script; `quoted_json`: a whole document of JSON.
 `repr` alone is not enough: it fails for numbers of thousands of digits and for deep nesting, and repeats megabytes.
@@ -81,6 +82,15 @@ def spelled(name: str, most: int = MOST) -> str:
     return printable(ascii(name[: most + 1])[1:-1], most)
 
 
+def typed(command: str) -> str:
+    """As `printable`, for a command whose words `shlex` has quoted: a shell reads the same words out of it.
+
+    A word with a sign that is not shown stands in single quotes then. They end before the sign and begin anew behind
+    it, and its bytes stand in the $'\\x1b' of bash and zsh: a screenshot of macOS has U+202F in its name.
+    """
+    return "".join(sign if _is_seen(sign) else f"'$'{_in_bytes(sign)}''" for sign in command)
+
+
 def readable(text: str) -> str:
     """Returns a model's answer of which a terminal obeys nothing, and nothing hides: lines and tabs stay.
 
@@ -105,6 +115,12 @@ def _is_seen(text: str) -> bool:
 
 def _in_python(sign: str) -> str:
     return ascii(sign)[1:-1]
+
+
+def _in_bytes(sign: str) -> str:
+    """As shells write the bytes of a sign; those of a path that are no UTF-8 are lone surrogates."""
+    how = "surrogateescape" if "\udc80" <= sign <= "\udcff" else "replace"
+    return "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", how))
 
 
 def _in_json(sign: str) -> str:

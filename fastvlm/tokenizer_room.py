@@ -17,9 +17,9 @@ from typing import Any
 
 from fastvlm.errors import PromptError, TokenizerError
 
-# The longest prompt has 262,144 bytes, and there are a few more of a template. NFKC may make 11 times as much of it,
+# The longest prompt has 262,144 bytes, and there are a few more of a template. NFKC may make 11 times as much of it.
 MAX_GROWN_BYTES = 12 * 262_144
-# Llama's Metaspace 3 times. Above 2^20 pieces the library's list doubles to beyond half a gigabyte.
+# Llama's Metaspace makes 3 times as much. Above 2^20 pieces the library's list doubles to beyond half a gigabyte.
 MAX_SPLIT_BYTES = 2**20
 MAX_ANSWER_BYTES = 2**20  # a context of 32,768 holds about 130,000
 
@@ -61,7 +61,7 @@ class Room:
         if self._answer > MAX_ANSWER_BYTES:
             raise TokenizerError(
                 f"the decoder of tokenizer.json may make over {MAX_ANSWER_BYTES:,} bytes of this answer, more than any "
-                "context holds; use the tokenizer of the model that was fine-tuned"
+                "sensible one has; lower --max-new-tokens, or use the tokenizer of the model that was fine-tuned"
             )
         return id_
 

@@ -53,7 +53,7 @@ def size_of(path: Path) -> int:
         with open_file(path) as file:
             return os.fstat(file.fileno()).st_size
     except OSError as problem:
-        raise CheckpointError(f"{path} cannot be read ({problem.strerror}); check its permissions") from problem
+        raise CheckpointError(f"{path} cannot be read ({problem.strerror}); {_cure(path)}") from problem
 
 
 def read_file(path: Path, most: int, error: type[CheckpointError] = CheckpointError) -> bytes:
@@ -66,7 +66,7 @@ def read_file(path: Path, most: int, error: type[CheckpointError] = CheckpointEr
             data = file.read(most + 1)
             size = max(len(data), os.fstat(file.fileno()).st_size)
     except OSError as problem:
-        raise error(f"{path} cannot be read ({problem.strerror}); check its permissions") from problem
+        raise error(f"{path} cannot be read ({problem.strerror}); {_cure(path)}") from problem
     if size > most:
         raise error(f"{path} has {size:,} bytes, at most {most:,} are read; copy it again from the source")
     return data
@@ -76,6 +76,13 @@ def copy_file(path: Path, target: Path) -> None:
     """Copies a file of a checkpoint folder to `target`; raises as `open_file`."""
     with open_file(path) as source, target.open("wb") as copy:
         shutil.copyfileobj(source, copy)
+
+
+def _cure(path: Path) -> str:
+    """What to do where a file cannot be read: links of a cache that was tidied by hand lead nowhere."""
+    if path.is_symlink() and not path.exists():
+        return "it is a link that leads nowhere: fetch the checkpoint again, or remove the link"
+    return "check its permissions"
 
 
 def _blob(path: Path) -> Path | None:

@@ -19,11 +19,11 @@ from fastvlm import steps
 from fastvlm.build import FORMATS, ONNX, Build, read_build
 from fastvlm.errors import BuildError, ExecutionError, OutputError, PackageError, UsageError
 from fastvlm.hashes import sha256_file
-from fastvlm.json_file import read_json
 from fastvlm.manifest import NAME as MANIFEST
 from fastvlm.manifest import check_files, dump
 from fastvlm.progress import SILENT, Progress
 from fastvlm.publish import remove_folder, replace_file, staged_file, write_whole
+from fastvlm.verdict_file import read_verdict
 from fastvlm_ref.config import TextConfig
 from fastvlm_ref.questions import read_questions
 from fastvlm_ref.samples import Sample, check_pictures, samples_in, shipped_samples
@@ -47,7 +47,6 @@ from validation.selftest import SelfTest, is_selftest, rows_sha256, staged_selft
 from validation.steps import steps_for
 from validation.verdict import FILE, ReferenceFiles, Verdict
 
-MOST_BYTES = 64 << 20  # of a verdict
 IN_FULL = 4  # questions of a file that are compared step by step
 
 
@@ -259,7 +258,7 @@ def _judged(found: _Climbed, comparison: Comparison, way: _Way, files: Reference
 def _tell_of_weaker(build: Path, verdict: Verdict, progress: Progress) -> None:
     """Tells where a verdict on this very build, passed on more, is about to be replaced by one on less."""
     try:
-        before = read_json(build / FILE, MOST_BYTES)
+        before = read_verdict(build)
         same, steps = before["manifest_sha256"] == verdict.manifest_sha256, (before["pictures"], before["steps"])
         stronger = (
             same

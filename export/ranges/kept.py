@@ -15,6 +15,7 @@ from export.ranges.cache import fingerprint, load
 from export.ranges.decoder import CONTEXT
 from export.ranges.exponents import SHIFTED_SCORES, asked_of
 from export.ranges.result import DECODER, ENCODER, Ranges
+from fastvlm import quoting
 from fastvlm.exponents import exponents_in_words
 from fastvlm.hashes import FileHash
 from fastvlm.progress import SILENT, Progress
@@ -61,7 +62,7 @@ def kept_protection(
 
 def scan_command(typed: str, sides: Sequence[int]) -> str:
     """Returns what to type for a scan that covers an export at `sides`."""
-    return f"fastvlm scan {typed}{''.join(f' --image-size {side}' for side in sides)}"
+    return f"fastvlm scan {quoting.typed(typed)}{''.join(f' --image-size {side}' for side in sides)}"
 
 
 def _of_parts(ranges: Ranges, plan: ExportPlan) -> Ranges:

@@ -14,7 +14,7 @@ import click
 
 from fastvlm.build import COMPUTE_UNITS, COREML_EP, ONNX
 from fastvlm.errors import FastVLMError, ImageError
-from fastvlm.quoting import printable, quoted_json
+from fastvlm.quoting import printable, quoted_json, typed
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -258,4 +258,4 @@ def say(text: str, err: bool = False) -> None:
 
 def next_step(text: str) -> None:
     """Names the command to type next, on stderr, so that stdout holds the result alone."""
-    say(f"next: {text}", err=True)
+    click.echo(f"next: {typed(text)}", err=True)

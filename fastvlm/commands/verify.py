@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fastvlm.commands import options
-from fastvlm.quoting import printable
+from fastvlm.quoting import printable, readable
 from fastvlm.terminal import TerminalProgress, new_console
 
 if TYPE_CHECKING:
@@ -109,7 +109,9 @@ def _show_selftest(tested: SelfTestResult) -> None:
         table.add_row(check.name, f"{check.value:.3g}", check.words, "ok" if check.passed else "MISSED")
     new_console().print(table)
     ties = f" (ties: {tested.ties})" if tested.ties else ""
-    options.say(f"{tested.backend}: {tested.text}{ties}")
+    # Lines and scripts of the answer stay; none of its lines begins as one of ours
+    answer = readable(tested.text).replace("\n", "\n  ")
+    click.echo(f"{tested.backend}: {answer}{ties}")
 
 
 def _failed(text: str) -> click.exceptions.Exit:

@@ -219,7 +219,7 @@ class _Reader(pickle.Unpickler):
 
 def _check(plans: Any) -> None:
     """Raises CheckpointError unless these are tensors with names, each inside its storage."""
-    odd = f"a {type(plans).__name__}"
+    odd = "one tensor alone" if isinstance(plans, _Plan) else f"a {type(plans).__name__}"
     if type(plans) in (dict, OrderedDict):
         odd = next((found for name, plan in plans.items() if (found := _odd(name, plan))), "")
     if odd:

@@ -387,7 +387,7 @@ def test_a_context_whose_mask_no_host_makes(refused: Refused, tmp_path: Path) ->
 
 def test_a_recipe_that_was_cut_to_nothing(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("\n")
-    says = ("recipe.yaml is empty",)
+    says = ("recipe.yaml states nothing",)
     refused("export", "tiny", "-o", tmp_path / "out", "--quantize", tmp_path / "recipe.yaml", says=says)
 
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from typed import Run
+
+from fastvlm.cli import _with_command
+from fastvlm.commands.options import say
+from fastvlm.commands.verify import _show_selftest
+from fastvlm.errors import MissingBase
+from validation.bundle_selftest import SelfTestResult
 
 EVIL = "red\x1b[31m\x9b2J\u202enekort\u2028\rline"
 PACKAGE = "VisionEncoder.mlpackage"
@@ -47,3 +54,31 @@ def test_a_terminal_obeys_nothing(
     if command[0] == "inspect":
         assert "red" in result.stdout
         assert "31m" in result.stdout
+
+
+def test_what_a_command_says_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for err in (False, True):
+        say(EVIL + "\nError: forged", err=err)
+    said = "red\\x1b[31m\\x9b2J\\u202enekort\\u2028\\rline\\nError: forged\n"
+    assert capsys.readouterr() == (said, said)
+
+
+def test_the_answer_of_a_self_test_keeps_its_lines_and_its_script(capsys: pytest.CaptureFixture[str]) -> None:
+    _show_selftest(SelfTestResult("mil", (), "1. می\u200cخواهم\n2. \x1b[2J\nError: forged", 1))
+    said = "mil: 1. می\u200cخواهم\n  2. \\x1b[2J\n  Error: forged (ties: 1)"
+    assert capsys.readouterr().out.strip().endswith(said)
+
+
+def test_the_next_step_can_be_typed(run: Run, exported_tiny: Path, tmp_path: Path) -> None:
+    """A folder of a name that has signs which nobody sees, as of an emoji or in Persian."""
+    build = tmp_path / "\u2764\ufe0f \u0645\u06cc\u200c\u062e"
+    build.symlink_to(exported_tiny)
+    last = run("inspect", str(build)).stderr.splitlines()[-1]
+    assert last.isprintable()
+    words = subprocess.run(["bash", "-c", f"printf '%s\\n' {last}"], capture_output=True, check=True, text=True).stdout
+    assert words.splitlines() == ["next:", "fastvlm", "validate", str(build)]
+
+
+def test_the_command_that_lacks_an_option_can_be_typed() -> None:
+    said = str(_with_command(MissingBase("a base is missing", ("--base", "X")), ["export", "a\u202fb"]))
+    assert said == r"a base is missing; type: fastvlm export 'a'$'\xe2\x80\xaf''b' --base X"

@@ -48,6 +48,14 @@ def test_image_that_fills_the_context() -> None:
     assert make_plan(small_config(), (1024,), context=256, only="encoder").parts == ("encoder",)
 
 
+@pytest.mark.parametrize(("query_length", "longest"), [(64, 262_144), (48, 349_440)])
+def test_a_mask_that_no_host_makes(query_length: int, longest: int) -> None:
+    """Its rows are no option of the command, and what is named in its place fits."""
+    assert make_plan(small_config(), context=longest, query_length=query_length).context == longest
+    with pytest.raises(UsageError, match=rf"with a query length of {query_length} needs .* is --context {longest}$"):
+        make_plan(small_config(), context=longest + 96 * 64, query_length=query_length)
+
+
 def test_head_dim_that_core_ml_state_cannot_hold() -> None:
     config = small_config()
     config = replace(config, text=replace(config.text, head_dim=48))

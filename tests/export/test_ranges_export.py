@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from export import api
 from export.build import BuildWriter
 from export.protection import PROTECTED, UNPROTECTED, Protection
 from export.ranges.cache import fingerprint, place_of, store
+from export.ranges.kept import scan_command
 from export.ranges.result import DECODER, Ranges, TensorRange
 from export.ranges.scan import scan, scan_model
 from fastvlm.manifest import read_manifest
@@ -101,6 +103,10 @@ def test_a_longer_context_counts_keys_with_their_constant_part(
         told.append(any(f"one of {context:,} leaves out another" in note for note in heard.notes))
     assert [protection.scores for protection in built] == [0, 1, 0]
     assert told == [False, True, False], "no count is a bound where the context is longer"
+
+
+def test_the_scan_that_is_named_can_be_typed() -> None:
+    assert scan_command(shlex.quote("a\u202fb"), (256,)) == r"fastvlm scan 'a'$'\xe2\x80\xaf''b' --image-size 256"
 
 
 def test_a_scan_of_other_sides_is_told(kept: Ranges, built: list[Protection], tmp_path: Path, heard: Any) -> None:

@@ -201,7 +201,7 @@ def test_a_build_is_told_with_its_own_files(run: Run, exported_tiny: Path) -> No
 
 
 def test_a_name_cannot_steer_the_terminal(run: Run, tiny: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "red\x1b[31m\nline"
+    folder = tmp_path / "red\x1b[31m\nline\u2764\ufe0f"
     folder.mkdir()
     shutil.copy(tiny / "config.json", folder)
     result = run("fit", folder, "--device", PHONE)

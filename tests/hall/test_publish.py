@@ -314,3 +314,12 @@ def test_replace_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
     with pytest.raises(OutputError, match="cannot write"):
         replace_file(tmp_path / "absent" / "file", b"")
+
+
+def test_a_file_of_which_the_disk_keeps_less_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_file(tmp_path / "file", b"one")
+    monkeypatch.setattr(steps, "write", lambda path, data: path.write_bytes(data[:-1]))
+    with pytest.raises(OutputError, match="the disk kept 1,999 of 2,000 bytes"):
+        replace_file(tmp_path / "file", bytes(2000))
+    assert (tmp_path / "file").read_bytes() == b"one"
+    assert os.listdir(tmp_path) == ["file"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shlex
+import subprocess
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.quoting import MOST, first_line, listed, one_line, printable, quoted_json, readable, short, spelled
+from fastvlm.quoting import MOST, first_line, listed, one_line, printable, quoted_json, readable, short, spelled, typed
 from fastvlm.terminal import TerminalProgress, lines, new_console
 
 ODD = [
@@ -20,11 +23,25 @@ ODD = [
 ]  # fmt: skip
 
 
+NAMES = [
+    "plain", "two words", "it's", "Ünï e\u0301", "Screenshot 10.00.00\u202fAM.png", "\u2764\ufe0f", "می\u200cخواهم",
+    "it's \u200d'\u200d", "a\nb\x1b[2J\\", os.fsdecode(b"caf\xe9"), "日本\u3000語",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("value", ODD, ids=range(len(ODD)))
 def test_anything_is_short_and_printable(value: object) -> None:
     for text in (short(value), short([value]), short({"a": value})):
         assert len(text) <= MOST
         assert text.isprintable()
+
+
+def test_a_command_can_be_typed_as_it_is_shown() -> None:
+    """What `shlex` quotes may hold signs that nobody sees; spelled as Python does, another file was named."""
+    command = typed(shlex.join(["printf", "%s\\0", *NAMES, "\udc80\ud800"]))
+    assert printable(command, None) == command
+    found = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, check=True).stdout.split(b"\0")
+    assert found == [*map(os.fsencode, NAMES), b"\x80?", b""]
 
 
 def test_nesting_without_end() -> None:

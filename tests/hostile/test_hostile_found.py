@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from ordeal import Case, in_lines, try_all
 from safetensors.torch import save_file
+from test_hostile_adapter import adapter_files
 
 from export.compression.recipe_text import read_text
 from fastvlm.build import read_build
@@ -21,6 +22,7 @@ from fastvlm.cli import cli
 from fastvlm.errors import CheckpointError, FastVLMError
 from fastvlm_ref.checkpoint import load_checkpoint, tensors
 from fastvlm_ref.checkpoint.folder import INDEX, open_folder
+from fastvlm_ref.checkpoint.lora import OTHERS, open_adapter
 from fastvlm_ref.image import open_image
 from fastvlm_ref.prompt import template_option
 from fastvlm_ref.questions import read_questions
@@ -129,6 +131,38 @@ def test_the_hub_s_cache_is_read_and_nothing_like_it(tiny: Path, tmp_path: Path)
     shutil.copytree(target.parent, tmp_path / "blobs", symlinks=True)
     with pytest.raises(CheckpointError, match="is a link"):
         load_checkpoint(elsewhere)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "README.md", "prompts.json"])
+def test_side_files_that_wait_or_lead_nowhere(checkpoint: Path, name: str) -> None:
+    """They go along with a build: what is not read of them would be lost without a word."""
+    (checkpoint / name).unlink(missing_ok=True)
+    for make in (os.mkfifo, lambda file: file.symlink_to("nothing")):
+        make(checkpoint / name)
+        with pytest.raises(CheckpointError, match=rf"{name} is a link or no plain file"):
+            load_checkpoint(checkpoint)
+        (checkpoint / name).unlink()
+
+
+def test_a_cache_whose_files_are_gone_says_what_to_do(tiny: Path, tmp_path: Path) -> None:
+    folder = snapshot(tiny, tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.jinja").symlink_to(f"../../blobs/{'c' * 40}")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja .* leads nowhere: fetch the checkpoint again"):
+        load_checkpoint(folder)
+
+
+def test_an_adapter_s_other_tensors_are_not_passed_by(tmp_path: Path) -> None:
+    """Without them the projector would be the base's."""
+    for name, data in adapter_files().items():
+        if name not in OTHERS:
+            (tmp_path / name).write_bytes(data)
+    open_adapter(tmp_path, False)
+    for make in (os.mkfifo, lambda file: file.symlink_to("nothing")):
+        make(tmp_path / OTHERS[0])
+        with pytest.raises(CheckpointError, match=OTHERS[0]):
+            open_adapter(tmp_path, False)
+        (tmp_path / OTHERS[0]).unlink()
 
 
 def test_header_and_values_are_those_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from hostile_prompts import llama
 from ordeal import LONG, in_lines, tally, try_all
-from tokenizer_costs import BLANKS, BYTES, costly, host, reference, split, written
+from tokenizer_costs import BLANKS, BYTES, DIGITS, MARKS, costly, host, reference, row, split, written
+from tokenizers import Tokenizer
 
-from fastvlm.errors import PromptError, TokenizerError
-from fastvlm.tokenizer_json import MAX_TEXT_BYTES
-from fastvlm.tokenizer_room import Room
+from fastvlm.errors import BundleError, PromptError, TokenizerError
+from fastvlm.tokenizer_json import MAX_TEXT_BYTES, growth_of
+from fastvlm.tokenizer_room import MAX_GROWN_BYTES, Room
+from fastvlm.tokenizer_steps import SHORT
 from fastvlm_ref.config import PromptConfig
 from fastvlm_ref.prompt import encode_prompt
 from fastvlm_ref.tokenizer import load_tokenizer
@@ -63,6 +65,44 @@ def test_the_runs_of_a_prompt_share_the_bound(tmp_path: Path) -> None:
     assert len(tokenizer.encode_runs(["b" * MAX_TEXT_BYTES, "b"])) == 2
 
 
+def test_what_a_normalizer_may_make_is_reckoned_before_it_does(tmp_path: Path) -> None:
+    normalizer = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]}
+    tokenizer = load_tokenizer(written(tmp_path, normalizer, None), 2**20)
+    assert len(tokenizer.encode("b" * (MAX_GROWN_BYTES // 22))) == MAX_GROWN_BYTES // 22
+    with pytest.raises(PromptError, match=r"the normalizer of tokenizer\.json may make 3,145,736 bytes of it"):
+        tokenizer.encode("b" * (MAX_GROWN_BYTES // 22 + 1))
+
+
+def test_what_stands_before_and_behind_the_image_shares_the_bound(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(written(tmp_path, None, BYTES), 2**20)
+    turns = {"name": "own", "system_turn": "{system}", "before": "", "after": "\n{prompt}\n"}
+    prompt = PromptConfig(json.dumps(turns), system="b" * MAX_TEXT_BYTES)
+    assert len(encode_prompt(tokenizer, "b" * (MAX_TEXT_BYTES - 2), prompt)[0]) == 1 + MAX_TEXT_BYTES
+    with pytest.raises(PromptError, match=r"the pre_tokenizer of tokenizer\.json may make 1,048,580 bytes of it"):
+        encode_prompt(tokenizer, "b" * MAX_TEXT_BYTES, prompt)
+
+
+def with_system(folder: Path, **turns: str) -> Path:
+    metadata = json.loads((folder / "metadata.json").read_text())
+    metadata["prompt"] |= turns
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def test_the_runs_of_a_bundle_s_prompt_share_the_bound(tmp_path: Path) -> None:
+    home = with_system(written(tmp_path, None, BYTES), system="b" * MAX_TEXT_BYTES, system_turn="{system}")
+    host(home, "b" * (MAX_TEXT_BYTES - 2))
+    with pytest.raises(PromptError, match=r"the pre_tokenizer of tokenizer\.json may make 1,048,580 bytes of it"):
+        host(home, "b" * MAX_TEXT_BYTES)
+
+
+def test_a_bundle_that_names_a_long_system_text_again_and_again_is_refused(tmp_path: Path) -> None:
+    home = with_system(written(tmp_path, None, None), system="b" * 65_536, system_turn="{system}" * 8)
+    host(home, "b")
+    with pytest.raises(BundleError, match="its turns are no template"):
+        host(with_system(home, system_turn="{system}" * 9), "b")
+
+
 def nested(key: str, step: dict[str, Any], depth: int) -> dict[str, Any]:
     for _ in range(depth):
         step = {"type": "Sequence", key: [step] * 16}
@@ -84,6 +124,21 @@ def test_sequences_of_sequences_are_counted(tmp_path: Path, normalizer: Any, spl
         load_tokenizer(written(tmp_path, normalizer, splitter), 2**20)
 
 
+@pytest.mark.parametrize("sign", ["7", "!", " ", "b ", "7 ", "\x01", "é", "▁"])
+@pytest.mark.parametrize(
+    "splitter",
+    [BYTES, BLANKS, *(row(first, last) for first in (DIGITS, MARKS) for last in (BYTES, BLANKS))],
+    ids=lambda splitter: "+".join(step["type"] for step in splitter.get("pretokenizers", [splitter])),
+)
+def test_no_splitter_makes_more_than_is_reckoned(tmp_path: Path, splitter: Any, sign: str) -> None:
+    library = Tokenizer.from_file(str(written(tmp_path, None, splitter) / "tokenizer.json"))
+    pieces = library.pre_tokenizer.pre_tokenize_str(sign * 1000)
+    made, typed = (
+        sum(len(text.encode()) for text in texts) for texts in ([piece for piece, _ in pieces], [sign * 1000])
+    )
+    assert made <= growth_of(library).splitter * typed + SHORT
+
+
 def test_an_answer_that_its_decoder_makes_long_is_refused(tmp_path: Path) -> None:
     """A token of 4,096 letters, each of which becomes 64: decoded anew with each, 2,048 of them took 20 minutes."""
     made = json.loads((written(tmp_path, None, None) / "tokenizer.json").read_text())
@@ -94,6 +149,6 @@ def test_an_answer_that_its_decoder_makes_long_is_refused(tmp_path: Path) -> Non
     stream, told = tokenizer.stream(), Prompt(Bundle(tmp_path, "mil")).text([0] * 5)
     assert [len(stream.push(0)) for _ in range(4)] == [64 * 4096] * 4 == [len(next(told)) for _ in range(4)]
     for push in (lambda: stream.push(0), lambda: next(told), lambda: tokenizer.decode([0] * 5)):
-        with pytest.raises(TokenizerError, match=r"may make over 1,048,576 bytes of this answer"):
+        with pytest.raises(TokenizerError, match=r"over 1,048,576 bytes of this answer, .*; lower --max-new-tokens"):
             push()
     assert tokenizer.decode([1] * 16_384) == "b" * 16_384

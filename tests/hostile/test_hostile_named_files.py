@@ -17,6 +17,7 @@ from ordeal import Case, in_lines, try_all
 from export.compression.recipe_text import read_text
 from fastvlm.build import read_build
 from fastvlm.commands.report import _read
+from fastvlm.errors import CheckpointError
 from fastvlm.hashes import list_tree
 from fastvlm_ref.prompt import template_option
 from fastvlm_ref.ready_prompts import read_own
@@ -126,3 +127,9 @@ def test_every_reader_of_the_rooms_goes_by_the_rule_or_is_known(root: Path) -> N
         if name.endswith(".py") and PLAIN.search((root / room / name).read_text("utf-8"))
     }
     assert found == ALLOWED.keys()
+
+
+def test_a_state_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    os.mkfifo(StateFile(tmp_path, STAGE_3, {}).path)
+    with pytest.raises(CheckpointError, match=r"cannot be read \([^(]*\); remove it, or choose another --work folder$"):
+        StateFile(tmp_path, STAGE_3, {}).read()

@@ -135,6 +135,7 @@ HELP: dict[str, tuple[Any, str]] = {
     "whole numbers": ({"a": WEIGHT, "position_ids": torch.arange(5)}, "'position_ids' holds int64; leave it out"),
     "no tensor": ({"a": WEIGHT, "step": 3}, "'step' is no tensor under a name"),
     "no table": ((WEIGHT,), "something else than a table of names and float tensors: a tuple"),
+    "a tensor": (WEIGHT, "something else than a table of names and float tensors: one tensor alone"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,8 +21,8 @@ from fastvlm import steps
 from fastvlm.build import read_build
 from fastvlm.commands.inspect import _verdict
 from fastvlm.commands.options import after_running
-from fastvlm.errors import OutputError
-from fastvlm.manifest import SELFTEST, find_changes, read_manifest
+from fastvlm.errors import BuildError, OutputError
+from fastvlm.manifest import SELFTEST, dump, find_changes, read_manifest
 from fastvlm.verdict_file import FILE, selftest_hashes
 from ios_bundle.standing import standing_of
 from validation import judging, validate
@@ -160,6 +161,7 @@ def test_a_full_disk_leaves_the_old_pair(prepared: Prepared) -> None:
     names = [name for name, _ in watch.names]
     before = names.index("exchange")
     assert "write" in names[:before]
+    assert [step for step, path in watch.names[:before] if path.name.startswith(f".{FILE}.stage-")] == ["write", "sync"]
     for number in range(1, before + 1):
 
         def full(build: Path, number: int = number) -> None:
@@ -173,3 +175,23 @@ def test_a_full_disk_leaves_the_old_pair(prepared: Prepared) -> None:
             assert len(called_passed(build)) == 3
 
         stops(prepared, number, True, new, full)
+
+
+def test_a_passed_build_without_a_self_test_is_not_said_to_be_ready(prepared: Prepared) -> None:
+    """A verdict of an encoder alone names none, and `bundle` takes none such."""
+    build = copied(prepared, "without")
+    shutil.rmtree(build / SELFTEST)
+    verdict = json.loads((build / FILE).read_text())
+    for selftest in ({}, None):
+        (build / FILE).write_bytes(dump(verdict | {"selftest": selftest}))
+        assert called_passed(build) == ["inspect"], selftest
+
+
+def test_a_self_test_without_end_is_not_hashed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = max(path.stat().st_size for path in (prepared.build / SELFTEST).iterdir())
+    monkeypatch.setattr("fastvlm.verdict_file.MOST_OF_A_FILE", largest)
+    assert called_passed(prepared.build) == ["inspect", "bundle", "next step"]
+    monkeypatch.setattr("fastvlm.verdict_file.MOST_OF_A_FILE", 100)
+    with pytest.raises(BuildError, match="at most 100 are read"):
+        selftest_hashes(prepared.build)
+    assert "fastvlm validate" in after_running(str(prepared.build))

@@ -16,6 +16,7 @@ from stranger_packages import Program, declare
 from validation.mil import MILModel, allowance, work
 from validation.mil import ops as _ops  # noqa: F401  (registers every op)
 from validation.mil.allowance import most_of_a_call, within_work
+from validation.mil.ops.packed import PackedLinear, is_here
 from validation.mil.registry import OPS
 from validation.mil.work import FUNCTION, MOST_OF_AN_OP, PLAIN, SLOW, SORTED, STEP, bounded
 
@@ -187,12 +188,25 @@ def sums_of_what_was_made(folder: Path) -> MILModel:
     return MILModel(made.write(folder / "made.mlpackage"))
 
 
+def parts(folder: Path) -> MILModel:
+    """An op of several results, which nobody reads."""
+    made = Program()
+    made.input("x", "fp32", (1,))
+    held = filled(made, "filled", "fp32", [SIDE, SIDE])
+    operation = made.none("split", "parts", x=held, axis=np.int32(0), num_splits=np.int32(2))
+    for name in ("left", "right"):
+        declare(operation.outputs.add(name=name).type, "fp32", (SIDE // 2, SIDE))
+    made.give("@left", "@right")
+    return MILModel(made.write(folder / "parts.mlpackage"))
+
+
 CUMSUM = {"axis": np.int32(0), "exclusive": np.bool_(False), "reverse": np.bool_(True)}
 ASKED: dict[str, tuple[Callable[[Path], MILModel], int]] = {
     "sin": (chain("sin", 3), 3 * 2 * FUNCTION),
     "cumsum": (chain("cumsum", 2, **CUMSUM), 2 * 2 * SLOW),
     "a constant": (sums_of_a_constant, 4 * PLAIN),
     "what was made": (sums_of_what_was_made, 5 * PLAIN),
+    "parts": (parts, 3 * PLAIN),
 }
 
 
@@ -211,6 +225,47 @@ def test_values_are_spent_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
     assert "with it this call asks for more than" in outcome.detail
 
 
+ROWS, WIDE = 256, 1024
+
+
+def test_a_weight_in_its_own_layout_is_spent_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Program()
+    x, weight = filled(made, "rows", "fp16", [ROWS, WIDE]), np.ones((WIDE, WIDE), np.float16)
+    made.give(made.op("linear", "product", "fp16", (ROWS, WIDE), x=x, weight=weight))
+    made.input("y", "fp32", (1,))
+    model, given = MILModel(made.write(tmp_path / "linear.mlpackage")), {"y": np.zeros(1, np.float32)}
+    laid_out = any(isinstance(value, PackedLinear) for value in model.plan.binder.frame())
+    assert laid_out or not is_here()
+    least = ROWS * WIDE * WIDE + PLAIN * (WIDE * WIDE + 3 * ROWS * WIDE)
+    assert least <= spent(model, given) < least + 8 * STEP
+    monkeypatch.setattr(work, "MOST_OF_AN_OP", ROWS * WIDE * WIDE - 1)
+    (outcome,) = try_all([("linear", lambda: model.predict(given))])
+    assert outcome.kind == "named", outcome
+    assert "op 'product' (linear): it asks for 268,435,456 multiplications" in outcome.detail
+
+
+MANY = 20
+
+
+def rows_of_a_table(folder: Path) -> Path:
+    made = Program()
+    made.input("x", "fp32", (1,))
+    table = np.ones((SIDE, SIDE), np.float16)
+    for index in range(MANY):
+        row = made.op("gather", f"row{index}", "fp16", (1, SIDE), x=table, indices=np.int32([index]), axis=np.int32(0))
+    made.give(row)
+    return made.write(folder / "rows.mlpackage")
+
+
+@pytest.mark.parametrize("make", [rows_of_a_table, lambda folder: updates(folder, MANY, SIDE * SIDE)])
+def test_what_is_not_touched_is_not_spent(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    """A row of a table, and a value that is written where it lies: a decoder has thousands of both in a call."""
+    model = MILModel(make(tmp_path))
+    (name,) = model.plan.inputs
+    given = {name: np.zeros(model.plan.inputs[name].shape, np.float32)}
+    assert spent(model, given) < 3 * SIDE * SIDE * PLAIN + 3 * MANY * STEP
+
+
 def test_a_package_of_a_kilobyte_is_given_little(exported_tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a call may compute grows with the weights that come along."""
     package = exported_tiny / "VisionEncoder.mlpackage"
@@ -224,14 +279,14 @@ def test_a_package_of_a_kilobyte_is_given_little(exported_tiny: Path, monkeypatc
     assert outcome.kind == "named", outcome
 
 
-def updates(folder: Path, count: int = 10_000) -> Path:
+def updates(folder: Path, count: int = 10_000, values: int = 4) -> Path:
     """Updates of a slice, each of the result of the one before it: all of them may lie where the first one does."""
     made = Program()
     made.input("x", "fp16", (4,))
-    held = filled(made, "filled", "fp16", [4])
+    held = filled(made, "filled", "fp16", [values])
     given: dict[str, Any] = {"update": np.float16([0]), "begin": np.int32([0]), "end": np.int32([1])}
     first = made.none("slice_update", "y0", x=held, **given)
-    declare(first.outputs.add(name="y0").type, "fp16", (4,))
+    declare(first.outputs.add(name="y0").type, "fp16", (values,))
     for index in range(1, count):
         operation = made.block.operations.add()
         operation.CopyFrom(first)
@@ -310,3 +365,16 @@ def test_there_is_room_for_the_largest_model() -> None:
     with within_work(weights // 2):
         assert allowance.allowance().left == most_of_a_call(weights // 2)
     assert allowance.allowance().left == 1 << 99
+
+
+def test_there_is_room_for_the_largest_pictures() -> None:
+    """FastViTHD at 3648, which makes the largest map that a program may declare, with its weights at four bits.
+
+    It was measured to spend 2^39.53 at 1024, 2^41.93 at 2048 and 2^43.61 at 3072: what grows by the area, and by its
+    square, of stages of attention.
+    """
+    by_area, by_its_square, bytes_at_four_bits = 7.10e11, 0.84e11, 63_590_464
+    for side, logarithm in ((1024, 39.53), (2048, 41.93), (3072, 43.61), (3648, 44.36)):
+        spends = by_area * (side / 1024) ** 2 + by_its_square * (side / 1024) ** 4
+        assert spends == pytest.approx(2**logarithm, rel=0.02)
+        assert spends * 1.4 < most_of_a_call(bytes_at_four_bits), side

@@ -14,6 +14,7 @@ from llama_tokenizer import write_llama
 
 import fastvlm_ref
 from fastvlm.errors import TokenizerError
+from fastvlm.tokenizer_json import growth_of
 from fastvlm_ref.tokenizer import Tokenizer, load_tokenizer
 
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -79,6 +80,7 @@ def test_vocab_and_merges_give_identical_ids(bpe_folder: Path, tmp_path: Path) -
     (assumed,) = built.assumed
     assert assumed == "tokenizer.json is absent: built from vocab.json and merges.txt as Qwen2's byte-level BPE"
     assert load_tokenizer(bpe_folder, 1000).assumed == ()
+    assert built._growth == growth_of(built._inner) == load_tokenizer(bpe_folder, 1000)._growth
 
 
 def test_words_are_split_alike(bpe_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ It knows no arithmetic.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any
 from export.compression.recipe import FP16
 from fastvlm.devices import DEVICES, Device
 from fastvlm.errors import UsageError
+from fastvlm.quoting import typed
 from validation.fit.estimating import ANSWER, CONTEXT, Estimate, estimate, target_of
 from validation.fit.memory import FITS
 from validation.fit.sizes import Sizes
@@ -109,15 +109,8 @@ def _stem(name: str) -> str:
 
 
 def quoted(word: str) -> str:
-    """Returns one word for a shell: with control characters in the `$'…'` of bash and zsh, which shows none of them."""
-    if word.isprintable():
-        return shlex.quote(word)
-    safe = (sign if sign.isprintable() and sign not in "\\'" else _escaped(sign) for sign in word)
-    return f"$'{''.join(safe)}'"
-
-
-def _escaped(sign: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(sign))
+    """Returns one word for a shell, of which a terminal shows every sign."""
+    return typed(shlex.quote(word))
 
 
 def _own_sides(sizes: Sizes) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """How much one call may compute: a package of a kilobyte can ask for a product that takes a year.
 
 The unit is a multiplication of a large product: 2^36 take about 1 s of one thread here. `work` says what costs how
-many. A call has 2^40, and 2^15 more for each byte of its weight files, at most 2^47: what a stranger's package of a
-kilobyte asks for ends within 20 s, and one that wants half an hour brings 4 GB.
+many. A call has 2^40, and 2^19 more for each byte of its weight files, at most 2^47: what a stranger's package of a
+kilobyte asks for ends within 20 s, and one that wants half an hour brings 256 MB. An encoder needs most for its bytes:
+at four bits a weight 2^16 at 2048 pixels, and 2^18.4 at the largest side whose maps a program may declare.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MOST_WITHOUT_WEIGHTS, MOST_FOR_A_BYTE = 1 << 40, 1 << 15
+MOST_WITHOUT_WEIGHTS, MOST_FOR_A_BYTE = 1 << 40, 1 << 19
 MOST_OF_A_CALL = 1 << 47
 
 
@@ -26,7 +27,10 @@ class Allowance:
     def check(self) -> None:
         """Raises ValueError where more was spent than there was."""
         if self.left < 0:
-            raise ValueError(f"with it this call asks for more than {self.all:,} multiplications")
+            raise ValueError(
+                f"with it this call asks for more than {self.all:,} multiplications, as many as the bytes of its "
+                "weights allow; export it for smaller pictures or fewer rows at once"
+            )
 
 
 class _Running(threading.local):
