@@ -17,6 +17,7 @@ import sys
 try:
     import errno
     import importlib
+    import io
     import os
     import shlex
     import signal
@@ -120,6 +121,8 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
         signal.signal(signal.SIGHUP, _terminated)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # strict by default: a name in another script would end the command
+        sys.stdout.reconfigure(errors="backslashreplace")
     cli.main(prog_name="fastvlm")
     sys.exit(0)
 

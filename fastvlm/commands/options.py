@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -247,8 +248,13 @@ def after_profiling(build: str) -> str:
 
 
 def show_json(content: Any) -> None:
-    """Prints what `--json` asks for: one document on stdout."""
-    click.echo(quoted_json(json.dumps(content, ensure_ascii=False, indent=1)))
+    """Prints what `--json` asks for: one document on stdout, in ASCII where stdout's encoding lacks a sign of it."""
+    text = quoted_json(json.dumps(content, ensure_ascii=False, indent=1))
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(content, indent=1)
+    click.echo(text)
 
 
 def say(text: str, err: bool = False) -> None:

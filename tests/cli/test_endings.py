@@ -132,7 +132,8 @@ def test_an_interrupt_says_what_is_kept(failing: list[BaseException]) -> None:
 
 
 KEEPER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
 import click
 from fastvlm import cli
 from fastvlm.parts import Parts

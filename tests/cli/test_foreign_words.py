@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,23 @@ def test_the_next_step_can_be_typed(run: Run, exported_tiny: Path, tmp_path: Pat
 def test_the_command_that_lacks_an_option_can_be_typed() -> None:
     said = str(_with_command(MissingBase("a base is missing", ("--base", "X")), ["export", "a\u202fb"]))
     assert said == r"a base is missing; type: fastvlm export 'a'$'\xe2\x80\xaf''b' --base X"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_what_an_encoding_lacks_is_spelled(exported_tiny: Path, tmp_path: Path, encoding: str) -> None:
+    """Not an error: a pipe of Windows, or a terminal of an older locale."""
+    build = tmp_path / "é 名前"
+    shutil.copytree(exported_tiny, build)
+    manifest = json.loads((build / "manifest.json").read_text())
+    manifest["source"] |= {"id": "名前 😀"}
+    (build / "manifest.json").write_text(json.dumps(manifest))
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", "from fastvlm.cli import main; main()", "inspect", str(build)]
+    root = Path(__file__).parents[2]
+    table, document = (
+        subprocess.run([*command, *more], cwd=root, env=environment, capture_output=True, check=True)
+        for more in ((), ("--json",))
+    )
+    shown = "é 名前" if encoding == "utf-8" else "é \\u540d\\u524d"
+    assert table.stdout.decode(encoding).splitlines()[0].endswith(shown)
+    assert json.loads(document.stdout.decode(encoding))["manifest"]["source"]["id"] == "名前 😀"

@@ -175,6 +175,15 @@ def test_a_download_that_gives_up_keeps_what_is_complete(hub: Hub, monkeypatch: 
     assert hub.asked() == [WEIGHTS]
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C raises, as in the foreground: a job in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_ends_the_file_under_way(hub: Hub) -> None:
     def interrupt() -> None:
         while hub.sent < 2 * hub_server.PIECE:
