@@ -232,6 +232,11 @@ def decoder(name: str, sizes: Sizes) -> Any:
             x = layer(layout, x, step, row)
         return x
 
+    return converted(program)
+
+
+def converted(program: Any) -> Any:
+    """The model of a builder's program, op by op as it was written."""
     return ct.convert(
         program, minimum_deployment_target=ct.target.iOS18, pass_pipeline=ct.PassPipeline.EMPTY,
         compute_precision=ct.precision.FLOAT32, skip_model_load=True,

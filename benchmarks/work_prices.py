@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -26,6 +25,8 @@ import numpy as np
 import torch
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import types
+from layouts import converted
+from speed import in_turns
 
 from validation.mil import MILModel
 from validation.mil.allowance import MOST_WITHOUT_WEIGHTS, Allowance, allowance
@@ -111,11 +112,7 @@ def model(build: Build, kind: str, side: int) -> MILModel:
     def program(x: Any) -> Any:
         return build(x, side)
 
-    made = ct.convert(
-        program, minimum_deployment_target=ct.target.iOS18, pass_pipeline=ct.PassPipeline.EMPTY,
-        compute_precision=ct.precision.FLOAT32, skip_model_load=True,
-    )  # fmt: skip
-    return MILModel(made)
+    return MILModel(converted(program))
 
 
 def charged(made: MILModel, given: dict[str, np.ndarray]) -> int:
@@ -123,13 +120,6 @@ def charged(made: MILModel, given: dict[str, np.ndarray]) -> int:
     found: list[Allowance] = []
     made.predict_tensors(given, hook=lambda *_: found.append(allowance()))
     return found[0].all - found[0].left
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """Of one run."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def measured(names: list[str], side: int, rounds: int) -> dict[str, tuple[float, int]]:
@@ -143,8 +133,7 @@ def measured(names: list[str], side: int, rounds: int) -> dict[str, tuple[float,
             made = model(BUILDS[name], kind, side)
             calls[f"{name} {kind}"] = partial(made.predict_tensors, given)
             charges[f"{name} {kind}"] = charged(made, given)
-    taken = [{name: seconds(call) for name, call in calls.items()} for _ in range(rounds + 1)][1:]
-    return {name: (median(each[name] for each in taken), charge) for name, charge in charges.items()}
+    return {name: (median(seconds), charges[name]) for name, seconds in in_turns(calls, rounds).items()}
 
 
 def main() -> None:

@@ -83,6 +83,7 @@ class LanguageGraph(HeadGraph):
     def forward(  # type: ignore[override]  # a head alone takes nothing but hidden states
         self, inputs_embeds: Tensor, rope_cos: Tensor, rope_sin: Tensor, causal_mask: Tensor, position: Tensor
     ) -> tuple[Tensor, ...]:
+        """inputs_embeds (1, Q, H), tables, mask, position (1,) as docs/host-contract.md says -> what this end gives."""
         rope, mask = self.layout.rotary(rope_cos, rope_sin), self.layout.mask(causal_mask)
         at, x = position[0], self.layout.enter(inputs_embeds)
         for layer in self.layers[:-1]:

@@ -130,6 +130,7 @@ class AttentionGraph(nn.Module):
         return x.reshape(1, self.heads, self.head_dim, -1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (1, C, h, w) -> the same shape."""
         shape = x.shape
         x = self.norm(x)
         q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
@@ -260,6 +261,7 @@ class EncoderGraph(nn.Module):
         self.projector_2 = rescaled(pointwise(second.weight, second.bias), self.exponent, 0)
 
     def forward(self, image: Tensor) -> Tensor:
+        """image (1, 3, N, N) -> image tokens (1, T, H), or features (1, 3072, N/64, N/64) where it does not project."""
         x = self.patch_embed(image)
         for part in self.network:
             x = part(x)

@@ -302,6 +302,7 @@ class _Fields:
         self.problems.append(f"{path} is {found}, expected {expected}")
 
     def text(self, path: str, optional: bool = False, empty: bool = False) -> str:
+        """A text, "" where an `optional` one is missing; `empty` ones are texts where asked for."""
         value = self._find(path)
         if isinstance(value, str) and (value or empty):
             return value
@@ -351,6 +352,7 @@ class _Fields:
         return ()
 
     def strings(self, path: str) -> tuple[str, ...]:
+        """A list of texts, empty where it is missing."""
         value = self._find(path)
         if value is None:
             return ()

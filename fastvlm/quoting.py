@@ -100,8 +100,15 @@ def readable(text: str) -> str:
     return _OF_ANSWERS.sub(lambda found: found[0] if found[1] else _spelling_in_answer(found[0]), text)
 
 
-def quoted_json(text: str) -> str:
-    """Returns the text of the same JSON document, in which what is obeyed or invisible is spelled as JSON spells it."""
+def quoted_json(text: str, encoding: str = "utf-8") -> str:
+    """Returns the text of the same JSON document, in which what is obeyed or invisible is spelled as JSON spells it.
+
+    So is every sign beyond ASCII where `encoding` lacks one of them.
+    """
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return _NOT_ASCII.sub(lambda found: found[0] if found[0] == "\n" else _in_json(found[0]), text)
     return _NOT_ASCII.sub(lambda found: found[0] if found[0] == "\n" else _spelling(found[0], _in_json), text)
 
 

@@ -39,6 +39,7 @@ class ShownFile(io.RawIOBase):
         return self.place
 
     def readinto(self, buffer: Any) -> int:
+        """As of every raw file; reads no further than the part that it begins in."""
         number = bisect_right(self.starts, self.place) - 1
         start, (place, length) = self.starts[number], self.parts[number]
         inside = self.place - start

@@ -62,7 +62,10 @@ class Standing:
 
 
 def standing_of(build: Build) -> Standing:
-    """Returns what `validation.json` of a build is worth; nothing of it is fatal, everything is told."""
+    """Returns what `validation.json` of a build is worth; whatever is wrong with it is told.
+
+    Raises BuildError for a link, a pipe or a device in place of a file of the self-test.
+    """
     try:
         verdict = read_json(build.folder / FILE, MOST_BYTES)
     except FileNotFoundError:

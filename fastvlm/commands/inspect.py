@@ -98,7 +98,7 @@ def _show_manifest(manifest: dict[str, Any], build: Path, console: Console) -> N
     }
     console.print(f"{build}")
     for name, value in rows.items():
-        console.print(f"  {name:<12} {printable(str(value), None)}")
+        console.print(f"  {name:<12} {value}")
 
 
 def _ready_made(build: Path, manifest: dict[str, Any]) -> str:

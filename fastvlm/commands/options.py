@@ -248,13 +248,13 @@ def after_profiling(build: str) -> str:
 
 
 def show_json(content: Any) -> None:
-    """Prints what `--json` asks for: one document on stdout, in ASCII where stdout's encoding lacks a sign of it."""
-    text = quoted_json(json.dumps(content, ensure_ascii=False, indent=1))
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        text = json.dumps(content, indent=1)
-    click.echo(text)
+    """Prints what `--json` asks for: one document on stdout."""
+    show_document(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def show_document(text: str) -> None:
+    """Prints the text of a JSON document on stdout, in ASCII where stdout's encoding lacks a sign of it."""
+    click.echo(quoted_json(text.rstrip("\n"), sys.stdout.encoding or "ascii"))
 
 
 def say(text: str, err: bool = False) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from fastvlm.commands import options
-from fastvlm.quoting import quoted_json
 
 MOST_BYTES = 64 << 20  # of a profile
 
@@ -48,7 +47,7 @@ def report(report: str, output: str | None, profile: str | None, as_json: bool) 
     if as_json:
         from fastvlm.manifest import dump
 
-        click.echo(quoted_json(dump(document).decode()), nl=False)
+        options.show_document(dump(document).decode())
     options.next_step(_next(report, output, profile))
 
 

@@ -10,7 +10,6 @@ import click
 from fastvlm.commands import options
 from fastvlm.errors import TensorError
 from fastvlm.exponents import exponents_in_words
-from fastvlm.quoting import printable
 from fastvlm.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def scan(checkpoint: str, as_json: bool, **asked: Any) -> None:
     else:
         show(ranges, protection)
     for problem in problems:
-        options.say(f"problem: {printable(problem, None)}", err=True)
+        options.say(f"problem: {problem}", err=True)
     sizes = "".join(f" --image-size {size}" for size in asked["image_sizes"])
     base = f" --base {shlex.quote(asked['base'])}" if asked["base"] else ""
     pickle = " --allow-pickle" if asked["allow_pickle"] else ""
@@ -87,16 +86,16 @@ def _show_part(ranges: Ranges, prefix: str) -> None:
     options.say(f"{prefix.rstrip('.')}: {len(tensors)} tensors")
     for limit in (FP16_LARGEST, ALLOWED):
         first = ranges.first_beyond(limit, prefix)
-        options.say(f"  first beyond {limit:,.0f}: {'none' if first is None else printable(first.name, None)}")
+        options.say(f"  first beyond {limit:,.0f}: {'none' if first is None else first.name}")
     small = max(tensors, key=lambda tensor: tensor.subnormal)
-    options.say(f"  most subnormals: {100 * small.subnormal:.3g} % of {printable(small.name, None)}")
+    options.say(f"  most subnormals: {100 * small.subnormal:.3g} % of {small.name}")
     rows = [(_number(tensor.peak), f"{100 * tensor.subnormal:.3g} %", tensor.name, tensor.worst) for tensor in largest]
     for row in (("largest", "subnormal", "tensor", "on the input"), *rows):
         widths = (10, 10, -max(len(name) for _, _, name, _ in rows), 0)
         cells = (
             cell.rjust(width) if width >= 0 else cell.ljust(-width) for cell, width in zip(row, widths, strict=True)
         )
-        options.say(printable("  ".join(cells).rstrip(), None))
+        options.say("  ".join(cells).rstrip())
 
 
 def _number(value: float) -> str:

@@ -104,7 +104,7 @@ def show_rows(rows: list[Row], console: Console) -> None:
     for row in rows:
         if row["error"] is not None:
             name = f"{row['checkpoint']} at {row['image_size']}, {row['scheme']}, {row['images']}"
-            console.print(printable(f"{name}: {row['error']}", None))
+            console.print(f"{name}: {row['error']}")
 
 
 def cells(row: Row) -> list[str]:

@@ -9,7 +9,6 @@ import click
 
 from fastvlm.commands import options
 from fastvlm.commands.apple_app import app_step
-from fastvlm.quoting import printable, quoted_json
 from fastvlm.terminal import TerminalProgress, lines, new_console
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def validate(build: str, as_json: bool, report: str | None, **asked: Any) -> Non
     if report is not None:
         options.say(f"report: {report}", err=True)
     if not verdict.holds:
-        options.say(f"Error: {printable(_missed(verdict), None)}", err=True)
+        options.say(f"Error: {_missed(verdict)}", err=True)
     options.next_step(_next(build, verdict))
     if not verdict.holds:
         raise click.exceptions.Exit(1)
@@ -173,4 +172,4 @@ def _missed(verdict: Verdict) -> str:
 def _show_json(verdict: Verdict) -> None:
     from fastvlm.manifest import dump
 
-    click.echo(quoted_json(dump(verdict.as_json()).decode()), nl=False)
+    options.show_document(dump(verdict.as_json()).decode())

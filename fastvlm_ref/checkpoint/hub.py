@@ -247,6 +247,7 @@ def _bars(advance: Advance, interrupted: threading.Event) -> type[Any]:
             super().__init__(*args, **(kwargs | {"disable": True}))  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> None:
+            """Tells of `n` bytes more, and raises KeyboardInterrupt in a thread that was asked to stop."""
             nonlocal told
             if interrupted.is_set():
                 raise KeyboardInterrupt

@@ -39,7 +39,8 @@ class MHSA(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> same
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> the same shape."""
         batch, channels, height, width = x.shape
         tokens = x.flatten(2).transpose(1, 2)  # (B, P, C), P = H·W
         qkv = self.qkv(tokens).reshape(batch, height * width, 3, self.heads, self.head_dim)

@@ -74,7 +74,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
     ) -> Tensor:
-        batch, length, _ = x.shape  # (B, S, H)
+        """x (B, S, H) -> the same shape; keys and values of these rows go into the cache where there is one."""
+        batch, length, _ = x.shape
         split = (batch, length, -1, self.config.head_dim)
         q = rotate(self.q_proj(x).view(split).transpose(1, 2), *rope)  # (B, heads, S, D)
         k = rotate(self.k_proj(x).view(split).transpose(1, 2), *rope)  # (B, kv_heads, S, D)
@@ -140,6 +141,7 @@ class Decoder(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, embeds: Tensor, cache: KVCache | None = None) -> Tensor:
+        """embeds (B, S, H), behind what the cache holds -> final hidden states (B, S, H), for `head`."""
         rope, mask = surroundings(self.config, embeds, cache.length if cache is not None else 0)
         x = embeds
         for index, layer in enumerate(self.layers):

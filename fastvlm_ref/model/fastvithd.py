@@ -77,6 +77,7 @@ class FastViTHD(nn.Module):
         self.conv_exp = MobileOneBlock(last, config.features, 3, groups=last, se_channels=config.se_channels)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """pixels (B, 3, N, N) in 0…1 -> features (B, T, 3072), T = (N/64)² places row by row."""
         x = self.patch_embed(pixels)  # (B, C0, N/4, N/4)
         for part in self.network:
             x = part(x)

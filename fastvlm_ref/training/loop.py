@@ -216,6 +216,7 @@ class _Curve:
         self.since = time.monotonic()
 
     def note(self, step: int, loss: float, seen: dict[str, float]) -> None:
+        """Keeps a step's numbers; writes their means every LOG_EVERY steps and at the end."""
         for name, value in {"loss": loss, **seen}.items():
             if value == value:  # not NaN: a batch can lack a label
                 self.values.setdefault(name, []).append(value)

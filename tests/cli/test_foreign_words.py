@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from typed import Run
 
 from fastvlm.cli import _with_command
-from fastvlm.commands.options import say
+from fastvlm.commands.options import say, show_json
 from fastvlm.commands.verify import _show_selftest
 from fastvlm.errors import MissingBase
 from validation.bundle_selftest import SelfTestResult
@@ -104,3 +105,14 @@ def test_what_an_encoding_lacks_is_spelled(exported_tiny: Path, tmp_path: Path, 
     shown = "é 名前" if encoding == "utf-8" else "é \\u540d\\u524d"
     assert table.stdout.decode(encoding).splitlines()[0].endswith(shown)
     assert json.loads(document.stdout.decode(encoding))["manifest"]["source"]["id"] == "名前 😀"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_every_document_is_the_same_in_every_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"é": "名前 😀\u200d\n\ud800"}
+    written = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")
+    monkeypatch.setattr("sys.stdout", written)
+    show_json(content)
+    written.flush()
+    said = written.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert json.loads(said) == content

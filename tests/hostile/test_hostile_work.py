@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,28 +165,17 @@ def chain(name: str, count: int, **options: Any) -> Callable[[Path], MILModel]:
     return made
 
 
-def sums_of_a_constant(folder: Path) -> MILModel:
+def sums(constant: bool, folder: Path) -> MILModel:
+    """Sums of one map: of a constant, or of what an op made."""
     made = Program()
     made.input("x", "fp32", (1,))
-    held = np.ones((SIDE, SIDE), np.float32)
+    held = np.ones((SIDE, SIDE), np.float32) if constant else filled(made, "filled", "fp32", [SIDE, SIDE])
     for index in range(4):
         last = made.op(
             "reduce_sum", f"sum{index}", "fp32", (), x=held, axes=np.int32([0, 1]), keep_dims=np.bool_(False)
         )
     made.give(last)
-    return MILModel(made.write(folder / "constant.mlpackage"))
-
-
-def sums_of_what_was_made(folder: Path) -> MILModel:
-    made = Program()
-    made.input("x", "fp32", (1,))
-    held = filled(made, "filled", "fp32", [SIDE, SIDE])
-    for index in range(4):
-        last = made.op(
-            "reduce_sum", f"sum{index}", "fp32", (), x=held, axes=np.int32([0, 1]), keep_dims=np.bool_(False)
-        )
-    made.give(last)
-    return MILModel(made.write(folder / "made.mlpackage"))
+    return MILModel(made.write(folder / "sums.mlpackage"))
 
 
 def parts(folder: Path) -> MILModel:
@@ -204,8 +194,8 @@ CUMSUM = {"axis": np.int32(0), "exclusive": np.bool_(False), "reverse": np.bool_
 ASKED: dict[str, tuple[Callable[[Path], MILModel], int]] = {
     "sin": (chain("sin", 3), 3 * 2 * FUNCTION),
     "cumsum": (chain("cumsum", 2, **CUMSUM), 2 * 2 * SLOW),
-    "a constant": (sums_of_a_constant, 4 * PLAIN),
-    "what was made": (sums_of_what_was_made, 5 * PLAIN),
+    "a constant": (partial(sums, True), 4 * PLAIN),
+    "what was made": (partial(sums, False), 5 * PLAIN),
     "parts": (parts, 3 * PLAIN),
 }
 

@@ -16,7 +16,7 @@ SIDE = 256
 
 
 def ran(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", str(ROOT / "benchmarks" / "work_prices.py"), *options]
+    command = [sys.executable, str(ROOT / "benchmarks" / "work_prices.py"), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

@@ -31,6 +31,7 @@ class AneWalk(DecoderWalk):
         return self.walk.op("transpose", x=x, perm=[0, 2, 1])
 
     def tables(self, cos: Found, sin: Found, mask: Found) -> None:
+        """Walks what brings the rotary tables and the mask into this layout."""
         walk, head_dim = self.walk, self.text.head_dim
         walk.place = "the rotary tables"
         if self.query == 1:
@@ -64,6 +65,7 @@ class AneWalk(DecoderWalk):
         return self.walk.op("conv", x=x, weight=Parameter(f"{path}.weight"), **arguments)
 
     def written(self, path: str, normed: Found) -> Found:
+        """Walks the keys and values of the new rows, as they go into the state."""
         walk, text = self.walk, self.text
         rows = Shape((1, text.kv_heads, text.head_dim, self.query))
         values = self.linear(normed, f"{path}.v_proj", text.kv_width, text.qkv_bias)

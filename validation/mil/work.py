@@ -36,7 +36,7 @@ Count = Callable[..., int]
 
 # A value that is read or made. Measured of the slowest type and layout, in ns (2^6 are 0.9): add 3.3, silu 0.3, a copy
 # 2 of two or three values each; sin 5.9, erf 6.1, softmax 1.7; cumsum 15.5, acos 24, resize 34, gather_along_axis 42;
-# argsort 245, topk 266. benchmarks/work_prices.py times calls beside what they are charged: at most 1.6 as much.
+# argsort 245, topk 266. benchmarks/work_prices.py times calls beside what they are charged: at most 1.4 as much.
 PLAIN, FUNCTION, SLOW, SORTED = 1 << 7, 1 << 8, 1 << 10, 1 << 13
 PRICES: dict[str, int] = {
     **dict.fromkeys(("linear", "matmul", "conv", "conv_transpose", "einsum", "cast", "fill", "fill_like"), PLAIN),
@@ -44,6 +44,7 @@ PRICES: dict[str, int] = {
     **dict.fromkeys(("cumsum", "acos", "asin", "instance_norm", "gather_along_axis", "gather_nd"), SLOW),
     **dict.fromkeys(("scatter", "scatter_along_axis", "scatter_nd", "reduce_argmax", "reduce_argmin"), SLOW),
     **dict.fromkeys(("resize_bilinear", "upsample_bilinear", "resize", "crop_resize", "resample", "affine"), SLOW),
+    **dict.fromkeys(("max_pool", "avg_pool", "l2_pool"), SLOW),
     **dict.fromkeys(("argsort", "topk", "non_maximum_suppression", "random_categorical", "classify"), SORTED),
 }
 PARTLY = {  # read no more than they make, or nothing at all
