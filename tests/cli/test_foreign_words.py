@@ -109,7 +109,7 @@ def test_what_an_encoding_lacks_is_spelled(exported_tiny: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_every_document_is_the_same_in_every_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = {"é": "名前 😀\u200d\n\ud800"}
+    content = {"é": "名前 😀\u200d\n"}
     written = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")
     monkeypatch.setattr("sys.stdout", written)
     show_json(content)
